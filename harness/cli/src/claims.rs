@@ -1,0 +1,404 @@
+//! `ternbench claims`, the main job: from weights to a verified claims table.
+//!
+//! In this order, so that nothing is timed before it is proved: limits, kernels against the oracle, greedy tokens of every kernel
+//! against the oracle kernel's, then speed and memory of the ternary model beside each baseline, then the verdicts. Every record
+//! is on disk as soon as it is made.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use ternbench_eval::{Options, Task};
+use ternbench_kernels::{Pool, registry};
+use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
+use ternbench_model::weights::WeightSource;
+use ternbench_model::{Engine, Tokenizer};
+
+use crate::console;
+use crate::eval::{self, EngineLm};
+use crate::kernels;
+use crate::open::{self, LayoutArg, Loaded};
+use crate::probes::Probes;
+use crate::speed;
+use crate::workload::{self, Workload};
+
+/// The models of the report that BitNet 2B4T is compared with, smallest first, and its own shape in half precision.
+const BASELINES: [&str; 6] = [
+    "synthetic:llama-3.2-1b",
+    "synthetic:gemma-3-1b",
+    "synthetic:qwen2.5-1.5b",
+    "synthetic:smollm2-1.7b",
+    "synthetic:minicpm-2b",
+    "synthetic:bitnet-2b4t@f16",
+];
+/// Those of a quick run.
+const QUICK_BASELINES: [&str; 2] = ["synthetic:llama-3.2-1b", "synthetic:gemma-3-1b"];
+/// The model whose claims are judged.
+const MODEL: &str = "synthetic:bitnet-2b4t";
+/// The same layers, four of them: small enough to compare slow kernels on.
+const SLICE: &str = "synthetic:bitnet-2b4t-4layer";
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  ternbench claims                  no weights needed: makes models of the published shapes
+  ternbench claims --quick          the same in two minutes
+  ternbench claims --model ggml-model-i2_s.gguf --baseline Llama-3.2-1B-Instruct-f16.gguf --data datasets/cache")]
+pub struct Args {
+    /// Fewer baselines, tokens and repetitions: two minutes instead of ten
+    #[arg(long)]
+    quick: bool,
+    /// The ternary model: a GGUF file, a folder or synthetic:NAME [default: synthetic:bitnet-2b4t]
+    #[arg(short, long)]
+    model: Option<String>,
+    /// A baseline to compare with; give it again for more [default: F16 models of the five published shapes, and 2B4T's own]
+    #[arg(short, long)]
+    baseline: Vec<String>,
+    /// Kernel of the ternary layers [env: TERNBENCH_KERNEL]
+    #[arg(short, long)]
+    kernel: Option<String>,
+    /// Threads; one and all cores are measured when not given [env: TERNBENCH_THREADS]
+    #[arg(short, long)]
+    threads: Option<usize>,
+    /// Folder with GSM8K and PIQA, for the accuracy rows of real models [env: TERNBENCH_DATA]
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Score only the first so many items of each task
+    #[arg(long)]
+    limit: Option<usize>,
+    #[command(flatten)]
+    layout: LayoutArg,
+    /// Folder that the run's folder is made in [default: results/runs] [env: TERNBENCH_RESULTS]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
+    runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
+    let start = Instant::now();
+    let mut referee = Referee::start(args, env)?;
+    referee.measure_limits()?;
+    referee.prove_kernels()?;
+    referee.compare_kernels()?;
+    referee.compare_with_baselines()?;
+    referee.finish(start)
+}
+
+/// The state of a run.
+struct Referee<'e> {
+    args: Args,
+    env: &'e Env,
+    /// One thread, and all asked for; the last one is the largest.
+    pools: Vec<Pool>,
+    run: RunDir,
+    context: RunContext,
+    host: Host,
+    writer: RecordWriter,
+    records: Vec<record::Record>,
+    probes: Option<Probes>,
+    model: String,
+    baselines: Vec<String>,
+}
+
+impl<'e> Referee<'e> {
+    fn start(args: Args, env: &'e Env) -> Result<Self> {
+        let n_threads = open::threads(args.threads, env);
+        let counts = if n_threads == 1 { vec![1] } else { vec![1, n_threads] };
+        let pools = counts.into_iter().map(open::pool).collect::<Result<Vec<_>>>()?;
+        let features: Vec<&str> = ternbench_kernels::isa::detected().iter().map(|feature| feature.name()).collect();
+        let host = Host::describe(&features);
+        let root = args.out.clone().or(env.results.clone()).unwrap_or_else(|| Path::new("results").join("runs"));
+        let slug = if args.quick { "claims-quick" } else { "claims" };
+        let model = args.model.clone().unwrap_or_else(|| MODEL.to_owned());
+        let defaults: &[&str] = if args.quick { &QUICK_BASELINES } else { &BASELINES };
+        let baselines = match args.baseline.is_empty() {
+            true => defaults.iter().map(|&name| name.to_owned()).collect(),
+            false => args.baseline.clone(),
+        };
+        // A wrong name should show now, not in five minutes.
+        for name in baselines.iter().chain([&model]) {
+            open::source(name, args.layout.into())?;
+        }
+        open::kernel(args.kernel.as_deref(), env)?;
+        let run = RunDir::create(&root, &clock::today(), slug, &host)?;
+        let context = RunContext::new(run.run_id(), &host);
+        let writer = run.records()?;
+        println!("{}", host.summary());
+        println!("records go to {}", run.path().display());
+        Ok(Self {
+            args,
+            env,
+            pools,
+            run,
+            context,
+            host,
+            writer,
+            records: Vec::new(),
+            probes: None,
+            model,
+            baselines,
+        })
+    }
+
+    fn keep(&mut self, body: impl Into<record::Body>) -> Result<()> {
+        let record = self.context.record(body);
+        self.writer.append(&record)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn measure_limits(&mut self) -> Result<()> {
+        let seconds = if self.args.quick { 1.5 } else { 4.0 };
+        let probes = Probes::measure(&self.host, &self.pools, seconds)?;
+        for line in probes.lines() {
+            println!("{line}");
+        }
+        for probe in &probes.records {
+            self.keep(probe.clone())?;
+        }
+        self.probes = Some(probes);
+        Ok(())
+    }
+
+    /// Every kernel against the oracle, on the model's own layer shapes.
+    fn prove_kernels(&mut self) -> Result<()> {
+        let source = open::source(&self.model, self.args.layout.into())?;
+        let batches: &[usize] = if self.args.quick { &[2] } else { &kernels::VERIFY_BATCHES };
+        let proofs = kernels::prove("", &kernels::layer_shapes(source.config()), batches)?;
+        for proof in proofs {
+            match (&proof.first_mismatch, &proof.skipped) {
+                (Some(mismatch), _) => println!("WRONG: {}: {mismatch}", proof.code.kernel),
+                (_, Some(reason)) => println!("skipped: {}: {reason}", proof.code.kernel),
+                _ => println!("proved: {} equals the oracle in {} cases", proof.code.kernel, proof.cases),
+            }
+            self.keep(proof)?;
+        }
+        Ok(())
+    }
+
+    /// The kernels that were proved, slowest first.
+    fn proved(&self) -> Vec<&'static str> {
+        let proofs = self.records.iter().filter_map(|record| match &record.body {
+            record::Body::Verify(proof) if proof.ok => Some(proof.code.kernel.as_str()),
+            _ => None,
+        });
+        let proofs: Vec<&str> = proofs.collect();
+        registry::KERNELS.iter().map(|entry| entry.info.name).filter(|name| proofs.contains(name)).collect()
+    }
+
+    /// Greedy tokens and speed of every proved kernel, on four layers of the model's shape; then tokens on the whole model.
+    fn compare_kernels(&mut self) -> Result<()> {
+        let pool = self.largest_pool()?;
+        let source = open::source(SLICE, self.args.layout.into())?;
+        let mut loaded = Vec::new();
+        for name in self.proved() {
+            loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
+        }
+        let n_prompts = if self.args.quick { 2 } else { 8 };
+        let Some(oracle) = loaded.iter().position(|l| l.model.kernel_name() == registry::ORACLE_KERNEL) else {
+            println!("the oracle kernel is wrong: nothing can be compared with it");
+            return Ok(());
+        };
+        let expected = greedy(&loaded[oracle], &pool, n_prompts, 32)?;
+        for l in &loaded {
+            if l.model.kernel_name() != registry::ORACLE_KERNEL {
+                let got = greedy(l, &pool, n_prompts, 32)?;
+                self.keep_agreement(l, &expected, &got)?;
+            }
+        }
+        let plan = Plan { repetitions: if self.args.quick { 3 } else { 5 }, ..Plan::default() };
+        let (n_prompt, n_gen) = if self.args.quick { (32, 8) } else { (128, 32) };
+        for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
+            let runs: Vec<_> = loaded.iter().flat_map(|l| self.pools.iter().map(move |pool| (l, pool, workload))).collect();
+            let speeds = speed::measure(&runs, &format!("kernels {workload}"), &plan, self.probes()?)?;
+            speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
+        }
+        drop(loaded);
+        if self.args.quick {
+            return Ok(());
+        }
+        let source = open::source(&self.model, self.args.layout.into())?;
+        let mut expected = None;
+        for name in self.proved() {
+            let l = Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?;
+            if l.info.weights != "ternary" {
+                break;
+            }
+            let got = greedy(&l, &pool, 1, 12)?;
+            match &expected {
+                None => expected = Some(got),
+                Some(expected) => self.keep_agreement(&l, expected, &got)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_agreement(&mut self, loaded: &Loaded, expected: &[Vec<u32>], got: &[Vec<u32>]) -> Result<()> {
+        let pairs = || expected.iter().zip(got).flat_map(|(a, b)| a.iter().zip(b));
+        let n_differ = pairs().filter(|(a, b)| a != b).count() as u64;
+        let agreement = record::Agreement {
+            model: loaded.info.clone(),
+            reference_kernel: registry::ORACLE_KERNEL.to_owned(),
+            code: loaded.code(),
+            layout: loaded.model.kernel().info().layout.to_owned(),
+            n_prompts: expected.len() as u64,
+            n_tokens: pairs().count() as u64,
+            n_differ,
+        };
+        println!(
+            "tokens: {} on {}: {n_differ} of {} greedy tokens differ from {}",
+            agreement.code.kernel, agreement.model.model, agreement.n_tokens, agreement.reference_kernel
+        );
+        self.keep(agreement)
+    }
+
+    /// Speed and memory: the ternary model stays, the baselines come and go beside it.
+    fn compare_with_baselines(&mut self) -> Result<()> {
+        let pool = self.largest_pool()?;
+        let source = open::source(&self.model, self.args.layout.into())?;
+        let kernel = open::kernel(self.args.kernel.as_deref(), self.env)?;
+        if !self.proved().contains(&kernel.info().name) {
+            println!("{} was not proved: it is not timed", kernel.info().name);
+            return Ok(());
+        }
+        let ternary = self.load(&*source, kernel.info().name, &pool)?;
+        self.score(&ternary, &self.model.clone(), &pool)?;
+        let budget = |seconds| Some(Duration::from_secs(seconds));
+        let plan = if self.args.quick {
+            Plan { repetitions: 3, min_repetitions: 3, budget: budget(12), ..Plan::default() }
+        } else {
+            Plan { repetitions: 5, min_repetitions: 3, budget: budget(40), ..Plan::default() }
+        };
+        // The ternary model alone, on every number of threads.
+        let alone: &[Workload] = match self.args.quick {
+            true => &[Workload::prefill(128), Workload::decode(32)],
+            false => &[Workload::prefill(128), Workload::prefill(512), Workload::decode(128)],
+        };
+        for &workload in alone {
+            let runs: Vec<_> = self.pools.iter().map(|pool| (&ternary, pool, workload)).collect();
+            let speeds = speed::measure(&runs, &workload.to_string(), &plan, self.probes()?)?;
+            speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
+        }
+        for (i, name) in self.baselines.clone().iter().enumerate() {
+            let source = open::source(name, self.args.layout.into())?;
+            let baseline = self.load(&*source, kernel.info().name, &pool)?;
+            self.score(&baseline, name, &pool)?;
+            // The first baseline gets the published decode length and every number of threads, the others what time allows.
+            let (workloads, pools) = match (self.args.quick, i) {
+                (true, _) => (vec![Workload::prefill(32), Workload::decode(16)], &self.pools[self.pools.len() - 1..]),
+                (false, 0) => (vec![Workload::prefill(128), Workload::decode(128)], &self.pools[..]),
+                (false, _) => (vec![Workload::prefill(128), Workload::decode(32)], &self.pools[self.pools.len() - 1..]),
+            };
+            let mut speeds = Vec::new();
+            for workload in workloads {
+                let pair = |pool| [(&ternary, pool, workload), (&baseline, pool, workload)];
+                let runs: Vec<_> = pools.iter().flat_map(pair).collect();
+                let group = format!("{workload} against {}", baseline.info.model);
+                speeds.extend(speed::measure(&runs, &group, &plan, self.probes()?)?);
+            }
+            speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
+        }
+        Ok(())
+    }
+
+    /// Loads a model, runs it once for its memory, and records both.
+    fn load(&mut self, source: &dyn WeightSource, kernel: &str, pool: &Pool) -> Result<Loaded> {
+        let loaded = Loaded::new(source, open::kernel(Some(kernel), self.env)?, pool)?;
+        let workload = Workload::prefill(128);
+        let mut bench = workload::Bench::new(Engine::new(&loaded.model, pool), workload)?;
+        bench.run()?;
+        let memory = memory_record(source, &loaded, &mut bench)?;
+        let resident = memory.peak_rss_bytes.saturating_sub(memory.baseline_rss_bytes);
+        let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
+        let name = &loaded.info.model;
+        println!("loaded: {name} in {seconds:.1} s, {} resident, {}", console::bytes(resident), loaded.model.kernel_name());
+        self.keep(loaded.load.clone())?;
+        self.keep(memory)?;
+        Ok(loaded)
+    }
+
+    /// PIQA and GSM8K of real weights. Synthetic ones have no accuracy.
+    fn score(&mut self, loaded: &Loaded, name: &str, pool: &Pool) -> Result<()> {
+        let Some(data) = self.args.data.clone().or(self.env.data.clone()) else { return Ok(()) };
+        if loaded.info.is_synthetic() {
+            return Ok(());
+        }
+        let tokenizer: Tokenizer = open::tokenizer(name)?;
+        let mut lm = EngineLm::new(loaded, pool, &tokenizer);
+        for task in ["piqa", "gsm8k"] {
+            let out = self.run.path().join(ternbench_measure::host::slug(&loaded.info.model));
+            std::fs::create_dir_all(&out).with_context(|| format!("{}", out.display()))?;
+            let provenance = eval::provenance(loaded);
+            let options = Options { data: data.clone(), out, limit: self.args.limit, max_new_tokens: None, provenance };
+            let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, loaded, &options)?;
+            self.keep(accuracy)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, start: Instant) -> Result<ExitCode> {
+        let ledger = ternbench_report::judge(&self.records);
+        for claim in ledger.to_records() {
+            self.keep(claim)?;
+        }
+        ternbench_report::write(&self.records, &ledger, &self.host, &self.run)?;
+        println!("\n{}", ternbench_report::table::ledger(&ledger));
+        println!("{}", ternbench_report::table::speed(&self.records)?);
+        println!("report: {}", self.run.path().join("report.md").display());
+        println!("this took {:.0} s", start.elapsed().as_secs_f64());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn probes(&self) -> Result<&Probes> {
+        self.probes.as_ref().context("the limits are measured first")
+    }
+
+    /// A pool for loading, as large as the largest that is measured.
+    fn largest_pool(&self) -> Result<Pool> {
+        open::pool(self.pools.iter().map(Pool::n_threads).max().unwrap_or(1))
+    }
+}
+
+/// Greedy generations behind `n_prompts` prompts of 8 tokens.
+fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<Vec<u32>>> {
+    let spinner = console::spinner(&format!("greedy tokens with {}", loaded.model.kernel_name()));
+    let mut engine = Engine::new(&loaded.model, pool);
+    let config = loaded.model.config();
+    let generations =
+        (0..n_prompts).map(|seed| workload::greedy(&mut engine, &workload::prompt(config, 8, seed), n)).collect();
+    spinner.finish_and_clear();
+    generations
+}
+
+/// The memory of a model that has run `bench`.
+fn memory_record(source: &dyn WeightSource, loaded: &Loaded, bench: &mut workload::Bench<'_>) -> Result<record::Memory> {
+    let config = loaded.model.config();
+    let weights = loaded.model.weight_bytes();
+    let embedding = source.embedding()?.data().len() as u64 + source.head()?.map_or(0, |head| head.data().len() as u64);
+    let now = memory::read();
+    let synthetic_linear = match loaded.info.weights.as_str() {
+        "ternary" => config.linear_parameters() / 4,
+        _ => weights.linear,
+    };
+    let stored = match source.stored_bytes() {
+        0 => synthetic_linear + embedding + weights.vectors,
+        bytes => bytes,
+    };
+    Ok(record::Memory {
+        model: loaded.info.clone(),
+        kernel: loaded.model.kernel_name().to_owned(),
+        n_threads: loaded.load.n_threads,
+        workload: "pp128".to_owned(),
+        stored_bytes: stored,
+        stored_embedding_bytes: embedding,
+        mapped_bytes: source.stored_bytes(),
+        packed_bytes: weights.linear,
+        embedding_bytes: weights.head + weights.embedding,
+        kv_bytes: bench.kv_bytes(),
+        scratch_bytes: bench.engine().scratch_bytes(),
+        n_params_linear: config.linear_parameters(),
+        peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes),
+        baseline_rss_bytes: loaded.rss_before,
+        peak_was_reset: loaded.peak_was_reset,
+    })
+}

@@ -1,0 +1,96 @@
+//! `ternbench`: the referee for ternary LLMs. One file per subcommand; this one parses the command line and turns an error into
+//! one line and an exit code: 0 done, 1 failed, 2 wrong usage.
+
+mod claims;
+mod console;
+mod eval;
+mod generate;
+mod kernels;
+mod model;
+mod open;
+mod probes;
+mod speed;
+mod workload;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// The referee for ternary LLMs: proves kernels correct, then times them, then judges the published claims.
+#[derive(Parser)]
+#[command(name = "ternbench", version, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Judge the published claims of BitNet b1.58 2B4T on this machine (the main job)
+    Claims(claims::Args),
+    /// List, verify and benchmark the ternary kernels
+    #[command(subcommand)]
+    Kernels(kernels::Command),
+    /// Measure prefill and decode tokens per second
+    Speed(speed::Args),
+    /// Score PIQA, GSM8K or the perplexity of a text
+    Eval(eval::Args),
+    /// Continue a prompt, streaming
+    Generate(generate::Args),
+    /// Look into a model: its tensors, tokens and logits
+    #[command(subcommand)]
+    Model(model::Command),
+    /// Print a shell completion script
+    #[command(after_help = "Example:\n  ternbench completions bash > ~/.local/share/bash-completion/completions/ternbench")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: a chain's parts often repeat each other.
+            let _ = writeln!(std::io::stderr(), "ternbench: {}", console::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let env = ternbench_measure::Env::read()?;
+    match command {
+        Command::Claims(args) => claims::run(args, &env),
+        Command::Kernels(command) => kernels::run(command, &env),
+        Command::Speed(args) => speed::run(args, &env),
+        Command::Eval(args) => eval::run(args, &env),
+        Command::Generate(args) => generate::run(args, &env),
+        Command::Model(command) => model::run(command, &env),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// `ternbench … | head` is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,198 @@
+//! From a command line's MODEL and KERNEL to a model that can run.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use ternbench_kernels::{Pool, TernaryKernel, registry};
+use ternbench_measure::{Env, memory, record};
+use ternbench_model::manifest::{Manifest, SyntheticType};
+use ternbench_model::weights::synthetic::SyntheticModel;
+use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
+use ternbench_model::{Tokenizer, Transformer};
+
+/// Seed of synthetic weights: the same everywhere, so that checksums can be compared.
+pub const SEED: u64 = 1;
+
+/// Which model, kernel and threads: the options that most commands share.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A GGUF file, a folder with config.json and safetensors, or synthetic:NAME (NAME in datasets/models; NAME@f16 for the same
+    /// shape in half precision)
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: String,
+    /// Kernel of the ternary layers; `auto` takes the fastest that is exact and runs here [env: TERNBENCH_KERNEL]
+    #[arg(short, long)]
+    pub kernel: Option<String>,
+    /// Threads; all cores when not given [env: TERNBENCH_THREADS]
+    #[arg(short, long)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub layout: LayoutArg,
+}
+
+/// `--i2s-layout`.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct LayoutArg {
+    /// Layout of I2_S tensors in a GGUF file; the file does not say, and a wrong one gives fluent nonsense
+    #[arg(long, value_enum, default_value_t)]
+    pub i2s_layout: I2sLayoutArg,
+}
+
+/// The names of the layouts.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default)]
+pub enum I2sLayoutArg {
+    /// Blocks of 128 weights: the official file
+    #[default]
+    X86,
+    /// A byte holds a column of four rows
+    X86Interleaved,
+    /// Blocks of 64 weights
+    Arm,
+}
+
+impl From<LayoutArg> for OpenOptions {
+    fn from(arg: LayoutArg) -> Self {
+        let i2s_layout = match arg.i2s_layout {
+            I2sLayoutArg::X86 => I2sLayout::X86,
+            I2sLayoutArg::X86Interleaved => I2sLayout::X86Interleaved,
+            I2sLayoutArg::Arm => I2sLayout::Arm,
+        };
+        Self { i2s_layout }
+    }
+}
+
+impl ModelArgs {
+    /// Opens and loads the model on the pool it returns.
+    pub fn load(&self, env: &Env) -> Result<(Loaded, Pool)> {
+        let pool = pool(threads(self.threads, env))?;
+        let source = source(&self.model, self.layout.into())?;
+        let kernel = kernel(self.kernel.as_deref(), env)?;
+        Ok((Loaded::new(&*source, kernel, &pool)?, pool))
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        tokenizer(&self.model)
+    }
+}
+
+/// The kernel called `name`, or the environment's, or the best.
+pub fn kernel(name: Option<&str>, env: &Env) -> Result<&'static dyn TernaryKernel> {
+    Ok(registry::find(name.or(env.kernel.as_deref()).unwrap_or("auto"))?)
+}
+
+/// The number asked for, or the environment's, or all cores.
+pub fn threads(asked: Option<usize>, env: &Env) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    asked.or(env.threads).unwrap_or_else(cores).max(1)
+}
+
+/// A pool of `n_threads`.
+pub fn pool(n_threads: usize) -> Result<Pool> {
+    Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
+}
+
+/// The repository's `datasets` folder: beside the current folder, or where the program was built.
+pub fn datasets() -> PathBuf {
+    let local = PathBuf::from("datasets");
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+    if local.join("models").is_dir() { local } else { built() }
+}
+
+/// The manifest called `name`.
+pub fn manifest(name: &str) -> Result<Manifest> {
+    Ok(Manifest::find(&datasets().join("models"), name)?)
+}
+
+/// Opens MODEL.
+pub fn source(model: &str, options: OpenOptions) -> Result<Box<dyn WeightSource>> {
+    let Some(name) = model.strip_prefix("synthetic:") else {
+        return Ok(weights::open(Path::new(model), options)?);
+    };
+    let (name, ty) = match name.split_once('@') {
+        None => (name, None),
+        Some((name, "f16")) => (name, Some(SyntheticType::F16)),
+        Some((name, "bf16")) => (name, Some(SyntheticType::Bf16)),
+        Some((name, "ternary")) => (name, Some(SyntheticType::Ternary)),
+        Some((_, ty)) => bail!("'{model}': synthetic weights are ternary, f16 or bf16, not {ty}"),
+    };
+    Ok(Box::new(SyntheticModel::new(&manifest(name)?, ty, SEED)))
+}
+
+/// The tokenizer of MODEL; synthetic models have none.
+pub fn tokenizer(model: &str) -> Result<Tokenizer> {
+    if model.starts_with("synthetic:") {
+        bail!("{model} has no tokenizer: its weights are noise; name a GGUF file or a folder");
+    }
+    Ok(Tokenizer::for_model(Path::new(model))?)
+}
+
+/// A model in memory, with what loading it showed.
+pub struct Loaded {
+    /// The model.
+    pub model: Transformer,
+    /// What it is called in records.
+    pub info: record::Model,
+    /// How loading went.
+    pub load: record::Load,
+    /// Resident bytes before.
+    pub rss_before: u64,
+    /// Whether the peak of the resident bytes started over.
+    pub peak_was_reset: bool,
+}
+
+impl Loaded {
+    /// Loads `source` for `kernel` on `pool`.
+    pub fn new(source: &dyn WeightSource, kernel: &'static dyn TernaryKernel, pool: &Pool) -> Result<Self> {
+        let config = source.config();
+        let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
+        let rss_before = memory::read().map_or(0, |memory| memory.rss_bytes);
+        let peak_was_reset = memory::reset_peak();
+        let start = Instant::now();
+        let model = Transformer::load(source, kernel, pool, &|done| bar.set_position(done as u64))?;
+        let load_ns = start.elapsed().as_nanos() as u64;
+        bar.finish_and_clear();
+        let census = model.census();
+        let architecture = serde_json::to_value(config.architecture)?;
+        let info = record::Model {
+            model: source.name().to_owned(),
+            model_hash: source.hash()?,
+            architecture: architecture.as_str().unwrap_or_default().to_owned(),
+            shape: None,
+            weights: model.weights_name().to_lowercase(),
+        };
+        let trits = (census.ternary_weights > 0).then(|| record::TritCount {
+            minus: census.ternary_weights - census.zero_trits - census.plus_trits,
+            zero: census.zero_trits,
+            plus: census.plus_trits,
+            other: 0,
+        });
+        let load = record::Load {
+            model: info.clone(),
+            kernel: model.kernel_name().to_owned(),
+            n_threads: pool.n_threads(),
+            samples_ns: vec![load_ns],
+            file_bytes: source.stored_bytes(),
+            n_params_linear: census.linear_weights,
+            n_params: census.linear_weights + config.embedding_parameters(),
+            trits,
+        };
+        Ok(Self { model, info, load, rss_before, peak_was_reset })
+    }
+
+    /// The code that runs the linear layers.
+    pub fn code(&self) -> record::Code {
+        code(self.model.kernel_name())
+    }
+}
+
+/// A kernel's name, instruction set and exactness, as records hold them.
+pub fn code(kernel: &str) -> record::Code {
+    let info = registry::KERNELS.iter().map(|entry| entry.info).find(|info| info.name == kernel);
+    record::Code {
+        kernel: kernel.to_owned(),
+        isa: kernel.split('-').next().unwrap_or(kernel).to_owned(),
+        exact: info.is_none_or(|info| info.exactness == ternbench_kernels::Exactness::Exact),
+    }
+}

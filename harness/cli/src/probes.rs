@@ -1,0 +1,72 @@
+//! The limits of this machine, measured in the same run as what is held against them.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use ternbench_kernels::Pool;
+use ternbench_kernels::probe::{self, Peak};
+use ternbench_measure::{Host, record};
+
+/// Bytes the bandwidth probe reads: more than any last-level cache it is likely to meet.
+const BUFFER_BYTES: usize = 512 << 20;
+
+/// The peaks per number of threads.
+pub struct Probes {
+    cache_bytes: u64,
+    peaks: BTreeMap<usize, [f64; 3]>,
+    /// What to write down.
+    pub records: Vec<record::Probe>,
+}
+
+impl Probes {
+    /// Probes with each pool, for about `seconds` each.
+    pub fn measure(host: &Host, pools: &[Pool], seconds: f64) -> Result<Self> {
+        let mut probes = Self { cache_bytes: host.last_level_cache_bytes(), peaks: BTreeMap::new(), records: Vec::new() };
+        for pool in pools {
+            let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
+            let (bandwidth, macs) = pool.run(|team| {
+                let bandwidth = probe::read_bandwidth(team, BUFFER_BYTES, seconds / 2.0);
+                (bandwidth, probe::mac_peak(team, seconds / 2.0))
+            });
+            spinner.finish_and_clear();
+            let peaks = [&bandwidth, &macs.int8, &macs.f32];
+            probes.peaks.insert(pool.n_threads(), peaks.map(|peak| peak.per_s));
+            let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas"];
+            let records = names.into_iter().zip(peaks);
+            probes.records.extend(records.map(|(name, peak)| probe_record(name, peak, pool.n_threads())));
+        }
+        Ok(probes)
+    }
+
+    /// The limits of int8 (`ternary`) or f32 arithmetic on `n_threads`.
+    pub fn limits(&self, n_threads: usize, ternary: bool) -> record::Limits {
+        let [bandwidth, int8, f32] = self.peaks.get(&n_threads).copied().unwrap_or_default();
+        record::Limits {
+            bandwidth_bytes_per_s: bandwidth,
+            macs_per_s: if ternary { int8 } else { f32 },
+            cache_bytes: self.cache_bytes,
+        }
+    }
+
+    /// One line per number of threads.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |(n, [bandwidth, int8, f32]): (&usize, &[f64; 3])| {
+            let plural = if *n == 1 { "" } else { "s" };
+            let [bandwidth, int8, f32] = [bandwidth, int8, f32].map(|per_s| per_s / 1e9);
+            format!("limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s")
+        };
+        self.peaks.iter().map(line).collect()
+    }
+}
+
+/// The samples of a probe, as times for one unit of a billion.
+fn probe_record(name: &str, peak: &Peak, n_threads: usize) -> record::Probe {
+    const WORK: u64 = 1_000_000_000;
+    record::Probe {
+        name: name.to_owned(),
+        instructions: peak.method.to_owned(),
+        n_threads,
+        work_per_sample: WORK,
+        samples_ns: peak.samples.iter().map(|per_s| (WORK as f64 * 1e9 / per_s) as u64).collect(),
+    }
+}

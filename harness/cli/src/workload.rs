@@ -1,0 +1,255 @@
+//! The workloads, named as llama-bench names them: `pp512` (prefill 512 tokens), `tg128` (decode 128 tokens one by one),
+//! `tg128@d512` (the same behind 512 tokens of context).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use ternbench_measure::record;
+use ternbench_model::kv_cache::KvCache;
+use ternbench_model::sampler::argmax;
+use ternbench_model::{Engine, Logits, ModelConfig, Segment, Transformer};
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Tokens prefilled in one pass; 0 in decode.
+    pub n_prompt: usize,
+    /// Tokens decoded one by one; 0 in prefill.
+    pub n_gen: usize,
+    /// Tokens in the cache before.
+    pub depth: usize,
+}
+
+impl Workload {
+    /// Prefill of `n` tokens.
+    pub const fn prefill(n: usize) -> Self {
+        Self { n_prompt: n, n_gen: 0, depth: 0 }
+    }
+
+    /// Decode of `n` tokens.
+    pub const fn decode(n: usize) -> Self {
+        Self { n_prompt: 0, n_gen: n, depth: 0 }
+    }
+
+    /// Tokens that one run makes.
+    pub fn tokens(self) -> usize {
+        self.n_prompt + self.n_gen
+    }
+
+    /// Positions that the KV cache needs.
+    pub fn positions(self) -> usize {
+        self.depth + self.tokens()
+    }
+
+    /// Bytes read per token, by part. Prefill reads the weights once for all tokens. The KV cache counts at its mean length.
+    pub fn bytes_per_token(self, model: &Transformer) -> BTreeMap<String, u64> {
+        let weights = model.weight_bytes();
+        let shared_by = self.n_prompt.max(1) as u64;
+        let mean_context = (self.depth + self.tokens() / 2) as u64;
+        let kv = KvCache::bytes_for(model.config(), 1) as u64 * mean_context;
+        // The queries of a prefill read the cache together.
+        let parts =
+            [("linear", weights.linear / shared_by), ("lm_head", weights.head / shared_by), ("norms", weights.vectors / shared_by), ("kv", kv / shared_by)];
+        parts.into_iter().map(|(part, bytes)| (part.to_owned(), bytes)).collect()
+    }
+
+    /// Multiply-adds per token in the linear layers and the head; prefill runs the head for its last token only.
+    pub fn macs_per_token(self, model: &Transformer) -> u64 {
+        let (linear, head) = model.macs_per_token();
+        linear + head / self.n_prompt.max(1) as u64
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.n_prompt, self.n_gen) {
+            (n, 0) => write!(f, "pp{n}")?,
+            (_, n) => write!(f, "tg{n}")?,
+        }
+        if self.depth > 0 { write!(f, "@d{}", self.depth) } else { Ok(()) }
+    }
+}
+
+impl FromStr for Workload {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (what, depth) = text.split_once("@d").unwrap_or((text, "0"));
+        let parse = |digits: &str| digits.parse::<usize>().ok();
+        let n = what.get(2..).and_then(parse).filter(|&n| n > 0);
+        match (what.get(..2), n, parse(depth)) {
+            (Some("pp"), Some(n), Some(depth)) => Ok(Self { depth, ..Self::prefill(n) }),
+            (Some("tg"), Some(n), Some(depth)) => Ok(Self { depth, ..Self::decode(n) }),
+            _ => bail!("'{text}' is no workload: expected ppN, tgN or tgN@dD, like pp512 or tg128@d512"),
+        }
+    }
+}
+
+/// One workload on one model and pool, with its cache: what is run again and again.
+pub struct Bench<'m> {
+    engine: Engine<'m>,
+    cache: KvCache,
+    workload: Workload,
+    prompt: Vec<u32>,
+    checksum: Option<u64>,
+}
+
+impl<'m> Bench<'m> {
+    /// Prepares `workload` for `engine`.
+    pub fn new(engine: Engine<'m>, workload: Workload) -> Result<Self> {
+        let config = engine.model().config();
+        if workload.positions() > config.context {
+            bail!("{workload} needs {} positions, the model has {}", workload.positions(), config.context);
+        }
+        let prompt = prompt(config, workload.depth + workload.n_prompt.max(1), 1);
+        let mut bench = Self { cache: engine.new_cache(workload.positions()), engine, workload, prompt, checksum: None };
+        if workload.depth > 0 {
+            let tokens = &bench.prompt[..workload.depth];
+            let segment = Segment { cache: &mut bench.cache, tokens, logits: Logits::None };
+            bench.engine.forward(&mut [segment])?;
+        }
+        Ok(bench)
+    }
+
+    /// Runs the workload once and returns its time in nanoseconds. The output is checked: every run must give the same.
+    pub fn run(&mut self) -> Result<u64> {
+        let Workload { n_prompt, n_gen, depth } = self.workload;
+        self.cache.truncate(depth);
+        let mut hash = Fnv::default();
+        let start = Instant::now();
+        if n_prompt > 0 {
+            let tokens = &self.prompt[depth..depth + n_prompt];
+            let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
+            let logits = self.engine.forward(&mut [segment])?;
+            hash.add(u64::from(argmax(logits)));
+        }
+        let mut token = self.prompt[depth];
+        for _ in 0..n_gen {
+            let segment = Segment { cache: &mut self.cache, tokens: &[token], logits: Logits::Last };
+            token = argmax(self.engine.forward(&mut [segment])?);
+            hash.add(u64::from(token));
+        }
+        let ns = start.elapsed().as_nanos() as u64;
+        let checksum = *self.checksum.get_or_insert(hash.0);
+        if checksum != hash.0 {
+            bail!("two runs gave different tokens: the kernel or the memory is faulty");
+        }
+        Ok(ns)
+    }
+
+    /// A checksum of the tokens, after the first run.
+    pub fn checksum(&self) -> String {
+        self.checksum.map_or(String::new(), |checksum| format!("{checksum:016x}"))
+    }
+
+    /// The engine.
+    pub fn engine(&mut self) -> &mut Engine<'m> {
+        &mut self.engine
+    }
+
+    /// Bytes of the KV cache.
+    pub fn kv_bytes(&self) -> u64 {
+        KvCache::bytes_for(self.engine.model().config(), self.workload.positions()) as u64
+    }
+}
+
+/// `n` token ids that mean nothing, the same for the same seed.
+pub fn prompt(config: &ModelConfig, n: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32
+    };
+    (0..n).map(|_| next() % config.vocab.min(u32::MAX as usize) as u32).collect()
+}
+
+/// Greedy tokens behind `prompt`.
+pub fn greedy(engine: &mut Engine<'_>, prompt: &[u32], n: usize) -> Result<Vec<u32>> {
+    let mut cache = engine.new_cache(prompt.len() + n);
+    let mut tokens = prompt.to_vec();
+    let mut generated = Vec::with_capacity(n);
+    for _ in 0..n {
+        let segment = Segment { cache: &mut cache, tokens: &tokens, logits: Logits::Last };
+        let token = argmax(engine.forward(&mut [segment])?);
+        generated.push(token);
+        tokens = vec![token];
+    }
+    Ok(generated)
+}
+
+/// FNV-1a over numbers.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, value: u64) {
+        for byte in value.to_le_bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// A speed record of a bench's samples.
+pub fn speed_record(
+    loaded: &crate::open::Loaded,
+    bench: &Bench<'_>,
+    samples: record::Samples,
+    limits: record::Limits,
+    group: &str,
+    failed: Option<String>,
+) -> record::Speed {
+    let (model, workload) = (&loaded.model, bench.workload);
+    let parts = workload.bytes_per_token(model);
+    let mut speed = record::Speed {
+        model: loaded.info.clone(),
+        code: loaded.code(),
+        n_threads: bench.engine.pool().n_threads(),
+        workload: workload.to_string(),
+        n_prompt: workload.n_prompt as u64,
+        n_gen: workload.n_gen as u64,
+        n_depth: workload.depth as u64,
+        group: group.to_owned(),
+        samples,
+        bytes_per_token: parts.values().sum(),
+        bytes_per_token_parts: parts,
+        macs_per_token: workload.macs_per_token(model),
+        limits,
+        output_checksum: bench.checksum(),
+        refused: failed,
+    };
+    speed.check_limits();
+    speed
+}
+
+/// Workloads from `-p` and `-n`, in order.
+pub fn workloads(prompts: &[usize], gens: &[usize], depths: &[usize]) -> Result<Vec<Workload>> {
+    let mut list = Vec::new();
+    for &depth in if depths.is_empty() { &[0] } else { depths } {
+        list.extend(prompts.iter().filter(|&&n| n > 0).map(|&n| Workload { depth, ..Workload::prefill(n) }));
+        list.extend(gens.iter().filter(|&&n| n > 0).map(|&n| Workload { depth, ..Workload::decode(n) }));
+    }
+    (!list.is_empty()).then_some(list).context("nothing to measure: give -p or -n a number above 0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_read_and_write_the_same() {
+        for name in ["pp512", "tg128", "tg128@d2048"] {
+            assert_eq!(name.parse::<Workload>().unwrap().to_string(), name);
+        }
+        for name in ["", "pp", "pp0", "tg-1", "xx5", "tg5@d", "é"] {
+            assert!(name.parse::<Workload>().is_err(), "{name}");
+        }
+    }
+}

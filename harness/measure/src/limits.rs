@@ -1,0 +1,153 @@
+//! The physics check: how fast the hardware allows a workload to be, and refusing results that are faster.
+//!
+//! A token cannot be made before its bytes are read and its multiply-adds are done, so
+//! `tokens/s <= min(bandwidth / bytes_per_token, macs_per_s / macs_per_token)`, with both peaks measured on the same threads
+//! just before. The multiply-add peak is the int8 one, which no F16 or F32 kernel reaches either.
+
+/// A result may exceed its limit by this much before it is refused: what two runs of the probes on a shared machine
+/// differ by.
+pub const TOLERANCE: f64 = 0.05;
+
+/// The measured peaks that bound a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peaks {
+    /// Reading memory: the best sample of the bandwidth probe.
+    pub bandwidth_bytes_per_s: f64,
+    /// Multiply-adds: the best sample of the MAC probe.
+    pub macs_per_s: f64,
+    /// Last-level cache, which bytes can be read from a second time without going to memory.
+    pub cache_bytes: u64,
+}
+
+/// What one token costs at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes that must be read for it: weights divided by the tokens that share one reading, plus its KV cache.
+    pub bytes_per_token: u64,
+    /// Multiply-adds.
+    pub macs_per_token: u64,
+}
+
+/// Which peak binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Memory bandwidth.
+    Bandwidth,
+    /// Arithmetic.
+    Macs,
+}
+
+impl Bound {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bandwidth => "memory bandwidth",
+            Self::Macs => "multiply-adds",
+        }
+    }
+}
+
+/// The most tokens per second that the peaks allow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// Tokens per second.
+    pub tokens_per_s: f64,
+    /// Which peak sets it.
+    pub bound: Bound,
+}
+
+impl Limit {
+    /// The share of the limit that a speed reaches: 1 is the limit.
+    pub fn share(&self, tokens_per_s: f64) -> f64 {
+        tokens_per_s / self.tokens_per_s
+    }
+}
+
+/// The limit of `work` under `peaks`; `None` where work or peaks are zero or unknown.
+pub fn limit(work: Work, peaks: Peaks) -> Option<Limit> {
+    limit_of(work.bytes_per_token, work, peaks)
+}
+
+fn limit_of(bytes: u64, work: Work, peaks: Peaks) -> Option<Limit> {
+    let rate = |peak: f64, cost: u64| (peak > 0.0 && cost > 0).then(|| peak / cost as f64);
+    let bandwidth = rate(peaks.bandwidth_bytes_per_s, bytes).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Bandwidth });
+    let macs = rate(peaks.macs_per_s, work.macs_per_token).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Macs });
+    bandwidth.into_iter().chain(macs).min_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s))
+}
+
+/// Why a speed cannot be true, or `None` when it can.
+///
+/// Bytes that the last-level cache could keep from one token to the next are not counted, so a model that fits in cache
+/// is held to the arithmetic limit alone. Where a peak was not measured it cannot refuse anything.
+pub fn refuse(tokens_per_s: f64, work: Work, peaks: Peaks) -> Option<String> {
+    if !tokens_per_s.is_finite() {
+        return Some("impossible: the time was zero".into());
+    }
+    let bytes = work.bytes_per_token.saturating_sub(peaks.cache_bytes);
+    let limit = limit_of(bytes, work, peaks)?;
+    if tokens_per_s <= limit.tokens_per_s * (1.0 + TOLERANCE) {
+        return None;
+    }
+    let (needs, has, unit) = match limit.bound {
+        Bound::Bandwidth => (tokens_per_s * bytes as f64, peaks.bandwidth_bytes_per_s, "GB/s"),
+        Bound::Macs => (tokens_per_s * work.macs_per_token as f64, peaks.macs_per_s, "G MAC/s"),
+    };
+    Some(format!(
+        "impossible: {tokens_per_s:.1} tok/s needs {:.1} {unit} of {}, measured peak {:.1} {unit} (limit {:.1} tok/s)",
+        needs / 1e9,
+        limit.bound.name(),
+        has / 1e9,
+        limit.tokens_per_s
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2B4T in I2_S with its F16 lm head, decoding.
+    const DECODE: Work = Work { bytes_per_token: 1_178_000_000, macs_per_token: 2_412_000_000 };
+
+    #[test]
+    fn the_limits_of_the_reference_machine() {
+        let peaks = Peaks { bandwidth_bytes_per_s: 28e9, macs_per_s: 232e9, cache_bytes: 0 };
+        let decode = limit(DECODE, peaks).expect("known");
+        assert_eq!(decode.bound, Bound::Bandwidth);
+        assert!((decode.tokens_per_s - 23.8).abs() < 0.1);
+        assert!((decode.share(11.9) - 0.5).abs() < 0.01);
+        let prefill = limit(Work { bytes_per_token: 4_000_000, macs_per_token: 2_084_000_000 }, peaks).expect("known");
+        assert_eq!(prefill.bound, Bound::Macs);
+        assert!((prefill.tokens_per_s - 111.3).abs() < 0.1);
+    }
+
+    #[test]
+    fn the_published_162_tokens_per_s_on_a_rock_5b_is_impossible() {
+        // RK3588: LPDDR4X, about 30 GB/s at best; 3 MB of last-level cache. Ternary weights alone at 2 bits are 0.521 GB;
+        // even at the published 0.4 GB, and with the lm head at 0.6 GB, 162 tok/s would need some 160 GB/s.
+        let peaks = Peaks { bandwidth_bytes_per_s: 30e9, macs_per_s: 400e9, cache_bytes: 3 << 20 };
+        let least = Work { bytes_per_token: 1_000_000_000, macs_per_token: 2_412_000_000 };
+        let reason = refuse(162.0, least, peaks).expect("refused");
+        assert!(reason.contains("needs 161.5 GB/s of memory bandwidth, measured peak 30.0 GB/s"), "{reason}");
+        assert!(refuse(162.0, DECODE, peaks).is_some());
+        assert_eq!(refuse(20.0, DECODE, peaks), None);
+    }
+
+    #[test]
+    fn noise_of_the_probe_is_tolerated_and_no_more() {
+        let peaks = Peaks { bandwidth_bytes_per_s: 100e9, macs_per_s: 1e15, cache_bytes: 0 };
+        let work = Work { bytes_per_token: 1_000_000_000, macs_per_token: 1 };
+        assert_eq!(refuse(104.9, work, peaks), None);
+        assert!(refuse(105.1, work, peaks).is_some());
+        assert!(refuse(f64::INFINITY, work, peaks).is_some());
+    }
+
+    #[test]
+    fn what_fits_in_cache_is_held_to_arithmetic_alone() {
+        let peaks = Peaks { bandwidth_bytes_per_s: 30e9, macs_per_s: 200e9, cache_bytes: 32 << 20 };
+        let tiny = Work { bytes_per_token: 1 << 20, macs_per_token: 4 << 20 };
+        assert_eq!(refuse(40_000.0, tiny, peaks), None);
+        assert!(refuse(60_000.0, tiny, peaks).expect("refused").contains("multiply-adds"));
+        let unknown = Peaks { bandwidth_bytes_per_s: 0.0, macs_per_s: 0.0, cache_bytes: 0 };
+        assert_eq!(refuse(1e9, tiny, unknown), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! Where the time of forward passes goes.
+
+use std::time::{Duration, Instant};
+
+/// A part of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Linear layers, quantising their input included.
+    Linear,
+    /// RoPE, the KV cache and attention.
+    Attention,
+    /// The head.
+    Head,
+    /// Embedding, norms, gates, residuals.
+    Other,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 4] = [Self::Linear, Self::Attention, Self::Head, Self::Other];
+}
+
+/// Time per part, summed over passes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Breakdown {
+    times: [Duration; Part::ALL.len()],
+    last: Option<Instant>,
+}
+
+impl Breakdown {
+    /// Time spent in `part`.
+    pub fn time(&self, part: Part) -> Duration {
+        self.times[part as usize]
+    }
+
+    /// Starts the clock of a pass.
+    pub(crate) fn start(&mut self) {
+        self.last = Some(Instant::now());
+    }
+
+    /// Books the time since the last call for `part`.
+    pub(crate) fn end(&mut self, part: Part) {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            self.times[part as usize] += now - last;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The weights of one transformer block.
+
+use ternbench_kernels::{Linear, TernaryKernel};
+
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::weights::{LinearName, LinearWeights, VectorName, WeightSource};
+
+/// One block. What a family lacks is `None`.
+pub(crate) struct Layer {
+    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) attn_sub_norm: Option<Vec<f32>>,
+    pub(crate) o: Linear,
+    pub(crate) post_attn_norm: Option<Vec<f32>>,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) ffn_sub_norm: Option<Vec<f32>>,
+    pub(crate) down: Linear,
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+}
+
+/// What was counted while the weights were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Weights of the linear layers.
+    pub linear_weights: u64,
+    /// Those that came as trits.
+    pub ternary_weights: u64,
+    /// Trits that are 0.
+    pub zero_trits: u64,
+    /// Trits that are +1.
+    pub plus_trits: u64,
+}
+
+impl Layer {
+    /// Loads block `i` and packs its ternary matrices for `kernel`.
+    pub(crate) fn load(
+        source: &dyn WeightSource,
+        config: &ModelConfig,
+        i: usize,
+        kernel: &'static dyn TernaryKernel,
+    ) -> Result<(Self, Census), LoadError> {
+        let mut census = Census::default();
+        let mut linear = |which| -> Result<Linear, LoadError> {
+            let mut linear = match source.linear(i, which)? {
+                LinearWeights::Ternary(trits) => {
+                    census.ternary_weights += trits.trits().len() as u64;
+                    let count = |trit| trits.trits().iter().map(|&t| u64::from(t == trit)).sum::<u64>();
+                    census.zero_trits += count(0);
+                    census.plus_trits += count(1);
+                    Linear::ternary(kernel, &trits)
+                }
+                LinearWeights::Dense(matrix) => Linear::dense(matrix),
+            };
+            census.linear_weights += (linear.n() * linear.k()) as u64;
+            if config.qkv_bias && matches!(which, LinearName::Q | LinearName::K | LinearName::V) {
+                linear.bias = Some(source.vector(VectorName::Bias(i, which))?);
+            }
+            Ok(linear)
+        };
+        let optional = |wanted: bool, name| wanted.then(|| source.vector(name)).transpose();
+        let layer = Self {
+            attn_norm: source.vector(VectorName::AttnNorm(i))?,
+            q: linear(LinearName::Q)?,
+            k: linear(LinearName::K)?,
+            v: linear(LinearName::V)?,
+            q_norm: optional(config.qk_norm, VectorName::QNorm(i))?,
+            k_norm: optional(config.qk_norm, VectorName::KNorm(i))?,
+            attn_sub_norm: optional(config.sub_norms, VectorName::AttnSubNorm(i))?,
+            o: linear(LinearName::O)?,
+            post_attn_norm: optional(config.post_norms, VectorName::PostAttnNorm(i))?,
+            ffn_norm: source.vector(VectorName::FfnNorm(i))?,
+            gate: linear(LinearName::Gate)?,
+            up: linear(LinearName::Up)?,
+            ffn_sub_norm: optional(config.sub_norms, VectorName::FfnSubNorm(i))?,
+            down: linear(LinearName::Down)?,
+            post_ffn_norm: optional(config.post_norms, VectorName::PostFfnNorm(i))?,
+        };
+        Ok((layer, census))
+    }
+
+    pub(crate) fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Vec<f32>> {
+        let optional = [
+            &self.q_norm,
+            &self.k_norm,
+            &self.attn_sub_norm,
+            &self.post_attn_norm,
+            &self.ffn_sub_norm,
+            &self.post_ffn_norm,
+        ];
+        [&self.attn_norm, &self.ffn_norm].into_iter().chain(optional.into_iter().flatten())
+    }
+}

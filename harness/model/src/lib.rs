@@ -1,0 +1,22 @@
+//! Ternary and baseline language models: weight files, tokenizers, and one forward pass that runs on any kernel.
+
+pub mod breakdown;
+pub mod chat;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod kv_cache;
+mod layer;
+pub mod manifest;
+pub mod rope;
+pub mod sampler;
+pub mod tokenizer;
+pub mod transformer;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use engine::Engine;
+pub use error::LoadError;
+pub use layer::Census;
+pub use tokenizer::Tokenizer;
+pub use transformer::{Logits, Segment, Transformer};

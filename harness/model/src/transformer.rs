@@ -1,0 +1,536 @@
+//! The forward pass, once, for every family: what differs between BitNet, Llama, Qwen2, Gemma 3 and MiniCPM is data in
+//! [`ModelConfig`] and the presence of a weight.
+
+use rayon::prelude::*;
+use ternbench_kernels::driver::{self, Scratch};
+use ternbench_kernels::team::SharedMut;
+use ternbench_kernels::{DenseMatrix, Linear, Pool, Team, TernaryKernel, Weights, ops};
+use thiserror::Error;
+
+use crate::breakdown::{Breakdown, Part};
+use crate::config::{Activation, ModelConfig};
+use crate::error::LoadError;
+use crate::kv_cache::KvCache;
+use crate::layer::{Census, Layer};
+use crate::rope::Rope;
+use crate::weights::{VectorName, WeightSource};
+
+/// A model with its linear layers packed for one kernel.
+pub struct Transformer {
+    config: ModelConfig,
+    embedding: DenseMatrix,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    head: Linear,
+    rope: Rope,
+    local_rope: Option<Rope>,
+    kernel: &'static dyn TernaryKernel,
+    census: Census,
+}
+
+/// Bytes that one forward pass of one token reads, by part; the KV cache comes on top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Linear layers, as packed.
+    pub linear: u64,
+    /// The head.
+    pub head: u64,
+    /// The embedding, where the head is another tensor. One row of it is read per token.
+    pub embedding: u64,
+    /// Norms and biases.
+    pub vectors: u64,
+}
+
+impl WeightBytes {
+    /// Everything that decoding a token reads.
+    pub fn per_token(&self) -> u64 {
+        self.linear + self.head + self.vectors
+    }
+
+    /// Everything that is held.
+    pub fn held(&self) -> u64 {
+        self.per_token() + self.embedding
+    }
+}
+
+/// Which positions of a segment get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the tokens only fill the cache.
+    None,
+    /// The last one.
+    Last,
+    /// The one at this index of the segment's tokens, and all after it.
+    From(usize),
+}
+
+/// Tokens of one sequence, appended to its cache by a forward pass. A pass takes any number of segments.
+pub struct Segment<'a> {
+    /// The sequence so far.
+    pub cache: &'a mut KvCache,
+    /// What comes next, at least one token.
+    pub tokens: &'a [u32],
+    /// Where logits are wanted.
+    pub logits: Logits,
+}
+
+/// Why a forward pass was refused. Nothing was computed, and no cache was changed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ForwardError {
+    /// A token id beyond the vocabulary.
+    #[error("token id {id} is not below the vocabulary size {vocab}")]
+    Token {
+        /// The id.
+        id: u32,
+        /// The vocabulary size.
+        vocab: usize,
+    },
+    /// More tokens than the cache has room for.
+    #[error("{needed} positions needed, the KV cache has room for {capacity}")]
+    Context {
+        /// Positions held and to come.
+        needed: usize,
+        /// Positions there is room for.
+        capacity: usize,
+    },
+    /// A segment without tokens.
+    #[error("a segment has no tokens")]
+    Empty,
+}
+
+/// The activations of a pass, kept between passes.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attention: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    out: Vec<f32>,
+    logits: Vec<f32>,
+    angles: Vec<(f32, f32)>,
+    local_angles: Vec<(f32, f32)>,
+    scratch: Scratch,
+}
+
+impl Buffers {
+    /// The logits of the last pass.
+    pub(crate) fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        let floats = [
+            &self.hidden,
+            &self.normed,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.attention,
+            &self.gate,
+            &self.up,
+            &self.out,
+            &self.logits,
+        ];
+        let angles = (self.angles.capacity() + self.local_angles.capacity()) * 8;
+        floats.iter().map(|floats| floats.capacity() * 4).sum::<usize>() + angles + self.scratch.bytes()
+    }
+}
+
+impl Transformer {
+    /// Loads every tensor of `source` and packs the ternary ones for `kernel`, layers in parallel on `pool`. `progress` is
+    /// called with the number of layers done.
+    pub fn load(
+        source: &dyn WeightSource,
+        kernel: &'static dyn TernaryKernel,
+        pool: &Pool,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Self, LoadError> {
+        let config = source.config().clone();
+        let done = std::sync::atomic::AtomicUsize::new(0);
+        let load_layer = |i| {
+            let layer = Layer::load(source, &config, i, kernel);
+            progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+            layer
+        };
+        let (loaded, embedding, head) = pool.rayon().install(|| {
+            let layers = (0..config.n_layers).into_par_iter().map(load_layer).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, LoadError>((layers, source.embedding()?, source.head()?))
+        })?;
+        let mut census = Census::default();
+        let mut layers = Vec::with_capacity(loaded.len());
+        for (layer, counted) in loaded {
+            census.linear_weights += counted.linear_weights;
+            census.ternary_weights += counted.ternary_weights;
+            census.zero_trits += counted.zero_trits;
+            census.plus_trits += counted.plus_trits;
+            layers.push(layer);
+        }
+        let head = head.unwrap_or_else(|| embedding.clone());
+        Ok(Self {
+            rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
+            local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
+            output_norm: source.vector(VectorName::OutputNorm)?,
+            head: Linear::dense(head),
+            embedding,
+            layers,
+            kernel,
+            census,
+            config,
+        })
+    }
+
+    /// Shape and family.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The kernel of the ternary layers, or of nothing when the model has none (see [`Self::kernel_name`]).
+    pub fn kernel(&self) -> &'static dyn TernaryKernel {
+        self.kernel
+    }
+
+    /// The name of the kernel that runs the linear layers, ternary or dense.
+    pub fn kernel_name(&self) -> &'static str {
+        match &self.layers[0].q.weights {
+            Weights::Ternary { kernel, .. } => kernel.info().name,
+            Weights::Dense { kernel, .. } => kernel.info().name,
+        }
+    }
+
+    /// The storage type of the linear layers: `ternary`, or the dense type's name.
+    pub fn weights_name(&self) -> &'static str {
+        match &self.layers[0].q.weights {
+            Weights::Ternary { .. } => "ternary",
+            Weights::Dense { matrix, .. } => matrix.ty().name(),
+        }
+    }
+
+    /// The storage type of the head.
+    pub fn head_name(&self) -> &'static str {
+        match &self.head.weights {
+            Weights::Ternary { .. } => "ternary",
+            Weights::Dense { matrix, .. } => matrix.ty().name(),
+        }
+    }
+
+    /// What was counted while loading.
+    pub fn census(&self) -> Census {
+        self.census
+    }
+
+    /// Bytes held, by part.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut bytes = WeightBytes { head: self.head.weight_bytes() as u64, ..WeightBytes::default() };
+        if !self.config.tied {
+            bytes.embedding = self.embedding.data().len() as u64;
+        }
+        bytes.vectors = 4 * self.output_norm.len() as u64;
+        for layer in &self.layers {
+            for linear in layer.linears() {
+                bytes.linear += linear.weight_bytes() as u64;
+                bytes.vectors += 4 * linear.bias.as_ref().map_or(0, Vec::len) as u64;
+            }
+            bytes.vectors += 4 * layer.norms().map(|norm| norm.len() as u64).sum::<u64>();
+        }
+        bytes
+    }
+
+    /// Multiply-adds per token in the linear layers, and in the head (which prefill runs for one token only).
+    pub fn macs_per_token(&self) -> (u64, u64) {
+        (self.config.linear_parameters(), (self.config.vocab * self.config.hidden) as u64)
+    }
+
+    pub(crate) fn forward(
+        &self,
+        team: &Team,
+        b: &mut Buffers,
+        segments: &mut [Segment<'_>],
+        time: &mut Breakdown,
+    ) -> Result<(), ForwardError> {
+        self.check(segments)?;
+        let m = segments.iter().map(|segment| segment.tokens.len()).sum();
+        time.start();
+        self.embed(team, b, segments, m);
+        time.end(Part::Other);
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.attention_block(team, b, segments, m, i, layer, time);
+            self.ffn_block(team, b, m, layer, time);
+        }
+        for segment in segments.iter_mut() {
+            segment.cache.advance(segment.tokens.len());
+        }
+        self.logits(team, b, segments, time);
+        Ok(())
+    }
+
+    fn check(&self, segments: &[Segment<'_>]) -> Result<(), ForwardError> {
+        for segment in segments {
+            let needed = segment.cache.len() + segment.tokens.len();
+            if segment.tokens.is_empty() {
+                return Err(ForwardError::Empty);
+            }
+            if needed > segment.cache.capacity() {
+                return Err(ForwardError::Context { needed, capacity: segment.cache.capacity() });
+            }
+            if let Some(&id) = segment.tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
+                return Err(ForwardError::Token { id, vocab: self.config.vocab });
+            }
+        }
+        Ok(())
+    }
+
+    /// `h = E[ids]`, and the RoPE angles of every token's position.
+    fn embed(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], m: usize) {
+        let width = self.config.hidden;
+        resize(&mut b.hidden, m * width);
+        b.angles.clear();
+        b.local_angles.clear();
+        let mut ids = Vec::with_capacity(m);
+        for segment in segments {
+            for (i, &id) in segment.tokens.iter().enumerate() {
+                ids.push(id as usize);
+                self.rope.angles(segment.cache.len() + i, &mut b.angles);
+                if let Some(rope) = &self.local_rope {
+                    rope.angles(segment.cache.len() + i, &mut b.local_angles);
+                }
+            }
+        }
+        for_each_row(team, &mut b.hidden, width, |token, row| {
+            self.embedding.dequantize_row(ids[token], row);
+            if self.config.embedding_scale != 1.0 {
+                row.iter_mut().for_each(|h| *h *= self.config.embedding_scale);
+            }
+        });
+    }
+
+    /// `h += Wo · sub_norm(attention(norm(h)))`.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass")]
+    fn attention_block(
+        &self,
+        team: &Team,
+        b: &mut Buffers,
+        segments: &mut [Segment<'_>],
+        m: usize,
+        index: usize,
+        layer: &Layer,
+        time: &mut Breakdown,
+    ) {
+        let (q_dim, kv_dim) = (self.config.q_dim(), self.config.kv_dim());
+        self.norm(team, &b.hidden, &layer.attn_norm, &mut b.normed);
+        resize(&mut b.q, m * q_dim);
+        resize(&mut b.k, m * kv_dim);
+        resize(&mut b.v, m * kv_dim);
+        time.end(Part::Other);
+        let qkv = &mut [(&layer.q, &mut b.q[..]), (&layer.k, &mut b.k[..]), (&layer.v, &mut b.v[..])];
+        driver::multiply(team, &mut b.scratch, &b.normed, m, qkv);
+        time.end(Part::Linear);
+
+        let local = self.config.window(index);
+        let (rope, angles) = match (&self.local_rope, local) {
+            (Some(rope), Some(_)) => (rope, &b.local_angles),
+            _ => (&self.rope, &b.angles),
+        };
+        self.rotate(team, rope, angles, layer.q_norm.as_deref(), &mut b.q, q_dim);
+        self.rotate(team, rope, angles, layer.k_norm.as_deref(), &mut b.k, kv_dim);
+        let mut first = 0;
+        for segment in segments.iter_mut() {
+            let rows = first * kv_dim..(first + segment.tokens.len()) * kv_dim;
+            segment.cache.store(index, &b.k[rows.clone()], &b.v[rows]);
+            first += segment.tokens.len();
+        }
+        resize(&mut b.attention, m * q_dim);
+        self.attend(team, segments, index, local.map(|l| l.window), &b.q, &mut b.attention);
+        time.end(Part::Attention);
+
+        let attended = match &layer.attn_sub_norm {
+            Some(gain) => {
+                self.norm(team, &b.attention, gain, &mut b.normed);
+                &b.normed
+            }
+            None => &b.attention,
+        };
+        resize(&mut b.out, m * self.config.hidden);
+        time.end(Part::Other);
+        driver::multiply(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])]);
+        time.end(Part::Linear);
+        self.add_to_residual(team, b, layer.post_attn_norm.as_deref());
+        time.end(Part::Other);
+    }
+
+    /// `h += Wdown · sub_norm(act(Wgate · norm(h)) * (Wup · norm(h)))`.
+    fn ffn_block(&self, team: &Team, b: &mut Buffers, m: usize, layer: &Layer, time: &mut Breakdown) {
+        self.norm(team, &b.hidden, &layer.ffn_norm, &mut b.normed);
+        resize(&mut b.gate, m * self.config.ffn);
+        resize(&mut b.up, m * self.config.ffn);
+        time.end(Part::Other);
+        let gate_up = &mut [(&layer.gate, &mut b.gate[..]), (&layer.up, &mut b.up[..])];
+        driver::multiply(team, &mut b.scratch, &b.normed, m, gate_up);
+        time.end(Part::Linear);
+
+        let gate = match self.config.activation {
+            Activation::Relu2 => ops::relu2_gate,
+            Activation::Silu => ops::silu_gate,
+            Activation::GeluTanh => ops::gelu_gate,
+        };
+        let (ffn, up) = (self.config.ffn, &b.up);
+        for_each_row(team, &mut b.gate, ffn, |token, row| gate(row, &up[token * ffn..(token + 1) * ffn]));
+        let gated = match &layer.ffn_sub_norm {
+            Some(gain) => {
+                self.norm(team, &b.gate, gain, &mut b.normed);
+                &b.normed
+            }
+            None => &b.gate,
+        };
+        resize(&mut b.out, m * self.config.hidden);
+        time.end(Part::Other);
+        driver::multiply(team, &mut b.scratch, gated, m, &mut [(&layer.down, &mut b.out[..])]);
+        time.end(Part::Linear);
+        self.add_to_residual(team, b, layer.post_ffn_norm.as_deref());
+        time.end(Part::Other);
+    }
+
+    /// `logits = norm(h) · Eᵀ` at the positions asked for.
+    fn logits(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], time: &mut Breakdown) {
+        let width = self.config.hidden;
+        b.out.clear();
+        let mut first = 0;
+        for segment in segments {
+            let len = segment.tokens.len();
+            let from = match segment.logits {
+                Logits::None => len,
+                Logits::Last => len - 1,
+                Logits::From(index) => index.min(len),
+            };
+            b.out.extend_from_slice(&b.hidden[(first + from) * width..(first + len) * width]);
+            first += len;
+        }
+        let rows = b.out.len() / width;
+        self.norm(team, &b.out, &self.output_norm, &mut b.normed);
+        resize(&mut b.logits, rows * self.config.vocab);
+        time.end(Part::Other);
+        if rows > 0 {
+            driver::multiply(team, &mut b.scratch, &b.normed, rows, &mut [(&self.head, &mut b.logits[..])]);
+        }
+        if self.config.logit_scale != 1.0 {
+            b.logits.iter_mut().for_each(|logit| *logit *= self.config.logit_scale);
+        }
+        time.end(Part::Head);
+    }
+
+    /// RMSNorm of every row of `x`; rows are as wide as the gain.
+    fn norm(&self, team: &Team, x: &[f32], gain: &[f32], out: &mut Vec<f32>) {
+        resize(out, x.len());
+        let width = gain.len();
+        let eps = self.config.norm_eps;
+        for_each_row(team, out, width, |row, out| ops::rms_norm(&x[row * width..(row + 1) * width], gain, eps, out));
+    }
+
+    /// Normalises (Gemma) and rotates every head of `x`, `width` values a token.
+    fn rotate(
+        &self,
+        team: &Team,
+        rope: &Rope,
+        angles: &[(f32, f32)],
+        gain: Option<&[f32]>,
+        x: &mut [f32],
+        width: usize,
+    ) {
+        let half = self.config.head_dim / 2;
+        for_each_row(team, x, width, |token, row| {
+            let mut copy = [0f32; 1024];
+            for head in row.chunks_exact_mut(self.config.head_dim) {
+                if let Some(gain) = gain {
+                    let copy = &mut copy[..head.len()];
+                    copy.copy_from_slice(head);
+                    ops::rms_norm(copy, gain, self.config.norm_eps, head);
+                }
+                rope.rotate(head, &angles[token * half..(token + 1) * half]);
+            }
+        });
+    }
+
+    /// Causal softmax attention; query head `i` reads KV head `i / (heads / kv_heads)`.
+    fn attend(
+        &self,
+        team: &Team,
+        segments: &[Segment<'_>],
+        layer: usize,
+        window: Option<usize>,
+        q: &[f32],
+        out: &mut [f32],
+    ) {
+        /// Queries of one head that one work item answers: they share the head's keys while those are in the cache.
+        const BLOCK: usize = 16;
+        let (head_dim, n_heads) = (self.config.head_dim, self.config.n_heads);
+        let group = n_heads / self.config.n_kv_heads;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        // (cache, position and row of the block's first token, tokens in it)
+        let mut blocks = Vec::new();
+        let mut row = 0;
+        for segment in segments {
+            for start in (0..segment.tokens.len()).step_by(BLOCK) {
+                let len = BLOCK.min(segment.tokens.len() - start);
+                blocks.push((&*segment.cache, segment.cache.len() + start, row + start, len));
+            }
+            row += segment.tokens.len();
+        }
+        let out = SharedMut::new(out);
+        let n_items = blocks.len() * n_heads;
+        team.split(n_items, n_items.div_ceil(team.n_threads() * 8), |items| {
+            let mut scores = Vec::new();
+            for item in items {
+                let (cache, position, row, len) = blocks[item / n_heads];
+                let head = item % n_heads;
+                for i in 0..len {
+                    let end = position + i + 1;
+                    let start = window.map_or(0, |window| end.saturating_sub(window));
+                    let (keys, values) = cache.head(layer, head / group, start, end);
+                    let at = ((row + i) * n_heads + head) * head_dim;
+                    scores.resize(end - start, 0.0);
+                    ops::attention_scores(&q[at..at + head_dim], keys, scale, &mut scores);
+                    ops::softmax(&mut scores);
+                    // SAFETY: each (token, head) belongs to one item, and items are handed out once.
+                    let out = unsafe { out.slice(at..at + head_dim) };
+                    ops::weighted_sum(&scores, values, out);
+                }
+            }
+        });
+    }
+
+    /// `h += residual_scale · post_norm(out)`.
+    fn add_to_residual(&self, team: &Team, b: &mut Buffers, post_norm: Option<&[f32]>) {
+        let out = match post_norm {
+            Some(gain) => {
+                self.norm(team, &b.out, gain, &mut b.normed);
+                &b.normed
+            }
+            None => &b.out,
+        };
+        let width = self.config.hidden;
+        let scale = self.config.residual_scale;
+        for_each_row(team, &mut b.hidden, width, |token, hidden| {
+            ops::axpy(scale, &out[token * width..(token + 1) * width], hidden);
+        });
+    }
+}
+
+fn resize(buffer: &mut Vec<f32>, len: usize) {
+    buffer.resize(len, 0.0);
+}
+
+/// Calls `f(row index, row)` for every row of `width` values, rows split over the team.
+fn for_each_row(team: &Team, x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let n_rows = x.len() / width;
+    let x = SharedMut::new(x);
+    team.split(n_rows, 8, |rows| {
+        for row in rows {
+            // SAFETY: the team hands out every row once, and rows do not overlap.
+            f(row, unsafe { x.slice(row * width..(row + 1) * width) });
+        }
+    });
+}

@@ -1,0 +1,75 @@
+//! A weight file mapped into memory: nothing is read before it is needed, and tensors are windows into the map.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+use ternbench_kernels::Bytes;
+
+use crate::error::LoadError;
+
+/// A read-only mapped file.
+///
+/// Its bytes are checked when it is opened and used for as long as the model lives. Do not write to or shorten a weight file
+/// while it is in use: like every program that maps files, this one would then see the new bytes, or be stopped by the system.
+#[derive(Clone, Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    map: Arc<Mmap>,
+}
+
+impl MappedFile {
+    /// Maps `path`, which must be a regular file that is not empty.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let io = |source| LoadError::io(path, source);
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(LoadError::file(path, "not a regular file"));
+        }
+        if metadata.len() == 0 {
+            return Err(LoadError::file(path, "the file is empty"));
+        }
+        // SAFETY: the map is private to this process and read-only. That nobody shortens the file meanwhile is the documented
+        // condition on this type; every loader of mapped weights has it.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { path: path.to_owned(), map: Arc::new(map) })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// A shared window, or `None` when `range` does not lie inside the file.
+    pub fn window(&self, range: Range<usize>) -> Option<Bytes> {
+        Bytes::new(self.map.clone(), range)
+    }
+
+    /// The sha256 of the file in lower-case hexadecimal. Reads everything.
+    pub fn sha256(&self) -> String {
+        hex(Sha256::digest(self.bytes()))
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A name out of a file, fit for a one-line message: control characters escaped, cut when very long.
+pub(crate) fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    if name.chars().nth(80).is_some() {
+        shown.push('…');
+    }
+    shown
+}

@@ -1,0 +1,126 @@
+//! The records that count, and ratios between them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ternbench_measure::record::{Accuracy, Agreement, Body, Load, Memory, Speed, Verify};
+use ternbench_measure::stats::{self, Compared, Estimate};
+use ternbench_measure::Record;
+
+/// Records by kind, without what was refused.
+#[derive(Debug, Default)]
+pub struct Evidence<'a> {
+    /// Speeds that count, with the record around them.
+    pub speeds: Vec<(&'a Record, &'a Speed)>,
+    /// Speeds that were refused.
+    pub refused: usize,
+    /// Verifications, with the record around them.
+    pub verifies: Vec<(&'a Record, &'a Verify)>,
+    /// Agreements.
+    pub agreements: Vec<&'a Agreement>,
+    /// Loads.
+    pub loads: Vec<&'a Load>,
+    /// Memories.
+    pub memories: Vec<&'a Memory>,
+    /// Accuracies.
+    pub accuracies: Vec<&'a Accuracy>,
+    /// Architectures that any record was made on.
+    pub archs: BTreeSet<&'a str>,
+}
+
+impl<'a> Evidence<'a> {
+    /// Sorts the records.
+    pub fn new(records: &'a [Record]) -> Self {
+        let mut evidence = Self::default();
+        for record in records {
+            evidence.archs.insert(&record.arch);
+            match &record.body {
+                Body::Speed(speed) if speed.refused.is_none() && !speed.samples.ns.is_empty() => evidence.speeds.push((record, speed)),
+                Body::Speed(_) => evidence.refused += 1,
+                Body::Verify(verify) => evidence.verifies.push((record, verify)),
+                Body::Agreement(agreement) => evidence.agreements.push(agreement),
+                Body::Load(load) => evidence.loads.push(load),
+                Body::Memory(memory) => evidence.memories.push(memory),
+                Body::Accuracy(accuracy) => evidence.accuracies.push(accuracy),
+                Body::Probe(_) | Body::Kernel(_) | Body::Claim(_) => {}
+            }
+        }
+        evidence
+    }
+
+    /// The decode speed of `left` against that of `right`: on `tg128` or else the longest decode, at the most threads that both
+    /// ran with, of one group where they share one. Where several of `left` or `right` are there, the fastest counts.
+    pub fn compare_decode(&self, left: impl Fn(&Speed) -> bool, right: impl Fn(&Speed) -> bool) -> Option<Comparison<'a>> {
+        let decodes = |side: &dyn Fn(&Speed) -> bool| -> Vec<(&'a Record, &'a Speed)> {
+            self.speeds.iter().copied().filter(|(_, speed)| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0 && side(speed)).collect()
+        };
+        let (lefts, rights) = (decodes(&left), decodes(&right));
+        let both = lefts.iter().flat_map(|l| rights.iter().map(move |r| (*l, *r))).filter(|((a_record, a), (b_record, b))| {
+            a_record.host_id == b_record.host_id && a.n_gen == b.n_gen && a.n_threads == b.n_threads
+        });
+        both.map(|((a_record, a), (b_record, b))| Comparison::new(a, b, a_record.run_id == b_record.run_id && a.group == b.group))
+            .max_by(|x, y| x.preference().partial_cmp(&y.preference()).unwrap_or(std::cmp::Ordering::Equal))
+    }
+}
+
+/// Two speeds side by side.
+#[derive(Clone, Debug)]
+pub struct Comparison<'a> {
+    /// The one that should be faster.
+    pub left: &'a Speed,
+    /// The one it is compared with.
+    pub right: &'a Speed,
+    /// Samples of both.
+    pub compared: Compared,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(left: &'a Speed, right: &'a Speed, same_group: bool) -> Self {
+        let (a, b) = (left.samples.tokens_per_s(), right.samples.tokens_per_s());
+        let by_round: HashMap<u32, f64> = right.samples.rounds.iter().copied().zip(b.iter().copied()).collect();
+        let pair = |(round, speed): (&u32, &f64)| Some((*speed, *by_round.get(round)?));
+        let pairs: Vec<(f64, f64)> = left.samples.rounds.iter().zip(&a).filter_map(pair).collect();
+        let compared = if same_group && !pairs.is_empty() { Compared::Paired(pairs) } else { Compared::Unpaired(a, b) };
+        Self { left, right, compared }
+    }
+
+    /// Which of two comparisons counts: the standard workload, more generated tokens, more threads, paired, faster.
+    fn preference(&self) -> (bool, u64, usize, bool, f64, f64) {
+        let median = |speed: &Speed| stats::median(&speed.samples.tokens_per_s()).unwrap_or(0.0);
+        let paired = matches!(self.compared, Compared::Paired(_));
+        (self.left.n_gen == 128, self.left.n_gen, self.left.n_threads, paired, median(self.left), median(self.right))
+    }
+
+    /// The ratio with its interval.
+    pub fn estimate(&self) -> Option<Estimate> {
+        self.compared.interval(stats::SEED)
+    }
+
+    /// The ratio.
+    pub fn ratio(&self) -> f64 {
+        self.compared.ratio().unwrap_or(f64::NAN)
+    }
+
+    /// `, unpaired` where it is.
+    pub fn pairing(&self) -> &'static str {
+        match self.compared {
+            Compared::Paired(_) => "",
+            Compared::Unpaired(..) => ", unpaired",
+        }
+    }
+
+    /// `tg128, 2 threads`.
+    pub fn conditions(&self) -> String {
+        let threads = if self.left.n_threads == 1 { "thread" } else { "threads" };
+        format!("{}, {} {threads}", self.left.workload, self.left.n_threads)
+    }
+}
+
+/// The layout in a kernel's name: `i2s` of `avx2-i2s-maddubs`.
+pub fn layout_of(kernel: &str) -> &str {
+    kernel.split('-').nth(1).unwrap_or("")
+}
+
+/// `2.31x (2.25 to 2.38)`.
+pub fn show_ratio(estimate: Estimate) -> String {
+    format!("{:.2}x ({:.2} to {:.2})", estimate.value, estimate.low, estimate.high)
+}

@@ -1,0 +1,131 @@
+//! Dense weights: the float and block-quantised types of the baselines, and of the embedding and head of a ternary model.
+//!
+//! A matrix stays as its file stores it. Kernels turn a few rows at a time into f32 and multiply there, so every type gives
+//! what its dequantised f32 copy would give, up to the order of summation; and that order depends on `k` alone, never on the
+//! batch or on the number of threads.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2_fma;
+mod blocks;
+mod portable;
+
+use std::ops::Range;
+
+use crate::bytes::Bytes;
+use crate::isa::Feature;
+use crate::registry::{Entry, kernels};
+
+pub use blocks::DenseType;
+
+/// An `n x k` matrix as stored: rows one after the other, each of `k / block_len` blocks.
+#[derive(Clone, Debug)]
+pub struct DenseMatrix {
+    n: usize,
+    k: usize,
+    ty: DenseType,
+    data: Bytes,
+}
+
+impl DenseMatrix {
+    /// Wraps stored rows. `None` when `k` is not a multiple of the block length or `data` is not exactly `n` rows long.
+    pub fn new(n: usize, k: usize, ty: DenseType, data: Bytes) -> Option<Self> {
+        (data.len() == ty.row_bytes(k)?.checked_mul(n)?).then_some(Self { n, k, ty, data })
+    }
+
+    /// Output rows.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs per row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The storage type.
+    pub fn ty(&self) -> DenseType {
+        self.ty
+    }
+
+    /// All rows, as stored.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Row `row`, as stored.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let len = self.data.len() / self.n;
+        &self.data[row * len..][..len]
+    }
+
+    /// Writes row `row` as f32 into `out` (length `k`).
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        self.ty.dequantize(self.row(row), out);
+    }
+}
+
+/// What a dense kernel is.
+#[derive(Debug)]
+pub struct DenseInfo {
+    /// `<isa>-<type>-<method>`.
+    pub name: &'static str,
+    /// CPU features it needs.
+    pub features: &'static [Feature],
+    /// The storage type it reads.
+    pub ty: DenseType,
+}
+
+/// One way to multiply by a dense matrix.
+pub trait DenseKernel: Send + Sync {
+    /// What this kernel is.
+    fn info(&self) -> &'static DenseInfo;
+
+    /// Writes `y[token * rows.len() + (row - rows.start)] = Σ_k w[row, k] · x[token, k]` for `m` tokens; `x` is `m x k`.
+    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]);
+}
+
+kernels! {
+    /// Every dense kernel built for this architecture, slowest first.
+    DENSE_KERNELS: DenseInfo, DenseKernel;
+    portable::Portable<{ portable::F32 }>;
+    portable::Portable<{ portable::F16 }>;
+    portable::Portable<{ portable::BF16 }>;
+    portable::Portable<{ portable::Q8_0 }>;
+    portable::Portable<{ portable::Q4_0 }>;
+    portable::Portable<{ portable::Q4_1 }>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::F32>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::F16>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::BF16>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::Q8_0>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::Q4_0>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_fma::Fma<avx2_fma::Q4_1>;
+}
+
+/// Every dense kernel built for this architecture, slowest first, with its support on this CPU.
+pub fn dense_kernels() -> &'static [Entry<DenseInfo, dyn DenseKernel>] {
+    DENSE_KERNELS
+}
+
+/// The fastest kernel for `ty` that runs here: the last of the list.
+pub fn kernel_for(ty: DenseType) -> &'static dyn DenseKernel {
+    let of_type = DENSE_KERNELS.iter().filter(|entry| entry.info.ty == ty);
+    of_type
+        .filter_map(|entry| entry.kernel().ok())
+        .next_back()
+        .expect("the portable kernels run everywhere")
+}
+
+/// Lanes of a running sum. Lane `i` of an output adds the products of `k = i, i + 8, i + 16, ...` in this order, whichever
+/// path computes it; [`sum_lanes`] ends it. That is what makes results independent of the batch and of the threads.
+const LANES: usize = 8;
+
+/// The order in which all kernels add up the lanes.
+fn sum_lanes(l: [f32; LANES]) -> f32 {
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+}

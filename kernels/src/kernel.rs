@@ -1,0 +1,147 @@
+//! The kernel contract.
+//!
+//! A kernel computes `acc[m][n] = Σ_k w[n,k] · x[m,k]` in i32, with `w` in {-1, 0, +1} and `x` in [-127, 127]. Scales are
+//! applied once, in [`crate::driver`]. Any `n`, `k` and `m` work: `pack` pads with zero trits, so no kernel has a tail.
+//!
+//! Three phases, timed apart: [`TernaryKernel::pack`] once per matrix, [`TernaryKernel::prepare`] once per input (shared by
+//! every matrix that reads that input), [`TernaryKernel::compute`] in the hot loop: no allocation, no threads, no panic.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::activation::QuantizedActivations;
+use crate::bytes::AlignedBytes;
+use crate::isa::Feature;
+use crate::trit::TernaryMatrix;
+
+/// How close a kernel's sums are to the oracle's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Exactness {
+    /// Equal, bit for bit, on every legal input.
+    Exact,
+    /// Off by at most `per_k * k` (derived in the kernel's docs). Never ranked beside exact kernels unmarked.
+    Bounded {
+        /// Largest possible error of one sum, divided by `k`.
+        per_k: f32,
+    },
+}
+
+/// What a kernel is, known at compile time and on every CPU.
+#[derive(Debug)]
+pub struct KernelInfo {
+    /// `<isa>-<layout>-<method>`, the name on the command line and in every record.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// CPU features it needs, all of them.
+    pub features: &'static [Feature],
+    /// The packed layout, as headed in LAYOUTS.md.
+    pub layout: &'static str,
+    /// Packed bits per weight, without padding.
+    pub bits_per_weight: f32,
+    /// `compute` takes ranges that start and end on a multiple of this many rows.
+    pub row_tile: usize,
+    /// Equal to the oracle, or how far off.
+    pub exactness: Exactness,
+    /// The paper or project whose idea it is.
+    pub source: &'static str,
+}
+
+impl KernelInfo {
+    /// The instruction set the kernel runs on: the first part of its name.
+    pub fn isa(&self) -> &'static str {
+        self.name.split('-').next().unwrap_or(self.name)
+    }
+}
+
+/// A matrix in a kernel's own layout.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix {
+    /// Rows of the matrix, without padding.
+    pub n: usize,
+    /// Columns of the matrix, without padding.
+    pub k: usize,
+    /// The packed weights, rows padded to `row_tile`.
+    pub data: AlignedBytes,
+}
+
+/// An input in the form a kernel wants it in. Reused from call to call; `bytes` and `sums` mean what the kernel says.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared {
+    /// Tokens.
+    pub m: usize,
+    /// Bytes (or table entries) per token.
+    pub stride: usize,
+    /// Permuted activations or tables.
+    pub bytes: AlignedBytes,
+    /// One correction per token: `Σ_k x`, for layouts that store `w + 1`.
+    pub sums: Vec<i32>,
+}
+
+impl Prepared {
+    /// The plain form: int8 in their own order, every token padded with zeros to a multiple of `multiple`, and `Σ_k x`.
+    pub fn fill_in_order(&mut self, x: &QuantizedActivations, multiple: usize) {
+        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
+        self.bytes.ensure_len(self.m * self.stride);
+        self.sums.resize(self.m, 0);
+        let tokens = self.bytes.as_i8_mut().chunks_exact_mut(self.stride.max(1));
+        for (token, (values, sum)) in tokens.zip(&mut self.sums).enumerate() {
+            let (head, padding) = values.split_at_mut(x.k);
+            head.copy_from_slice(x.row(token));
+            padding.fill(0);
+            *sum = head.iter().map(|&x| i32::from(x)).sum();
+        }
+    }
+
+    /// The values of token `token`, where they are int8.
+    pub fn row(&self, token: usize) -> &[i8] {
+        &self.bytes.as_i8()[token * self.stride..][..self.stride]
+    }
+}
+
+impl Default for AlignedBytes {
+    fn default() -> Self {
+        Self::zeroed(0)
+    }
+}
+
+/// One way to multiply by a ternary matrix. Constructed only where the CPU has what it needs (see [`crate::isa`]).
+pub trait TernaryKernel: Send + Sync {
+    /// What this kernel is.
+    fn info(&self) -> &'static KernelInfo;
+
+    /// Lays out `w` for [`compute`](Self::compute); pads rows to `row_tile` and columns with zero trits.
+    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix;
+
+    /// Brings quantised activations into this kernel's form.
+    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared);
+
+    /// Writes `acc[token * rows.len() + (row - rows.start)]` for every token of `x` and every row of `rows`.
+    ///
+    /// `rows` starts and ends on a multiple of `row_tile` (the padded rows at the end of the matrix give 0) and
+    /// `acc` holds exactly `x.m * rows.len()` values. `w` and `x` come from this kernel's own `pack` and `prepare`.
+    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]);
+}
+
+/// Why a kernel cannot run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// Built for this architecture, but the CPU lacks these features.
+    MissingFeatures(Vec<Feature>),
+    /// Built for another architecture only.
+    OtherArchitecture(&'static str),
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MissingFeatures(features) => {
+                let names: Vec<_> = features.iter().map(|feature| feature.name()).collect();
+                write!(f, "this CPU lacks {}", names.join(", "))
+            }
+            Self::OtherArchitecture(arch) => {
+                write!(f, "needs {arch}, this is {}", std::env::consts::ARCH)
+            }
+        }
+    }
+}

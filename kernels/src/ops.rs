@@ -1,0 +1,355 @@
+//! Float operations of the forward pass: norms, dot products, softmax, gates, and the int8 quantiser.
+//!
+//! Each is a plain loop over a fixed number of lanes, compiled once for the baseline and once for AVX2 with FMA. Sums run in an
+//! order that depends on the length alone, so results change neither with the batch nor with the number of threads.
+
+use crate::activation::QuantizedActivations;
+use crate::team::{SharedMut, Team};
+
+/// Lanes of a running sum: two AVX2 registers, four NEON ones.
+const LANES: usize = 16;
+
+/// Compiles a function for the baseline and for AVX2 + FMA and picks at run time. Inside, `madd::<FMA>` is `a * b + c`,
+/// fused where the instruction exists.
+macro_rules! per_isa {
+    ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    body::<true>($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the CPU has AVX2 and FMA, just tested (a cached load).
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    )*};
+}
+
+#[inline(always)]
+fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Adds the lanes pairwise.
+#[inline(always)]
+fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `e^x` to about 2 ulp for x <= 88; underflows to 0 below -87. Cody-Waite reduction and a degree-6 polynomial (the scheme of
+/// Cephes `expf`), branch-free so that loops over it vectorise.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.3, 88.7);
+    let power = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, clamped));
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5e-1,
+    ] {
+        p = madd::<FMA>(p, r, coefficient);
+    }
+    let value = madd::<FMA>(p * r, r, r) + 1.0;
+    // Two factors, because 2^power alone overflows the exponent field at power = 128.
+    let half = (power * 0.5).floor();
+    let two = |p: f32| f32::from_bits((((p as i32) + 127) << 23) as u32);
+    let scaled = value * two(half) * two(power - half);
+    if x < -87.3 {
+        0.0
+    } else if x.is_nan() {
+        x
+    } else {
+        scaled
+    }
+}
+
+per_isa! {
+    /// `Σ a·b`; the slices have one length.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+        let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+        for (a, b) in a_chunks.zip(b_chunks) {
+            for i in 0..LANES {
+                lanes[i] = madd::<FMA>(a[i], b[i], lanes[i]);
+            }
+        }
+        for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+            lanes[i] = madd::<FMA>(*a, *b, lanes[i]);
+        }
+        sum_lanes(lanes)
+    }
+
+    /// `y += alpha · x`.
+    pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = madd::<FMA>(alpha, *x, *y);
+        }
+    }
+
+    /// `y += x`.
+    pub fn add(x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += *x;
+        }
+    }
+
+    /// RMSNorm of one row: `out = gain · x / sqrt(mean(x²) + eps)`.
+    pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+        for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
+            *out = gain * (x * scale);
+        }
+    }
+
+    /// Attention scores of one query: `scores[j] = scale · q·keys[j]`; `keys` is `scores.len() x q.len()`. Four keys at a time:
+    /// one dot product alone waits for its own additions.
+    pub fn attention_scores(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
+        let width = q.len();
+        let whole = width / LANES * LANES;
+        for (scores, keys) in scores.chunks_mut(4).zip(keys.chunks(4 * width)) {
+            let key = |j: usize| &keys[j.min(scores.len() - 1) * width..][..width];
+            let keys = [key(0), key(1), key(2), key(3)];
+            let mut lanes = [[0f32; LANES]; 4];
+            for at in (0..whole).step_by(LANES) {
+                let q = &q[at..at + LANES];
+                for (lanes, key) in lanes.iter_mut().zip(keys) {
+                    let key = &key[at..at + LANES];
+                    for i in 0..LANES {
+                        lanes[i] = madd::<FMA>(q[i], key[i], lanes[i]);
+                    }
+                }
+            }
+            for ((score, mut lanes), key) in scores.iter_mut().zip(lanes).zip(keys) {
+                for (i, (q, key)) in q[whole..].iter().zip(&key[whole..]).enumerate() {
+                    lanes[i] = madd::<FMA>(*q, *key, lanes[i]);
+                }
+                *score = scale * sum_lanes(lanes);
+            }
+        }
+    }
+
+    /// `out = Σ_j weights[j] · values[j]`; `values` is `weights.len() x out.len()`.
+    pub fn weighted_sum(weights: &[f32], values: &[f32], out: &mut [f32]) {
+        const WIDTH: usize = 64;
+        let n = out.len();
+        for (start, out) in (0..n).step_by(WIDTH).zip(out.chunks_mut(WIDTH)) {
+            if out.len() == WIDTH {
+                let mut sums = [0f32; WIDTH];
+                for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
+                    let row = &row[start..start + WIDTH];
+                    for i in 0..WIDTH {
+                        sums[i] = madd::<FMA>(*weight, row[i], sums[i]);
+                    }
+                }
+                out.copy_from_slice(&sums);
+            } else {
+                out.fill(0.0);
+                for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
+                    for (out, value) in out.iter_mut().zip(&row[start..]) {
+                        *out = madd::<FMA>(*weight, *value, *out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Softmax in place; subtracts the maximum first.
+    pub fn softmax(scores: &mut [f32]) {
+        let max = scores.iter().fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
+        for s in scores.iter_mut() {
+            *s = exp::<FMA>(*s - max);
+        }
+        let mut lanes = [0f32; LANES];
+        let chunks = scores.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] += chunk[i];
+            }
+        }
+        for (lane, s) in lanes.iter_mut().zip(rest) {
+            *lane += s;
+        }
+        let inverse = 1.0 / sum_lanes(lanes);
+        for s in scores.iter_mut() {
+            *s *= inverse;
+        }
+    }
+
+    /// `gate = relu(gate)² · up`, the gate of BitNet b1.58.
+    pub fn relu2_gate(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let positive = gate.max(0.0);
+            *gate = positive * positive * up;
+        }
+    }
+
+    /// `gate = silu(gate) · up`, the SwiGLU gate.
+    pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = *gate / (1.0 + exp::<FMA>(-*gate)) * up;
+        }
+    }
+
+    /// `gate = gelu(gate) · up` with the tanh approximation, the GeGLU gate of Gemma.
+    pub fn gelu_gate(gate: &mut [f32], up: &[f32]) {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let x = *gate;
+            let inner = SQRT_2_OVER_PI * (x + 0.044715 * x * x * x);
+            // tanh(u) = 1 - 2 / (e^2u + 1), so (1 + tanh(u)) / 2 = 1 - 1 / (e^2u + 1).
+            *gate = x * (1.0 - 1.0 / (exp::<FMA>(2.0 * inner) + 1.0)) * up;
+        }
+    }
+
+    /// Quantises one row to int8 (BitLinear: `s = 127 / max(absmax, 1e-5)`, round half to even) and returns `s`.
+    pub fn quantize_row(x: &[f32], values: &mut [i8]) -> f32 {
+        let mut max = 0f32;
+        for x in x {
+            let abs = x.abs();
+            max = if abs > max { abs } else { max };
+        }
+        let scale = 127.0 / max.max(1e-5);
+        for (value, x) in values.iter_mut().zip(x) {
+            // Through i32: a direct f32 -> i8 conversion does not vectorise. Within ±127 for every finite row.
+            *value = (x * scale).round_ties_even().clamp(-127.0, 127.0) as i32 as i8;
+        }
+        scale
+    }
+}
+
+/// Quantises `m` rows of `k` values, split over the team.
+pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedActivations) {
+    out.resize(m, k);
+    let values = SharedMut::new(&mut out.values);
+    let scales = SharedMut::new(&mut out.scales);
+    team.split(m, 8, |tokens| {
+        for token in tokens {
+            // SAFETY: every token is visited once, and its row and its scale are its own.
+            let (row, scale) = unsafe {
+                (
+                    values.slice(token * k..(token + 1) * k),
+                    scales.slice(token..token + 1),
+                )
+            };
+            scale[0] = quantize_row(&x[token * k..(token + 1) * k], row);
+        }
+    });
+}
+
+/// `log Σ e^x`, in f64.
+pub fn log_sum_exp(x: &[f32]) -> f64 {
+    let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
+    let sum: f64 = x.iter().map(|&x| f64::from(x - max).exp()).sum();
+    f64::from(max) + sum.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut softmaxed = [0f32; 1];
+        for i in -8700..=0 {
+            let x = i as f32 / 100.0;
+            // softmax of (x, 0) is a ratio of two exponentials
+            let mut pair = [x, 0.0];
+            softmax(&mut pair);
+            let expected = f64::from(x).exp() / (1.0 + f64::from(x).exp());
+            assert!(
+                (f64::from(pair[0]) - expected).abs() <= expected * 4e-7 + 1e-44,
+                "{x}: {} {expected}",
+                pair[0]
+            );
+        }
+        softmax(&mut softmaxed);
+        assert_eq!(softmaxed, [1.0]);
+    }
+
+    #[test]
+    fn gates_match_their_definitions_in_f64() {
+        let x: Vec<f32> = (-400..400).map(|i| i as f32 / 20.0).collect();
+        let up = vec![1.5f32; x.len()];
+        let (mut relu2, mut silu, mut gelu) = (x.clone(), x.clone(), x.clone());
+        relu2_gate(&mut relu2, &up);
+        silu_gate(&mut silu, &up);
+        gelu_gate(&mut gelu, &up);
+        for (i, &x) in x.iter().enumerate() {
+            let x = f64::from(x);
+            let close =
+                |got: f32, want: f64| (f64::from(got) - want).abs() <= want.abs() * 2e-6 + 2e-6;
+            assert!(close(relu2[i], 1.5 * x.max(0.0).powi(2)));
+            assert!(close(silu[i], 1.5 * x / (1.0 + (-x).exp())), "silu {x}");
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            assert!(
+                close(gelu[i], 1.5 * x * 0.5 * (1.0 + u.tanh())),
+                "gelu {x}: {}",
+                gelu[i]
+            );
+        }
+    }
+
+    #[test]
+    fn rows_quantise_half_to_even_and_never_reach_minus_128() {
+        let mut values = [0i8; 6];
+        let scale = quantize_row(&[127.0, -127.0, 0.5, 1.5, 2.5, -2.5], &mut values);
+        assert_eq!((scale, values), (1.0, [127, -127, 0, 2, 2, -2]));
+        assert_eq!(quantize_row(&[0.0; 6], &mut values), 127.0 / 1e-5);
+        assert_eq!(values, [0; 6]);
+    }
+
+    #[test]
+    fn attention_pieces_of_any_size_are_right() {
+        for (width, len) in [(64, 1), (128, 5), (20, 7), (256, 4), (80, 9)] {
+            let keys: Vec<f32> = (0..width * len).map(|i| (i % 11) as f32 - 5.0).collect();
+            let q: Vec<f32> = (0..width).map(|i| (i % 3) as f32 - 1.0).collect();
+            let (mut scores, mut out) = (vec![0.0; len], vec![9.0; width]);
+            attention_scores(&q, &keys, 0.5, &mut scores);
+            for (score, key) in scores.iter().zip(keys.chunks_exact(width)) {
+                assert_eq!(*score, 0.5 * dot(&q, key));
+            }
+            weighted_sum(&scores, &keys, &mut out);
+            for (d, out) in out.iter().enumerate() {
+                assert_eq!(
+                    *out,
+                    (0..len)
+                        .map(|j| scores[j] * keys[j * width + d])
+                        .sum::<f32>()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_dot_product_of_any_length_is_right() {
+        for len in 0..100 {
+            let a: Vec<f32> = (0..len).map(|i| (i % 7) as f32 - 3.0).collect();
+            let b: Vec<f32> = (0..len).map(|i| (i % 5) as f32 - 2.0).collect();
+            let expected: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert_eq!(dot(&a, &b), expected);
+        }
+    }
+}

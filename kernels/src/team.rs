@@ -1,0 +1,277 @@
+//! Threads: an explicit rayon pool, and a team of its workers that stays awake for a whole forward pass.
+//!
+//! A token takes about 200 parallel regions of 50 to 500 µs each. Waking sleeping workers for each would cost more than
+//! some regions last, so [`Pool::run`] starts one `broadcast`: worker 0 runs the caller's closure, the others spin for
+//! the regions it opens with [`Team::split`]. The caller's code stays sequential and reads like the paper.
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A rayon pool with a fixed number of threads.
+#[derive(Debug)]
+pub struct Pool {
+    pool: rayon::ThreadPool,
+}
+
+impl Pool {
+    /// A pool of `n_threads` workers (at least one).
+    pub fn new(n_threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads.max(1))
+            .thread_name(|index| format!("ternbench-{index}"))
+            .build()?;
+        Ok(Self { pool })
+    }
+
+    /// Number of workers.
+    pub fn n_threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The rayon pool itself, for work that is not a forward pass.
+    pub fn rayon(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
+    /// Runs `f` on one worker while the others wait, spinning, for the regions it opens.
+    pub fn run<R: Send>(&self, f: impl FnOnce(&Team) -> R + Send) -> R {
+        let team = Team::new(self.n_threads());
+        if team.n == 1 {
+            return self.pool.install(|| f(&team));
+        }
+        let lead = Mutex::new(Some(f));
+        let results = self.pool.broadcast(|context| {
+            if context.index() != 0 {
+                team.follow();
+                return None;
+            }
+            // Whatever happens to the leader, the followers must be let go, or the broadcast never ends.
+            let _release = Release(&team);
+            let f = lead
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take()?;
+            Some(f(&team))
+        });
+        results
+            .into_iter()
+            .flatten()
+            .next()
+            .expect("worker 0 ran the closure")
+    }
+}
+
+struct Release<'a>(&'a Team);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Release);
+    }
+}
+
+type Job = *const (dyn Fn(Range<usize>) + Sync);
+
+/// The workers of one [`Pool::run`].
+pub struct Team {
+    n: usize,
+    /// The region being run. Written by the leader only, while every follower waits.
+    job: UnsafeCell<Option<(Job, usize, usize)>>,
+    /// Number of regions opened so far; followers start when it grows.
+    epoch: AtomicUsize,
+    /// First item not claimed yet.
+    next: AtomicUsize,
+    /// Followers that have left the current region.
+    left: AtomicUsize,
+    panicked: AtomicBool,
+    closed: AtomicBool,
+}
+
+// SAFETY: `job` is the only field that is not Sync. The leader writes it before the Release increment of `epoch` and after
+// every follower has left the previous region (`left`, Acquire); followers read it only after the Acquire load of `epoch`.
+unsafe impl Sync for Team {}
+
+impl Team {
+    fn new(n: usize) -> Self {
+        Self {
+            n,
+            job: UnsafeCell::new(None),
+            epoch: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Number of workers, the leader included.
+    pub fn n_threads(&self) -> usize {
+        self.n
+    }
+
+    /// Calls `f` on consecutive ranges that cover `0..n_items`, on all workers, and returns when all are done. Workers
+    /// claim ranges of `grain` items as they get free (a busy core slows one range, not the region); a team of one gets one range.
+    ///
+    /// Call it from the closure of [`Pool::run`] only, never from inside `f`.
+    pub fn split(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+        let grain = grain.max(1);
+        if self.n == 1 || n_items <= grain {
+            if n_items > 0 {
+                f(0..n_items);
+            }
+            return;
+        }
+        let f: &(dyn Fn(Range<usize>) + Sync) = &f;
+        // SAFETY: erases the lifetime of `f`. Followers call it only between the `epoch` increment below and their
+        // increment of `left`, and this function does not return (nor unwind) before all of them have left.
+        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(f) };
+        self.left.store(0, Ordering::Relaxed);
+        self.next.store(0, Ordering::Relaxed);
+        // SAFETY: no follower is inside a region now, see `unsafe impl Sync`.
+        unsafe { *self.job.get() = Some((job, n_items, grain)) };
+        self.epoch.fetch_add(1, Ordering::Release);
+
+        let mine = catch_unwind(AssertUnwindSafe(|| self.work(f, n_items, grain)));
+        let mut spins = 0;
+        while self.left.load(Ordering::Acquire) != self.n - 1 {
+            relax(&mut spins);
+        }
+        match mine {
+            Err(panic) => resume_unwind(panic),
+            Ok(()) if self.panicked.load(Ordering::Relaxed) => {
+                panic!("a worker of the team panicked")
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn work(&self, f: &(dyn Fn(Range<usize>) + Sync), n_items: usize, grain: usize) {
+        loop {
+            let start = self.next.fetch_add(grain, Ordering::Relaxed);
+            if start >= n_items {
+                return;
+            }
+            f(start..(start + grain).min(n_items));
+        }
+    }
+
+    fn follow(&self) {
+        let mut seen = 0;
+        loop {
+            let mut spins = 0;
+            while self.epoch.load(Ordering::Acquire) == seen {
+                if self.closed.load(Ordering::Acquire) {
+                    return;
+                }
+                relax(&mut spins);
+            }
+            seen += 1;
+            // SAFETY: the Acquire load of `epoch` made the leader's write visible, and the leader does not write again
+            // before this follower increments `left`.
+            if let Some((job, n_items, grain)) = unsafe { *self.job.get() } {
+                // SAFETY: `split` keeps the closure alive until every follower has left.
+                let f = unsafe { &*job };
+                if catch_unwind(AssertUnwindSafe(|| self.work(f, n_items, grain))).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+            }
+            self.left.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// A slice whose disjoint parts the workers of a region write at the same time.
+pub struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `slice`, whose contract forbids overlap between live parts.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    /// Shares `slice` for as long as it is borrowed.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            life: PhantomData,
+        }
+    }
+
+    /// The part `range`; panics when it does not lie inside.
+    ///
+    /// # Safety
+    /// Parts that live at the same time do not overlap.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts of one unique borrow, by the contract above"
+    )]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} of {} items",
+            self.len
+        );
+        // SAFETY: inside the borrowed slice (asserted), exclusive by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Spins for some microseconds, then offers the core to others: on a busy machine the awaited worker may be descheduled.
+fn relax(spins: &mut u32) {
+    *spins += 1;
+    if *spins < 20_000 {
+        std::hint::spin_loop()
+    } else {
+        std::thread::yield_now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_visited_once_by_any_number_of_threads() {
+        for n_threads in [1, 2, 3, 5] {
+            let pool = Pool::new(n_threads).unwrap();
+            for (n_items, grain) in [(0, 1), (1, 1), (7, 3), (1000, 7), (64, 64), (65, 64)] {
+                let visits: Vec<AtomicUsize> = (0..n_items).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(|team| {
+                    for _ in 0..50 {
+                        team.split(n_items, grain, |range| {
+                            for item in range {
+                                visits[item].fetch_add(1, Ordering::Relaxed);
+                            }
+                        });
+                    }
+                });
+                assert!(
+                    visits
+                        .iter()
+                        .all(|count| count.load(Ordering::Relaxed) == 50)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_region_or_in_the_leader_ends_the_run() {
+        let pool = Pool::new(2).unwrap();
+        let region = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(|team| team.split(100, 1, |range| assert!(!range.contains(&50), "item 50")));
+        }));
+        assert!(region.is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| pool.run(|_| panic!("leader")))).is_err());
+        assert_eq!(
+            pool.run(|team| team.n_threads()),
+            2,
+            "the pool is usable afterwards"
+        );
+    }
+}

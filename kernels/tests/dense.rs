@@ -1,0 +1,220 @@
+//! Every dense kernel against sums in f64, and the promise that results depend neither on the batch nor on rows or threads.
+
+mod support;
+
+use half::{bf16, f16};
+use support::Random;
+use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
+use ternbench_kernels::driver::{Scratch, multiply};
+use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
+
+/// Around the 8 lanes, the block of 32 and the column block of 512 (types with blocks keep the multiples of 32).
+const K: &[usize] = &[
+    1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 640,
+];
+/// Around the register tile of 4 rows and the block of 8.
+const N: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 17, 33];
+/// Around the fused path's 8 tokens, its pairs, and register tiles of 3.
+const M: &[usize] = &[1, 2, 3, 7, 8, 9, 10, 11, 32];
+
+fn kernels() -> Vec<&'static dyn DenseKernel> {
+    support::runnable(DENSE_KERNELS, |entry| entry.info.name)
+}
+
+fn bytes(data: &[u8]) -> Bytes {
+    let mut bytes = AlignedBytes::zeroed(data.len());
+    bytes.copy_from_slice(data);
+    bytes.into()
+}
+
+/// Random weights of a type. With `integers`, small integers, whose sums f32 holds exactly.
+fn dense_matrix(
+    ty: DenseType,
+    n: usize,
+    k: usize,
+    integers: bool,
+    random: &mut Random,
+) -> DenseMatrix {
+    let mut data = Vec::new();
+    for _ in 0..n * k / ty.block_len() {
+        let mut value = || {
+            if integers {
+                random.below(17) as f32 - 8.0
+            } else {
+                random.float()
+            }
+        };
+        match ty {
+            DenseType::F32 => data.extend(value().to_le_bytes()),
+            DenseType::F16 => data.extend(f16::from_f32(value()).to_le_bytes()),
+            DenseType::BF16 => data.extend(bf16::from_f32(value()).to_le_bytes()),
+            DenseType::Q8_0 | DenseType::Q4_0 | DenseType::Q4_1 => {
+                let (head, codes) = match ty {
+                    DenseType::Q8_0 => (1, 32),
+                    DenseType::Q4_0 => (1, 16),
+                    _ => (2, 16),
+                };
+                for _ in 0..head {
+                    data.extend(f16::from_f32(if integers { 2.0 } else { value() }).to_le_bytes());
+                }
+                data.extend((0..codes).map(|_| random.below(256) as u8));
+            }
+        }
+    }
+    DenseMatrix::new(n, k, ty, bytes(&data)).expect("whole rows")
+}
+
+fn compute(
+    kernel: &dyn DenseKernel,
+    w: &DenseMatrix,
+    x: &[f32],
+    m: usize,
+    rows: std::ops::Range<usize>,
+) -> Vec<f32> {
+    let mut y = vec![f32::NAN; m * rows.len()];
+    kernel.compute(w, x, m, rows, &mut y);
+    y
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+/// `Σ w·x` and `Σ |w·x|` in f64.
+fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64) {
+    let mut weights = vec![0.0; w.k()];
+    w.dequantize_row(row, &mut weights);
+    let products = weights
+        .iter()
+        .zip(&x[token * w.k()..])
+        .map(|(w, x)| f64::from(*w) * f64::from(*x));
+    products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()))
+}
+
+fn shapes(ty: DenseType) -> impl Iterator<Item = (usize, usize)> {
+    let ks = K
+        .iter()
+        .copied()
+        .filter(move |k| k.is_multiple_of(ty.block_len()));
+    ks.flat_map(|k| N.iter().map(move |&n| (n, k)))
+}
+
+#[test]
+fn sums_are_within_the_rounding_bound() {
+    let mut random = Random::new(1);
+    for kernel in kernels() {
+        let mut worst = (0.0, String::new());
+        for (n, k) in shapes(kernel.info().ty).chain([(5, 2560), (3, 6912)]) {
+            let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
+            for &m in M {
+                let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+                let y = compute(kernel, &w, &x, m, 0..n);
+                // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
+                // products, each rounded at most twice, and three additions end it.
+                let ops = (2 * k.div_ceil(8) + 3) as f64;
+                let unit = f64::from(f32::EPSILON) / 2.0;
+                let gamma = ops * unit / (1.0 - ops * unit);
+                for (at, y) in y.iter().enumerate() {
+                    let (token, row) = (at / n, at % n);
+                    let (sum, norm) = reference(&w, &x, row, token);
+                    let share = (f64::from(*y) - sum).abs() / (gamma * norm + f64::MIN_POSITIVE);
+                    if share.is_nan() || share > worst.0 {
+                        worst = (
+                            share,
+                            format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"),
+                        );
+                    }
+                }
+            }
+        }
+        assert!(
+            worst.0 <= 1.0,
+            "{}: {} times the bound at {}",
+            kernel.info().name,
+            worst.0,
+            worst.1
+        );
+    }
+}
+
+#[test]
+fn small_integers_come_out_exactly() {
+    let mut random = Random::new(2);
+    for kernel in kernels() {
+        for (n, k) in shapes(kernel.info().ty) {
+            let w = dense_matrix(kernel.info().ty, n, k, true, &mut random);
+            for &m in M {
+                let x: Vec<f32> = (0..m * k).map(|_| random.below(31) as f32 - 15.0).collect();
+                for (at, y) in compute(kernel, &w, &x, m, 0..n).into_iter().enumerate() {
+                    let (token, row) = (at / n, at % n);
+                    let name = kernel.info().name;
+                    assert_eq!(
+                        f64::from(y),
+                        reference(&w, &x, row, token).0,
+                        "{name} {n} x {k}, m = {m}: {token}, {row}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
+    let mut random = Random::new(3);
+    let pools = [1, 2, 3].map(|n_threads| Pool::new(n_threads).unwrap());
+    for kernel in kernels() {
+        let (n, m) = (37, 14);
+        for k in K
+            .iter()
+            .copied()
+            .chain([2560])
+            .filter(|k| k.is_multiple_of(kernel.info().ty.block_len()))
+        {
+            let what = format!("{} {n} x {k}", kernel.info().name);
+            let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
+            let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+            let all = compute(kernel, &w, &x, m, 0..n);
+            for part in 1..m {
+                let first = compute(kernel, &w, &x[..part * k], part, 0..n);
+                assert!(
+                    bits(&first) == bits(&all[..part * n]),
+                    "{what}: the first {part} tokens alone"
+                );
+            }
+            for rows in [0..1, 3..20, 16..32, 36..37] {
+                for part in [1, 2, 3, m] {
+                    let y = compute(kernel, &w, &x[..part * k], part, rows.clone());
+                    let same = |token: usize| {
+                        bits(&y[token * rows.len()..][..rows.len()])
+                            == bits(&all[token * n..][rows.clone()])
+                    };
+                    assert!((0..part).all(same), "{what}: rows {rows:?}, {part} tokens");
+                }
+            }
+            if std::ptr::eq(
+                kernel.info(),
+                ternbench_kernels::dense::kernel_for(kernel.info().ty).info(),
+            ) {
+                let linear = Linear::dense(w.clone());
+                for pool in &pools {
+                    let mut y = vec![f32::NAN; m * n];
+                    pool.run(|team| {
+                        multiply(
+                            team,
+                            &mut Scratch::default(),
+                            &x,
+                            m,
+                            &mut [(&linear, &mut y)],
+                        )
+                    });
+                    assert!(
+                        bits(&y) == bits(&all),
+                        "{what}: {} threads",
+                        pool.n_threads()
+                    );
+                }
+            }
+        }
+    }
+}

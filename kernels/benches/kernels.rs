@@ -43,23 +43,14 @@ fn ternary(criterion: &mut Criterion) {
                 let n_rows = n.next_multiple_of(info.row_tile);
                 let mut acc = vec![0; m * n_rows];
                 kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
-                let got = acc
-                    .chunks_exact(n_rows)
-                    .flat_map(|acc| &acc[..VERIFIED_ROWS]);
+                let got = acc.chunks_exact(n_rows).flat_map(|acc| &acc[..VERIFIED_ROWS]);
                 assert!(
                     got.eq(&expected) || info.exactness != Exactness::Exact,
                     "{} is wrong on {n} x {k}, m = {m}: not timed",
                     info.name
                 );
                 group.bench_function(BenchmarkId::from_parameter(info.name), |bencher| {
-                    bencher.iter(|| {
-                        kernel.compute(
-                            &packed,
-                            black_box(&prepared),
-                            0..n_rows,
-                            black_box(&mut acc),
-                        )
-                    });
+                    bencher.iter(|| kernel.compute(&packed, black_box(&prepared), 0..n_rows, black_box(&mut acc)));
                 });
             }
         }
@@ -68,10 +59,7 @@ fn ternary(criterion: &mut Criterion) {
 
 fn dense(criterion: &mut Criterion) {
     let (n, k) = SHAPES[0];
-    for entry in DENSE_KERNELS
-        .iter()
-        .filter(|entry| entry.info.features.len() > 1)
-    {
+    for entry in DENSE_KERNELS.iter().filter(|entry| entry.info.features.len() > 1) {
         let Ok(kernel) = entry.kernel() else { continue };
         let ty = kernel.info().ty;
         let mut data = AlignedBytes::zeroed(n * ty.row_bytes(k).expect("whole blocks"));
@@ -90,16 +78,9 @@ fn dense(criterion: &mut Criterion) {
             kernel.compute(&w, &x, m, 0..n, &mut y);
             let mut row = vec![0.0; k];
             w.dequantize_row(n - 1, &mut row);
-            let products = row
-                .iter()
-                .zip(&x)
-                .map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
             let (sum, norm) = products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()));
-            assert!(
-                (f64::from(y[n - 1]) - sum).abs() <= norm * 1e-4,
-                "{} is wrong: not timed",
-                kernel.info().name
-            );
+            assert!((f64::from(y[n - 1]) - sum).abs() <= norm * 1e-4, "{} is wrong: not timed", kernel.info().name);
             group.bench_function(BenchmarkId::from_parameter(kernel.info().name), |bencher| {
                 bencher.iter(|| kernel.compute(&w, black_box(&x), m, 0..n, black_box(&mut y)));
             });

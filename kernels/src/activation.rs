@@ -18,10 +18,8 @@ impl QuantizedActivations {
     pub fn quantize(x: &[f32], m: usize, k: usize) -> Self {
         let mut quantized = Self::default();
         quantized.resize(m, k);
-        for ((row, values), scale) in x
-            .chunks_exact(k)
-            .zip(quantized.values.chunks_exact_mut(k))
-            .zip(&mut quantized.scales)
+        for ((row, values), scale) in
+            x.chunks_exact(k).zip(quantized.values.chunks_exact_mut(k)).zip(&mut quantized.scales)
         {
             *scale = crate::ops::quantize_row(row, values);
         }

@@ -96,10 +96,7 @@ impl Bytes {
 impl From<AlignedBytes> for Bytes {
     fn from(bytes: AlignedBytes) -> Self {
         let range = 0..bytes.len();
-        Self {
-            owner: Arc::new(bytes),
-            range,
-        }
+        Self { owner: Arc::new(bytes), range }
     }
 }
 

@@ -42,27 +42,14 @@ pub struct Linear {
 impl Linear {
     /// Packs `w` for `kernel`.
     pub fn ternary(kernel: &'static dyn TernaryKernel, w: &TernaryMatrix) -> Self {
-        let weights = Weights::Ternary {
-            kernel,
-            packed: kernel.pack(w),
-            scale: w.scale(),
-        };
-        Self {
-            weights,
-            bias: None,
-        }
+        let weights = Weights::Ternary { kernel, packed: kernel.pack(w), scale: w.scale() };
+        Self { weights, bias: None }
     }
 
     /// Wraps stored weights; nothing is copied.
     pub fn dense(matrix: DenseMatrix) -> Self {
-        let weights = Weights::Dense {
-            kernel: crate::dense::kernel_for(matrix.ty()),
-            matrix,
-        };
-        Self {
-            weights,
-            bias: None,
-        }
+        let weights = Weights::Dense { kernel: crate::dense::kernel_for(matrix.ty()), matrix };
+        Self { weights, bias: None }
     }
 
     /// Output rows.
@@ -108,22 +95,14 @@ pub struct Scratch {
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.quantized.values.capacity()
-            + self.quantized.scales.capacity() * 4
-            + self.prepared.bytes.len()
+        self.quantized.values.capacity() + self.quantized.scales.capacity() * 4 + self.prepared.bytes.len()
     }
 }
 
 /// Multiplies `x` (`m x k`) by every matrix of `group`, which share the input, in one parallel region; each output is `m x n`.
 ///
 /// All ternary matrices of a group are packed for the same kernel.
-pub fn multiply(
-    team: &Team,
-    scratch: &mut Scratch,
-    x: &[f32],
-    m: usize,
-    group: &mut [(&Linear, &mut [f32])],
-) {
+pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: &mut [(&Linear, &mut [f32])]) {
     let Some((first, _)) = group.first() else {
         return;
     };
@@ -135,17 +114,10 @@ pub fn multiply(
     for (linear, y) in group.iter_mut() {
         assert_eq!(linear.k(), k, "the matrices of a group share one input");
         if let Weights::Ternary { kernel, .. } = linear.weights {
-            assert!(
-                ternary.is_none_or(|other| other.info().name == kernel.info().name),
-                "one kernel per group"
-            );
+            assert!(ternary.is_none_or(|other| other.info().name == kernel.info().name), "one kernel per group");
             ternary = Some(kernel);
         }
-        assert_eq!(
-            y.len(),
-            m * linear.n(),
-            "an output does not hold m * n values"
-        );
+        assert_eq!(y.len(), m * linear.n(), "an output does not hold m * n values");
         let first_tile = n_tiles;
         n_tiles += linear.n().div_ceil(linear.row_tile());
         outputs.push((first_tile..n_tiles, *linear, SharedMut::new(y)));
@@ -161,15 +133,7 @@ pub fn multiply(
         for (range, linear, output) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {
-                rows_of(
-                    linear,
-                    x,
-                    m,
-                    prepared,
-                    scales,
-                    tiles.start - range.start..tiles.end - range.start,
-                    output,
-                );
+                rows_of(linear, x, m, prepared, scales, tiles.start - range.start..tiles.end - range.start, output);
             }
         }
     });
@@ -200,11 +164,7 @@ fn rows_of(
             let rows = padded.start..padded.end.min(linear.n());
             let at = |token: usize| token * linear.n() + rows.start..token * linear.n() + rows.end;
             match &linear.weights {
-                Weights::Ternary {
-                    kernel,
-                    packed,
-                    scale,
-                } => {
+                Weights::Ternary { kernel, packed, scale } => {
                     acc.resize(m * padded.len(), 0);
                     kernel.compute(packed, prepared, padded.clone(), acc);
                     for (token, acc) in acc.chunks_exact(padded.len()).enumerate() {
@@ -228,9 +188,7 @@ fn rows_of(
                 for token in 0..m {
                     // SAFETY: as above; the slices of the match are gone.
                     let y = unsafe { output.slice(at(token)) };
-                    y.iter_mut()
-                        .zip(&bias[rows.clone()])
-                        .for_each(|(y, b)| *y += b);
+                    y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
                 }
             }
             start = end;

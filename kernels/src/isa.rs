@@ -95,11 +95,7 @@ impl Feature {
 
 /// The features of this CPU that kernels can use.
 pub fn detected() -> Vec<Feature> {
-    Feature::ALL
-        .iter()
-        .copied()
-        .filter(|feature| feature.is_detected())
-        .collect()
+    Feature::ALL.iter().copied().filter(|feature| feature.is_detected()).collect()
 }
 
 /// Proof that the CPU has a set of features.

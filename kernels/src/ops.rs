@@ -61,13 +61,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     let power = (clamped * std::f32::consts::LOG2_E).round_ties_even();
     let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, clamped));
     let mut p = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5e-1,
-    ] {
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
         p = madd::<FMA>(p, r, coefficient);
     }
     let value = madd::<FMA>(p * r, r, r) + 1.0;
@@ -248,12 +242,7 @@ pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedA
     team.split(m, 8, |tokens| {
         for token in tokens {
             // SAFETY: every token is visited once, and its row and its scale are its own.
-            let (row, scale) = unsafe {
-                (
-                    values.slice(token * k..(token + 1) * k),
-                    scales.slice(token..token + 1),
-                )
-            };
+            let (row, scale) = unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
             scale[0] = quantize_row(&x[token * k..(token + 1) * k], row);
         }
     });
@@ -279,11 +268,7 @@ mod tests {
             let mut pair = [x, 0.0];
             softmax(&mut pair);
             let expected = f64::from(x).exp() / (1.0 + f64::from(x).exp());
-            assert!(
-                (f64::from(pair[0]) - expected).abs() <= expected * 4e-7 + 1e-44,
-                "{x}: {} {expected}",
-                pair[0]
-            );
+            assert!((f64::from(pair[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {} {expected}", pair[0]);
         }
         softmax(&mut softmaxed);
         assert_eq!(softmaxed, [1.0]);
@@ -299,16 +284,11 @@ mod tests {
         gelu_gate(&mut gelu, &up);
         for (i, &x) in x.iter().enumerate() {
             let x = f64::from(x);
-            let close =
-                |got: f32, want: f64| (f64::from(got) - want).abs() <= want.abs() * 2e-6 + 2e-6;
+            let close = |got: f32, want: f64| (f64::from(got) - want).abs() <= want.abs() * 2e-6 + 2e-6;
             assert!(close(relu2[i], 1.5 * x.max(0.0).powi(2)));
             assert!(close(silu[i], 1.5 * x / (1.0 + (-x).exp())), "silu {x}");
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-            assert!(
-                close(gelu[i], 1.5 * x * 0.5 * (1.0 + u.tanh())),
-                "gelu {x}: {}",
-                gelu[i]
-            );
+            assert!(close(gelu[i], 1.5 * x * 0.5 * (1.0 + u.tanh())), "gelu {x}: {}", gelu[i]);
         }
     }
 
@@ -333,12 +313,7 @@ mod tests {
             }
             weighted_sum(&scores, &keys, &mut out);
             for (d, out) in out.iter().enumerate() {
-                assert_eq!(
-                    *out,
-                    (0..len)
-                        .map(|j| scores[j] * keys[j * width + d])
-                        .sum::<f32>()
-                );
+                assert_eq!(*out, (0..len).map(|j| scores[j] * keys[j * width + d]).sum::<f32>());
             }
         }
     }

@@ -33,10 +33,7 @@ pub struct MacPeak {
 /// Measures for about `seconds` in total. Call it from the closure of [`crate::Pool::run`].
 pub fn mac_peak(team: &Team, seconds: f64) -> MacPeak {
     let seconds = seconds / 2.0;
-    MacPeak {
-        int8: best_loop(team, seconds, &int8_loops()),
-        f32: best_loop(team, seconds, &f32_loops()),
-    }
+    MacPeak { int8: best_loop(team, seconds, &int8_loops()), f32: best_loop(team, seconds, &f32_loops()) }
 }
 
 /// Bytes per second that the team reads from a buffer of `buffer_bytes`, which should be several times the last-level cache
@@ -49,24 +46,14 @@ pub fn read_bandwidth(team: &Team, buffer_bytes: usize, seconds: f64) -> Peak {
     let n_rounds = (buffer_bytes / n_threads / STRETCH_BYTES).max(1);
     let buffer = AlignedBytes::zeroed(n_rounds * n_threads * STRETCH_BYTES);
     let lines: &[Line] = buffer.as_chunks().0;
-    let mut rounds = lines
-        .chunks_exact(n_threads * STRETCH_BYTES / size_of::<Line>())
-        .cycle();
-    let mut peaks: Vec<Peak> = READS
-        .iter()
-        .map(|(method, _)| Peak {
-            method,
-            per_s: 0.0,
-            samples: Vec::new(),
-        })
-        .collect();
+    let mut rounds = lines.chunks_exact(n_threads * STRETCH_BYTES / size_of::<Line>()).cycle();
+    let mut peaks: Vec<Peak> =
+        READS.iter().map(|(method, _)| Peak { method, per_s: 0.0, samples: Vec::new() }).collect();
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     while peaks[0].samples.len() < 3 || Instant::now() < end {
         for (peak, (_, read)) in peaks.iter_mut().zip(READS) {
             let Some(round) = rounds.next() else { continue };
-            let stretch = |thread: usize| {
-                &round[thread * round.len() / n_threads..][..round.len() / n_threads]
-            };
+            let stretch = |thread: usize| &round[thread * round.len() / n_threads..][..round.len() / n_threads];
             let elapsed = time_together(team, |thread| read(stretch(thread)));
             peak.add((n_threads * STRETCH_BYTES) as f64 / elapsed.as_secs_f64());
         }
@@ -82,10 +69,7 @@ impl Peak {
 }
 
 fn best(peaks: Vec<Peak>) -> Peak {
-    peaks
-        .into_iter()
-        .max_by(|a, b| a.per_s.total_cmp(&b.per_s))
-        .expect("there is at least one way")
+    peaks.into_iter().max_by(|a, b| a.per_s.total_cmp(&b.per_s)).expect("there is at least one way")
 }
 
 /// Runs `f(thread)` once on every worker, starting together; the time from the first start to the last end.
@@ -103,12 +87,7 @@ fn time_together(team: &Team, f: impl Fn(usize) -> u64 + Sync) -> Duration {
             last_end.fetch_max(now(), Ordering::Relaxed);
         }
     });
-    Duration::from_nanos(
-        last_end
-            .into_inner()
-            .saturating_sub(first_start.into_inner())
-            .max(1),
-    )
+    Duration::from_nanos(last_end.into_inner().saturating_sub(first_start.into_inner()).max(1))
 }
 
 /// A loop of a known instruction mix.
@@ -123,11 +102,7 @@ struct MacLoop {
 fn best_loop(team: &Team, seconds: f64, loops: &[MacLoop]) -> Peak {
     let seconds = seconds / loops.len() as f64;
     let measure = |l: &MacLoop| {
-        let mut peak = Peak {
-            method: l.method,
-            per_s: 0.0,
-            samples: Vec::new(),
-        };
+        let mut peak = Peak { method: l.method, per_s: 0.0, samples: Vec::new() };
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         // Repetitions of about a millisecond: short enough that some fall between two disturbances.
         let mut rounds = 1000;
@@ -137,10 +112,7 @@ fn best_loop(team: &Team, seconds: f64, loops: &[MacLoop]) -> Peak {
                 rounds *= 2;
                 continue;
             }
-            peak.add(
-                (rounds * l.macs_per_round * team.n_threads() as u64) as f64
-                    / elapsed.as_secs_f64(),
-            );
+            peak.add((rounds * l.macs_per_round * team.n_threads() as u64) as f64 / elapsed.as_secs_f64());
         }
         peak
     };
@@ -197,8 +169,8 @@ mod x86_64 {
             "vpaddw ymm7, ymm7, ymm13",
         ],
         [
-            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm10", "ymm11",
-            "ymm12", "ymm13", "ymm14", "ymm15"
+            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm10", "ymm11", "ymm12", "ymm13",
+            "ymm14", "ymm15"
         ]
     );
     asm_loop!(
@@ -218,8 +190,8 @@ mod x86_64 {
             "{{vex}} vpdpbusd ymm11, ymm14, ymm15",
         ],
         [
-            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9",
-            "ymm10", "ymm11", "ymm14", "ymm15"
+            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14",
+            "ymm15"
         ]
     );
     asm_loop!(
@@ -239,8 +211,8 @@ mod x86_64 {
             "vpdpbusd zmm11, zmm14, zmm15",
         ],
         [
-            "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9",
-            "zmm10", "zmm11", "zmm14", "zmm15"
+            "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm14",
+            "zmm15"
         ]
     );
     asm_loop!(
@@ -260,8 +232,8 @@ mod x86_64 {
             "vfmadd231ps ymm11, ymm14, ymm15",
         ],
         [
-            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9",
-            "ymm10", "ymm11", "ymm14", "ymm15"
+            "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14",
+            "ymm15"
         ]
     );
     asm_loop!(
@@ -281,8 +253,8 @@ mod x86_64 {
             "vfmadd231ps zmm11, zmm14, zmm15",
         ],
         [
-            "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9",
-            "zmm10", "zmm11", "zmm14", "zmm15"
+            "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm14",
+            "zmm15"
         ]
     );
 }
@@ -295,49 +267,25 @@ fn int8_loops() -> Vec<MacLoop> {
         use crate::isa::{Avx2, Avx512Vnni, Feature, Token};
         if Avx2::detect().is_some() {
             let run = x86_64::maddubs_paddw;
-            loops.push(MacLoop {
-                method: "vpmaddubsw + vpaddw, 256 bit",
-                macs_per_round: 8 * 32,
-                run,
-            });
+            loops.push(MacLoop { method: "vpmaddubsw + vpaddw, 256 bit", macs_per_round: 8 * 32, run });
         }
         if Feature::AvxVnni.is_detected() {
-            loops.push(MacLoop {
-                method: "vpdpbusd, 256 bit",
-                macs_per_round: 12 * 32,
-                run: x86_64::vnni_256,
-            });
+            loops.push(MacLoop { method: "vpdpbusd, 256 bit", macs_per_round: 12 * 32, run: x86_64::vnni_256 });
         }
         if Avx512Vnni::detect().is_some() {
-            loops.push(MacLoop {
-                method: "vpdpbusd, 512 bit",
-                macs_per_round: 12 * 64,
-                run: x86_64::vnni_512,
-            });
+            loops.push(MacLoop { method: "vpdpbusd, 512 bit", macs_per_round: 12 * 64, run: x86_64::vnni_512 });
         }
     }
     #[cfg(target_arch = "aarch64")]
     {
         use crate::isa::{NeonDot, Token};
         if NeonDot::detect().is_some() {
-            loops.push(MacLoop {
-                method: "sdot, 128 bit",
-                macs_per_round: 16 * 16,
-                run: aarch64::sdot,
-            });
+            loops.push(MacLoop { method: "sdot, 128 bit", macs_per_round: 16 * 16, run: aarch64::sdot });
         }
-        loops.push(MacLoop {
-            method: "smlal, 128 bit",
-            macs_per_round: 16 * 8,
-            run: aarch64::smlal,
-        });
+        loops.push(MacLoop { method: "smlal, 128 bit", macs_per_round: 16 * 8, run: aarch64::smlal });
     }
     if loops.is_empty() {
-        loops.push(MacLoop {
-            method: "portable int8 loop",
-            macs_per_round: PORTABLE_LANES as u64,
-            run: portable_int8,
-        });
+        loops.push(MacLoop { method: "portable int8 loop", macs_per_round: PORTABLE_LANES as u64, run: portable_int8 });
     }
     loops
 }
@@ -348,32 +296,16 @@ fn f32_loops() -> Vec<MacLoop> {
     {
         use crate::isa::{Avx2, Feature, Token};
         if Avx2::detect().is_some() {
-            loops.push(MacLoop {
-                method: "vfmadd231ps, 256 bit",
-                macs_per_round: 12 * 8,
-                run: x86_64::fma_256,
-            });
+            loops.push(MacLoop { method: "vfmadd231ps, 256 bit", macs_per_round: 12 * 8, run: x86_64::fma_256 });
         }
         if Feature::Avx512f.is_detected() {
-            loops.push(MacLoop {
-                method: "vfmadd231ps, 512 bit",
-                macs_per_round: 12 * 16,
-                run: x86_64::fma_512,
-            });
+            loops.push(MacLoop { method: "vfmadd231ps, 512 bit", macs_per_round: 12 * 16, run: x86_64::fma_512 });
         }
     }
     #[cfg(target_arch = "aarch64")]
-    loops.push(MacLoop {
-        method: "fmla, 128 bit",
-        macs_per_round: 16 * 4,
-        run: aarch64::fmla,
-    });
+    loops.push(MacLoop { method: "fmla, 128 bit", macs_per_round: 16 * 4, run: aarch64::fmla });
     if loops.is_empty() {
-        loops.push(MacLoop {
-            method: "portable f32 loop",
-            macs_per_round: PORTABLE_LANES as u64,
-            run: portable_f32,
-        });
+        loops.push(MacLoop { method: "portable f32 loop", macs_per_round: PORTABLE_LANES as u64, run: portable_f32 });
     }
     loops
 }
@@ -413,13 +345,7 @@ mod aarch64 {
         };
     }
 
-    neon_loop!(
-        sdot,
-        ".arch_extension dotprod",
-        "sdot",
-        "4s",
-        ", v30.16b, v31.16b"
-    );
+    neon_loop!(sdot, ".arch_extension dotprod", "sdot", "4s", ", v30.16b, v31.16b");
     neon_loop!(smlal, "", "smlal", "8h", ", v30.8b, v31.8b");
     neon_loop!(fmla, "", "fmla", "4s", ", v30.4s, v31.4s");
 }
@@ -436,8 +362,7 @@ fn portable_int8(rounds: u64) -> u64 {
         }
         sums = std::hint::black_box(sums);
     }
-    sums.iter()
-        .fold(0, |all, &sum| all ^ u64::from(sum.cast_unsigned()))
+    sums.iter().fold(0, |all, &sum| all ^ u64::from(sum.cast_unsigned()))
 }
 
 fn portable_f32(rounds: u64) -> u64 {
@@ -449,8 +374,7 @@ fn portable_f32(rounds: u64) -> u64 {
         }
         sums = std::hint::black_box(sums);
     }
-    sums.iter()
-        .fold(0, |all, &sum| all ^ u64::from(sum.to_bits()))
+    sums.iter().fold(0, |all, &sum| all ^ u64::from(sum.to_bits()))
 }
 
 /// Two cache lines, what neighbouring-line prefetchers fetch together.
@@ -524,11 +448,7 @@ mod tests {
             let mut buffer = vec![0u8; 16384];
             buffer[at] = 3;
             for (method, read) in READS {
-                assert_eq!(
-                    read(buffer.as_chunks().0),
-                    3 << (8 * (at % 8)),
-                    "{method}, byte {at}"
-                );
+                assert_eq!(read(buffer.as_chunks().0), 3 << (8 * (at % 8)), "{method}, byte {at}");
             }
         }
     }
@@ -536,14 +456,10 @@ mod tests {
     #[test]
     fn peaks_are_the_best_of_their_samples() {
         for n_threads in [1, 2] {
-            let (macs, read) = Pool::new(n_threads)
-                .unwrap()
-                .run(|team| (mac_peak(team, 0.01), read_bandwidth(team, 64 << 20, 0.01)));
+            let (macs, read) =
+                Pool::new(n_threads).unwrap().run(|team| (mac_peak(team, 0.01), read_bandwidth(team, 64 << 20, 0.01)));
             for peak in [macs.int8, macs.f32, read] {
-                assert!(
-                    peak.per_s.is_finite() && peak.per_s > 0.0 && peak.samples.len() >= 3,
-                    "{peak:?}"
-                );
+                assert!(peak.per_s.is_finite() && peak.per_s > 0.0 && peak.samples.len() >= 3, "{peak:?}");
                 assert_eq!(peak.samples.iter().copied().fold(0.0, f64::max), peak.per_s);
             }
         }

@@ -19,13 +19,7 @@ impl<I, K: ?Sized> Entry<I, K> {
     /// The kernel, or why it cannot run here.
     pub fn kernel(&self) -> Result<&'static K, Unsupported> {
         (self.construct)().ok_or_else(|| {
-            Unsupported::MissingFeatures(
-                self.features
-                    .iter()
-                    .copied()
-                    .filter(|f| !f.is_detected())
-                    .collect(),
-            )
+            Unsupported::MissingFeatures(self.features.iter().copied().filter(|f| !f.is_detected()).collect())
         })
     }
 }
@@ -68,12 +62,8 @@ pub fn supported() -> impl Iterator<Item = &'static dyn TernaryKernel> {
 
 /// The kernel used when none is asked for: the last exact one of the list that runs here.
 pub fn default_kernel() -> &'static dyn TernaryKernel {
-    let exact =
-        |kernel: &&dyn TernaryKernel| kernel.info().exactness == crate::kernel::Exactness::Exact;
-    supported()
-        .filter(exact)
-        .last()
-        .expect("the scalar kernels run everywhere")
+    let exact = |kernel: &&dyn TernaryKernel| kernel.info().exactness == crate::kernel::Exactness::Exact;
+    supported().filter(exact).last().expect("the scalar kernels run everywhere")
 }
 
 /// Why a kernel name was refused.
@@ -107,10 +97,7 @@ pub fn find(name: &str) -> Result<&'static dyn TernaryKernel, LookupError> {
     let list = |names: Vec<&'static str>| names.join(", ");
     let Some(entry) = KERNELS.iter().find(|entry| entry.info.name == name) else {
         let known = list(KERNELS.iter().map(|entry| entry.info.name).collect());
-        return Err(LookupError::Unknown {
-            name: name.to_owned(),
-            known,
-        });
+        return Err(LookupError::Unknown { name: name.to_owned(), known });
     };
     entry.kernel().map_err(|reason| LookupError::Unsupported {
         name: name.to_owned(),

@@ -51,17 +51,10 @@ impl Pool {
             }
             // Whatever happens to the leader, the followers must be let go, or the broadcast never ends.
             let _release = Release(&team);
-            let f = lead
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .take()?;
+            let f = lead.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()?;
             Some(f(&team))
         });
-        results
-            .into_iter()
-            .flatten()
-            .next()
-            .expect("worker 0 ran the closure")
+        results.into_iter().flatten().next().expect("worker 0 ran the closure")
     }
 }
 
@@ -196,27 +189,16 @@ unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 impl<'a, T> SharedMut<'a, T> {
     /// Shares `slice` for as long as it is borrowed.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            life: PhantomData,
-        }
+        Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
     /// The part `range`; panics when it does not lie inside.
     ///
     /// # Safety
     /// Parts that live at the same time do not overlap.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "disjoint parts of one unique borrow, by the contract above"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one unique borrow, by the contract above")]
     pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "{range:?} of {} items",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} items", self.len);
         // SAFETY: inside the borrowed slice (asserted), exclusive by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
@@ -225,11 +207,7 @@ impl<'a, T> SharedMut<'a, T> {
 /// Spins for some microseconds, then offers the core to others: on a busy machine the awaited worker may be descheduled.
 fn relax(spins: &mut u32) {
     *spins += 1;
-    if *spins < 20_000 {
-        std::hint::spin_loop()
-    } else {
-        std::thread::yield_now()
-    }
+    if *spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
 }
 
 #[cfg(test)]
@@ -251,11 +229,7 @@ mod tests {
                         });
                     }
                 });
-                assert!(
-                    visits
-                        .iter()
-                        .all(|count| count.load(Ordering::Relaxed) == 50)
-                );
+                assert!(visits.iter().all(|count| count.load(Ordering::Relaxed) == 50));
             }
         }
     }
@@ -268,10 +242,6 @@ mod tests {
         }));
         assert!(region.is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| pool.run(|_| panic!("leader")))).is_err());
-        assert_eq!(
-            pool.run(|team| team.n_threads()),
-            2,
-            "the pool is usable afterwards"
-        );
+        assert_eq!(pool.run(|team| team.n_threads()), 2, "the pool is usable afterwards");
     }
 }

@@ -43,26 +43,16 @@ impl TernaryMatrix {
     /// Takes `n * k` trits in row-major order and the factor that turns them into weights.
     pub fn new(n: usize, k: usize, trits: Vec<i8>, scale: f32) -> Result<Self, TritError> {
         if n.checked_mul(k) != Some(trits.len()) {
-            return Err(TritError::Length {
-                len: trits.len(),
-                n,
-                k,
-            });
+            return Err(TritError::Length { len: trits.len(), n, k });
         }
         if !scale.is_finite() {
             return Err(TritError::Scale(scale));
         }
         // A branch-free pass first: it runs at memory speed, and models have billions of trits.
-        if trits
-            .iter()
-            .fold(false, |bad, &t| bad | ((t as u8).wrapping_add(1) > 2))
+        if trits.iter().fold(false, |bad, &t| bad | ((t as u8).wrapping_add(1) > 2))
             && let Some(at) = trits.iter().position(|t| !(-1..=1).contains(t))
         {
-            return Err(TritError::Value {
-                value: trits[at],
-                row: at / k,
-                column: at % k,
-            });
+            return Err(TritError::Value { value: trits[at], row: at / k, column: at % k });
         }
         Ok(Self { n, k, scale, trits })
     }
@@ -76,10 +66,7 @@ impl TernaryMatrix {
             return Err(TritError::Scale(mean));
         }
         let inverse = 1.0 / mean;
-        let trits = weights
-            .iter()
-            .map(|w| (w * inverse).round_ties_even().clamp(-1.0, 1.0) as i8)
-            .collect();
+        let trits = weights.iter().map(|w| (w * inverse).round_ties_even().clamp(-1.0, 1.0) as i8).collect();
         Self::new(n, k, trits, 1.0 / inverse)
     }
 

@@ -37,18 +37,8 @@ pub struct Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [n, k, m] = self.shape;
-        let Self {
-            case,
-            token,
-            row,
-            expected,
-            got,
-            ..
-        } = self;
-        write!(
-            f,
-            "{n} x {k}, {m} tokens, {case}: token {token}, row {row} is {got}, not {expected}"
-        )
+        let Self { case, token, row, expected, got, .. } = self;
+        write!(f, "{n} x {k}, {m} tokens, {case}: token {token}, row {row} is {got}, not {expected}")
     }
 }
 
@@ -82,26 +72,14 @@ impl Random {
 
 /// The matrix with `trit(row, column)`.
 pub fn matrix(n: usize, k: usize, mut trit: impl FnMut(usize, usize) -> i8) -> TernaryMatrix {
-    let trits = (0..n)
-        .flat_map(|row| (0..k).map(move |column| (row, column)))
-        .map(|(r, c)| trit(r, c))
-        .collect();
+    let trits = (0..n).flat_map(|row| (0..k).map(move |column| (row, column))).map(|(r, c)| trit(r, c)).collect();
     TernaryMatrix::new(n, k, trits, 0.75).expect("the cases are made of trits")
 }
 
 /// The activations with `value(token, column)`.
-pub fn activations(
-    m: usize,
-    k: usize,
-    mut value: impl FnMut(usize, usize) -> i8,
-) -> QuantizedActivations {
+pub fn activations(m: usize, k: usize, mut value: impl FnMut(usize, usize) -> i8) -> QuantizedActivations {
     let values = (0..m * k).map(|i| value(i / k, i % k)).collect();
-    QuantizedActivations {
-        m,
-        k,
-        values,
-        scales: (0..m).map(|token| 1.0 + token as f32 / 8.0).collect(),
-    }
+    QuantizedActivations { m, k, values, scales: (0..m).map(|token| 1.0 + token as f32 / 8.0).collect() }
 }
 
 /// Maps any number into -127..=127.
@@ -115,13 +93,7 @@ pub fn cases(n: usize, k: usize, m: usize) -> impl Iterator<Item = Case> {
     let sign = |i: usize| if i.is_multiple_of(2) { 1 } else { -1 };
     // One non-zero weight a row, one non-zero activation a token, moved so that all columns meet over the rows.
     let spikes = move || matrix(n, k, |row, column| i8::from(column == row * 7 % k));
-    let spiked = move || {
-        activations(
-            m,
-            k,
-            |token, column| if column == token * 7 % k { -127 } else { 0 },
-        )
-    };
+    let spiked = move || activations(m, k, |token, column| if column == token * 7 % k { -127 } else { 0 });
     let extreme = move |w: i8, x: i8| (matrix(n, k, |_, _| w), activations(m, k, |_, _| x));
     let make = move |case| match case {
         0 => ("all +1 by +127", extreme(1, 127)),
@@ -130,44 +102,20 @@ pub fn cases(n: usize, k: usize, m: usize) -> impl Iterator<Item = Case> {
         3 => ("all -1 by -127", extreme(-1, -127)),
         4 => {
             let x = activations(m, k, |token, k| 127 * sign(token + k));
-            (
-                "alternating signs",
-                (matrix(n, k, |row, k| sign(row + k)), x),
-            )
+            ("alternating signs", (matrix(n, k, |row, k| sign(row + k)), x))
         }
-        5 => (
-            "spikes in the weights",
-            (
-                spikes(),
-                activations(m, k, |token, k| legal(token * 31 + k * 17)),
-            ),
-        ),
-        6 => (
-            "spikes in the activations",
-            (
-                matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1),
-                spiked(),
-            ),
-        ),
+        5 => ("spikes in the weights", (spikes(), activations(m, k, |token, k| legal(token * 31 + k * 17)))),
+        6 => ("spikes in the activations", (matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1), spiked())),
         7 => ("spikes in both", (spikes(), spiked())),
         8 => {
             let x = activations(m, k, |token, k| legal((token * 29 + k) % 251));
-            (
-                "prime cycles",
-                (
-                    matrix(n, k, |row, k| ((row * 13 + k) % 11 % 3) as i8 - 1),
-                    x,
-                ),
-            )
+            ("prime cycles", (matrix(n, k, |row, k| ((row * 13 + k) % 11 % 3) as i8 - 1), x))
         }
         _ => {
             let mut weights = Random::new((n * 1_000_003 + k * 1009 + m) as u64);
             let mut values = Random::new((m * 999_983 + k) as u64);
             let w = matrix(n, k, |_, _| weights.below(3) as i8 - 1);
-            (
-                "random",
-                (w, activations(m, k, |_, _| legal(values.below(255)))),
-            )
+            ("random", (w, activations(m, k, |_, _| legal(values.below(255)))))
         }
     };
     (0..10).map(move |case| {
@@ -177,12 +125,7 @@ pub fn cases(n: usize, k: usize, m: usize) -> impl Iterator<Item = Case> {
 }
 
 /// Compares every kernel with the oracle on all cases of a shape: per kernel, the number of cases passed or the first wrong sum.
-pub fn verify(
-    kernels: &[&dyn TernaryKernel],
-    n: usize,
-    k: usize,
-    m: usize,
-) -> Vec<Result<u64, Mismatch>> {
+pub fn verify(kernels: &[&dyn TernaryKernel], n: usize, k: usize, m: usize) -> Vec<Result<u64, Mismatch>> {
     let mut results = vec![Ok(0); kernels.len()];
     for case in cases(n, k, m) {
         let expected = oracle::gemm(&case.w, &case.x);
@@ -210,20 +153,9 @@ fn check(kernel: &dyn TernaryKernel, case: &Case, expected: &[i32]) -> Result<()
     };
     for (at, &got) in acc.iter().enumerate() {
         let (token, row) = (at / n_rows, at % n_rows);
-        let expected = if row < n {
-            expected[token * n + row]
-        } else {
-            0
-        };
+        let expected = if row < n { expected[token * n + row] } else { 0 };
         if got.wrapping_sub(expected).unsigned_abs() > allowed {
-            return Err(Mismatch {
-                shape: [n, k, m],
-                case: case.name,
-                token,
-                row,
-                expected,
-                got,
-            });
+            return Err(Mismatch { shape: [n, k, m], case: case.name, token, row, expected, got });
         }
     }
     Ok(())

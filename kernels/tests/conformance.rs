@@ -7,8 +7,7 @@ use std::ops::Range;
 use support::{Random, activations, inputs, legal, matrix};
 use ternbench_kernels::driver::{Scratch, multiply};
 use ternbench_kernels::{
-    Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, TernaryKernel,
-    TernaryMatrix, oracle,
+    Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, TernaryKernel, TernaryMatrix, oracle,
 };
 
 /// Rows around the tile of 32, and more than one tile.
@@ -35,11 +34,7 @@ fn check(
     kernel.compute(packed, x, rows.clone(), &mut acc);
     for (at, &got) in acc.iter().enumerate() {
         let (token, row) = (at / rows.len(), rows.start + at % rows.len());
-        let want = if row < packed.n {
-            expected[token * packed.n + row]
-        } else {
-            0
-        };
+        let want = if row < packed.n { expected[token * packed.n + row] } else { 0 };
         let allowed = match kernel.info().exactness {
             Exactness::Exact => 0,
             Exactness::Bounded { per_k } => (per_k * packed.k as f32).ceil() as i32,
@@ -54,12 +49,7 @@ fn check(
     }
 }
 
-fn check_input(
-    kernels: &[&dyn TernaryKernel],
-    w: &TernaryMatrix,
-    x: &QuantizedActivations,
-    what: &str,
-) {
+fn check_input(kernels: &[&dyn TernaryKernel], w: &TernaryMatrix, x: &QuantizedActivations, what: &str) {
     let expected = oracle::gemm(w, x);
     for kernel in kernels {
         let tile = kernel.info().row_tile;
@@ -69,30 +59,9 @@ fn check_input(
         let mut prepared = Prepared::default();
         kernel.prepare(&activations(x.m + 1, x.k + 64, |_, _| 127), &mut prepared);
         kernel.prepare(x, &mut prepared);
-        check(
-            *kernel,
-            &packed,
-            &prepared,
-            0..n_tiles * tile,
-            &expected,
-            what,
-        );
-        check(
-            *kernel,
-            &packed,
-            &prepared,
-            n_tiles / 2 * tile..n_tiles * tile,
-            &expected,
-            what,
-        );
-        check(
-            *kernel,
-            &packed,
-            &prepared,
-            n_tiles / 3 * tile..(n_tiles / 3 + 1) * tile,
-            &expected,
-            what,
-        );
+        check(*kernel, &packed, &prepared, 0..n_tiles * tile, &expected, what);
+        check(*kernel, &packed, &prepared, n_tiles / 2 * tile..n_tiles * tile, &expected, what);
+        check(*kernel, &packed, &prepared, n_tiles / 3 * tile..(n_tiles / 3 + 1) * tile, &expected, what);
     }
 }
 
@@ -113,15 +82,9 @@ fn every_kernel_equals_the_oracle_around_every_edge() {
 #[test]
 fn every_kernel_equals_the_oracle_on_long_rows() {
     let kernels = support::ternary_kernels();
-    for (n, k, m) in [
-        (33, 640, 5),
-        (65, 2560, 1),
-        (40, 2560, 9),
-        (33, 6912, 1),
-        (1, 6912, 2),
-        (31, 6912, 3),
-        (2, 6912, 33),
-    ] {
+    for (n, k, m) in
+        [(33, 640, 5), (65, 2560, 1), (40, 2560, 9), (33, 6912, 1), (1, 6912, 2), (31, 6912, 3), (2, 6912, 33)]
+    {
         for (what, w, x) in inputs(n, k, m) {
             check_input(&kernels, &w, &x, what);
         }
@@ -155,39 +118,19 @@ fn every_single_weight_counts_once() {
 fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
     let pools = [1, 2, 3].map(|n_threads| Pool::new(n_threads).unwrap());
     for kernel in support::ternary_kernels() {
-        for (n, k, m) in [
-            (1, 1, 1),
-            (33, 17, 1),
-            (97, 129, 2),
-            (640, 256, 3),
-            (257, 640, 1),
-            (100, 257, 33),
-            (65, 64, 512),
-        ] {
+        for (n, k, m) in
+            [(1, 1, 1), (33, 17, 1), (97, 129, 2), (640, 256, 3), (257, 640, 1), (100, 257, 33), (65, 64, 512)]
+        {
             let mut random = Random::new((n + k + m) as u64);
             let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
             let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
             let quantized = QuantizedActivations::quantize(&x, m, k);
-            let scaled = |(i, &sum): (usize, &i32)| {
-                (sum as f32 / quantized.scales[i / n] * w.scale()).to_bits()
-            };
-            let expected: Vec<u32> = oracle::gemm(&w, &quantized)
-                .iter()
-                .enumerate()
-                .map(scaled)
-                .collect();
+            let scaled = |(i, &sum): (usize, &i32)| (sum as f32 / quantized.scales[i / n] * w.scale()).to_bits();
+            let expected: Vec<u32> = oracle::gemm(&w, &quantized).iter().enumerate().map(scaled).collect();
             let linear = Linear::ternary(kernel, &w);
             for pool in &pools {
                 let mut y = vec![f32::NAN; m * n];
-                pool.run(|team| {
-                    multiply(
-                        team,
-                        &mut Scratch::default(),
-                        &x,
-                        m,
-                        &mut [(&linear, &mut y)],
-                    )
-                });
+                pool.run(|team| multiply(team, &mut Scratch::default(), &x, m, &mut [(&linear, &mut y)]));
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 if kernel.info().exactness == Exactness::Exact {
                     assert!(
@@ -208,10 +151,7 @@ fn a_careless_int16_sum_is_found_out() {
     let careless = |w: &TernaryMatrix, x: &QuantizedActivations, row: usize, token: usize| {
         let pairs = w.row(row).chunks(2).zip(x.row(token).chunks(2));
         let code_sum = pairs.fold(0i16, |sum, (w, x)| {
-            let products = w
-                .iter()
-                .zip(x)
-                .map(|(&w, &x)| i16::from(w + 1) * i16::from(x));
+            let products = w.iter().zip(x).map(|(&w, &x)| i16::from(w + 1) * i16::from(x));
             sum.wrapping_add(products.sum())
         });
         i32::from(code_sum) - x.row(token).iter().map(|&x| i32::from(x)).sum::<i32>()
@@ -220,15 +160,9 @@ fn a_careless_int16_sum_is_found_out() {
         let wrong = |(what, w, x): (_, TernaryMatrix, QuantizedActivations)| {
             (oracle::gemm(&w, &x)[0] != careless(&w, &x, 0, 0)).then_some(what)
         };
-        inputs(1, k, 1)
-            .into_iter()
-            .filter_map(wrong)
-            .collect::<Vec<&str>>()
+        inputs(1, k, 1).into_iter().filter_map(wrong).collect::<Vec<&str>>()
     };
-    assert!(
-        caught(128).is_empty(),
-        "64 pairs of at most 508 fit into int16"
-    );
+    assert!(caught(128).is_empty(), "64 pairs of at most 508 fit into int16");
     assert_eq!(caught(2560)[..2], ["all +1 by +127", "all +1 by -127"]);
     assert_eq!(caught(6912)[..2], ["all +1 by +127", "all +1 by -127"]);
 }

@@ -9,9 +9,7 @@ use ternbench_kernels::driver::{Scratch, multiply};
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
 
 /// Around the 8 lanes, the block of 32 and the column block of 512 (types with blocks keep the multiples of 32).
-const K: &[usize] = &[
-    1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 640,
-];
+const K: &[usize] = &[1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 640];
 /// Around the register tile of 4 rows and the block of 8.
 const N: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 17, 33];
 /// Around the fused path's 8 tokens, its pairs, and register tiles of 3.
@@ -28,21 +26,11 @@ fn bytes(data: &[u8]) -> Bytes {
 }
 
 /// Random weights of a type. With `integers`, small integers, whose sums f32 holds exactly.
-fn dense_matrix(
-    ty: DenseType,
-    n: usize,
-    k: usize,
-    integers: bool,
-    random: &mut Random,
-) -> DenseMatrix {
+fn dense_matrix(ty: DenseType, n: usize, k: usize, integers: bool, random: &mut Random) -> DenseMatrix {
     let mut data = Vec::new();
     for _ in 0..n * k / ty.block_len() {
         let mut value = || {
-            if integers {
-                random.below(17) as f32 - 8.0
-            } else {
-                random.float()
-            }
+            if integers { random.below(17) as f32 - 8.0 } else { random.float() }
         };
         match ty {
             DenseType::F32 => data.extend(value().to_le_bytes()),
@@ -64,13 +52,7 @@ fn dense_matrix(
     DenseMatrix::new(n, k, ty, bytes(&data)).expect("whole rows")
 }
 
-fn compute(
-    kernel: &dyn DenseKernel,
-    w: &DenseMatrix,
-    x: &[f32],
-    m: usize,
-    rows: std::ops::Range<usize>,
-) -> Vec<f32> {
+fn compute(kernel: &dyn DenseKernel, w: &DenseMatrix, x: &[f32], m: usize, rows: std::ops::Range<usize>) -> Vec<f32> {
     let mut y = vec![f32::NAN; m * rows.len()];
     kernel.compute(w, x, m, rows, &mut y);
     y
@@ -84,18 +66,12 @@ fn bits(y: &[f32]) -> Vec<u32> {
 fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64) {
     let mut weights = vec![0.0; w.k()];
     w.dequantize_row(row, &mut weights);
-    let products = weights
-        .iter()
-        .zip(&x[token * w.k()..])
-        .map(|(w, x)| f64::from(*w) * f64::from(*x));
+    let products = weights.iter().zip(&x[token * w.k()..]).map(|(w, x)| f64::from(*w) * f64::from(*x));
     products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()))
 }
 
 fn shapes(ty: DenseType) -> impl Iterator<Item = (usize, usize)> {
-    let ks = K
-        .iter()
-        .copied()
-        .filter(move |k| k.is_multiple_of(ty.block_len()));
+    let ks = K.iter().copied().filter(move |k| k.is_multiple_of(ty.block_len()));
     ks.flat_map(|k| N.iter().map(move |&n| (n, k)))
 }
 
@@ -119,21 +95,12 @@ fn sums_are_within_the_rounding_bound() {
                     let (sum, norm) = reference(&w, &x, row, token);
                     let share = (f64::from(*y) - sum).abs() / (gamma * norm + f64::MIN_POSITIVE);
                     if share.is_nan() || share > worst.0 {
-                        worst = (
-                            share,
-                            format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"),
-                        );
+                        worst = (share, format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"));
                     }
                 }
             }
         }
-        assert!(
-            worst.0 <= 1.0,
-            "{}: {} times the bound at {}",
-            kernel.info().name,
-            worst.0,
-            worst.1
-        );
+        assert!(worst.0 <= 1.0, "{}: {} times the bound at {}", kernel.info().name, worst.0, worst.1);
     }
 }
 
@@ -165,54 +132,30 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
     let pools = [1, 2, 3].map(|n_threads| Pool::new(n_threads).unwrap());
     for kernel in kernels() {
         let (n, m) = (37, 14);
-        for k in K
-            .iter()
-            .copied()
-            .chain([2560])
-            .filter(|k| k.is_multiple_of(kernel.info().ty.block_len()))
-        {
+        for k in K.iter().copied().chain([2560]).filter(|k| k.is_multiple_of(kernel.info().ty.block_len())) {
             let what = format!("{} {n} x {k}", kernel.info().name);
             let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
             let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
             let all = compute(kernel, &w, &x, m, 0..n);
             for part in 1..m {
                 let first = compute(kernel, &w, &x[..part * k], part, 0..n);
-                assert!(
-                    bits(&first) == bits(&all[..part * n]),
-                    "{what}: the first {part} tokens alone"
-                );
+                assert!(bits(&first) == bits(&all[..part * n]), "{what}: the first {part} tokens alone");
             }
             for rows in [0..1, 3..20, 16..32, 36..37] {
                 for part in [1, 2, 3, m] {
                     let y = compute(kernel, &w, &x[..part * k], part, rows.clone());
                     let same = |token: usize| {
-                        bits(&y[token * rows.len()..][..rows.len()])
-                            == bits(&all[token * n..][rows.clone()])
+                        bits(&y[token * rows.len()..][..rows.len()]) == bits(&all[token * n..][rows.clone()])
                     };
                     assert!((0..part).all(same), "{what}: rows {rows:?}, {part} tokens");
                 }
             }
-            if std::ptr::eq(
-                kernel.info(),
-                ternbench_kernels::dense::kernel_for(kernel.info().ty).info(),
-            ) {
+            if std::ptr::eq(kernel.info(), ternbench_kernels::dense::kernel_for(kernel.info().ty).info()) {
                 let linear = Linear::dense(w.clone());
                 for pool in &pools {
                     let mut y = vec![f32::NAN; m * n];
-                    pool.run(|team| {
-                        multiply(
-                            team,
-                            &mut Scratch::default(),
-                            &x,
-                            m,
-                            &mut [(&linear, &mut y)],
-                        )
-                    });
-                    assert!(
-                        bits(&y) == bits(&all),
-                        "{what}: {} threads",
-                        pool.n_threads()
-                    );
+                    pool.run(|team| multiply(team, &mut Scratch::default(), &x, m, &mut [(&linear, &mut y)]));
+                    assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
                 }
             }
         }

@@ -38,11 +38,7 @@ impl TernaryKernel for I8Signs {
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
         let mut data = AlignedBytes::zeroed(w.n() * w.k());
         data.as_i8_mut().copy_from_slice(w.trits());
-        PackedMatrix {
-            n: w.n(),
-            k: w.k(),
-            data,
-        }
+        PackedMatrix { n: w.n(), k: w.k(), data }
     }
 
     fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
@@ -86,14 +82,8 @@ fn the_readme_shows_this_example() {
         .split("// example: start\n")
         .nth(1)
         .and_then(|s| s.split("// example: end").next());
-    let readme = include_str!("../README.md")
-        .split("```rust\n")
-        .nth(1)
-        .and_then(|s| s.split("```").next());
-    assert!(
-        here.is_some() && here == readme,
-        "copy the example between the marks into README.md"
-    );
+    let readme = include_str!("../README.md").split("```rust\n").nth(1).and_then(|s| s.split("```").next());
+    assert!(here.is_some() && here == readme, "copy the example between the marks into README.md");
 }
 
 /// The table of README.md lists what the list lists.
@@ -102,9 +92,6 @@ fn the_readme_names_every_kernel() {
     let readme = include_str!("../README.md");
     let ternary = registry::KERNELS.iter().map(|entry| entry.info.name);
     for name in ternary.chain(dense::DENSE_KERNELS.iter().map(|entry| entry.info.name)) {
-        assert!(
-            readme.contains(&format!("`{name}`")),
-            "README.md does not name {name}"
-        );
+        assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
     }
 }

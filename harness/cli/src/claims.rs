@@ -9,14 +9,16 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ternbench_eval::{Options, Task};
+use ternbench_eval::{EngineModel, Options, Task};
 use ternbench_kernels::{Pool, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
 use ternbench_model::weights::WeightSource;
 use ternbench_model::{Engine, Tokenizer};
+use ternbench_report::plots::charts;
+use ternbench_report::{frame, markdown, table};
 
 use crate::console;
-use crate::eval::{self, EngineLm};
+use crate::eval;
 use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
 use crate::probes::Probes;
@@ -324,7 +326,7 @@ impl<'e> Referee<'e> {
             return Ok(());
         }
         let tokenizer: Tokenizer = open::tokenizer(name)?;
-        let mut lm = EngineLm::new(loaded, pool, &tokenizer);
+        let mut lm = EngineModel::new(Engine::new(&loaded.model, pool), &tokenizer);
         for task in ["piqa", "gsm8k"] {
             let out = self.run.path().join(ternbench_measure::host::slug(&loaded.info.model));
             std::fs::create_dir_all(&out).with_context(|| format!("{}", out.display()))?;
@@ -341,9 +343,13 @@ impl<'e> Referee<'e> {
         for claim in ledger.to_records() {
             self.keep(claim)?;
         }
-        ternbench_report::write(&self.records, &ledger, &self.host, &self.run)?;
-        println!("\n{}", ternbench_report::table::ledger(&ledger));
-        println!("{}", ternbench_report::table::speed(&self.records)?);
+        let rows = frame::speed_rows(&self.records)?;
+        let plots = charts::all(&self.records, &rows, &self.host.summary(), self.run.path())?;
+        let report = markdown::report(&self.records, Some(&self.host), &plots)?;
+        self.run.write("report.md", report.as_bytes())?;
+        let output = console::tables(self.env);
+        println!("\n{}\n", table::speeds(&rows, output));
+        println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());
         println!("report: {}", self.run.path().join("report.md").display());
         println!("this took {:.0} s", start.elapsed().as_secs_f64());
         Ok(ExitCode::SUCCESS)

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use comfy_table::ContentArrangement;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ternbench_measure::Env;
+use ternbench_report::table::Output;
 
 /// A progress bar of `len` steps on standard error; nothing when that is no terminal.
 pub fn bar(len: u64, what: &str) -> ProgressBar {
@@ -27,6 +30,15 @@ pub fn spinner(what: &str) -> ProgressBar {
 
 fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(2) } else { ProgressDrawTarget::hidden() }
+}
+
+/// How tables are set: to the terminal's width, plain when piped.
+pub fn tables(env: &Env) -> Output {
+    if !std::io::stdout().is_terminal() {
+        return Output::Plain;
+    }
+    let width = comfy_table::Table::new().set_content_arrangement(ContentArrangement::Dynamic).width();
+    Output::Terminal(width.or(env.columns).unwrap_or(120))
 }
 
 /// An error and its causes on one line.

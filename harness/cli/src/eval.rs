@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ternbench_eval::{EvalError, LanguageModel, Metric, Options, Provenance, Summary, Task, lm};
+use ternbench_eval::{EngineModel, Metric, Options, Provenance, Summary, Task};
 use ternbench_measure::{Env, Host, RecordWriter, RunContext, record};
-use ternbench_model::kv_cache::KvCache;
-use ternbench_model::{Engine, Logits, Segment, Tokenizer};
+use ternbench_model::Engine;
 
 use crate::console;
 use crate::open::{self, Loaded, ModelArgs};
@@ -49,7 +48,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let features: Vec<&str> = ternbench_kernels::isa::detected().iter().map(|feature| feature.name()).collect();
     let context = RunContext::new(args.out.display().to_string(), &Host::describe(&features));
     let mut records = RecordWriter::open(&args.out.join(ternbench_measure::run_dir::RECORDS))?;
-    let mut engine = EngineLm::new(&loaded, &pool, &tokenizer);
+    let mut engine = EngineModel::new(Engine::new(&loaded.model, &pool), &tokenizer);
     for task in &tasks {
         let options = Options {
             data: data.clone(),
@@ -80,7 +79,7 @@ pub fn provenance(loaded: &Loaded) -> Provenance {
 }
 
 /// Runs one task with a progress line, and makes its record.
-pub fn score(task: &Task, lm: &mut EngineLm<'_>, loaded: &Loaded, options: &Options) -> Result<(Summary, record::Accuracy)> {
+pub fn score(task: &Task, lm: &mut EngineModel<'_>, loaded: &Loaded, options: &Options) -> Result<(Summary, record::Accuracy)> {
     let bar = console::bar(0, &task.name);
     let start = Instant::now();
     let summary = ternbench_eval::run(task, lm, options, &mut |progress| {
@@ -121,55 +120,5 @@ fn print(summary: &Summary) {
     println!("{}@{}: {}  ({} items, {})", summary.task, summary.version, metrics.join(", "), summary.n, summary.items.display());
     if summary.truncated_items > 0 {
         println!("  {} prompts did not fit into the context and lost their beginning", summary.truncated_items);
-    }
-}
-
-/// The engine and its tokenizer as the evaluation sees them.
-pub struct EngineLm<'m> {
-    engine: Engine<'m>,
-    tokenizer: &'m Tokenizer,
-}
-
-impl<'m> EngineLm<'m> {
-    /// `loaded` on `pool`.
-    pub fn new(loaded: &'m Loaded, pool: &'m ternbench_kernels::Pool, tokenizer: &'m Tokenizer) -> Self {
-        Self { engine: Engine::new(&loaded.model, pool), tokenizer }
-    }
-}
-
-impl LanguageModel for EngineLm<'_> {
-    type Cache = KvCache;
-
-    fn vocab(&self) -> usize {
-        self.engine.model().config().vocab
-    }
-
-    fn max_context(&self) -> usize {
-        self.engine.model().config().context
-    }
-
-    fn eos_ids(&self) -> &[u32] {
-        self.tokenizer.eos_ids()
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        self.tokenizer.encode_default(text).map_err(EvalError::model)
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String, EvalError> {
-        self.tokenizer.decode(ids).map_err(EvalError::model)
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.engine.new_cache(capacity)
-    }
-
-    fn forward(&mut self, cache: &mut KvCache, tokens: &[u32], logits: lm::Logits) -> Result<&[f32], EvalError> {
-        let logits = match logits {
-            lm::Logits::None => Logits::None,
-            lm::Logits::Last => Logits::Last,
-            lm::Logits::From(index) => Logits::From(index),
-        };
-        self.engine.forward(&mut [Segment { cache, tokens, logits }]).map_err(EvalError::model)
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use ternbench_measure::Env;
+use ternbench_model::chat::{ChatFormat, Message};
 use ternbench_model::sampler::Sampler;
 use ternbench_model::{Engine, Logits, Segment};
 
@@ -50,10 +51,10 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     }
     let tokenizer = args.model.tokenizer()?;
     let prompt = if args.chat {
-        let message = |role: &str, content: &str| ternbench_model::chat::Message::new(role, content);
-        let mut messages: Vec<_> = args.system.iter().map(|system| message("system", system)).collect();
-        messages.push(message("user", &args.prompt));
-        tokenizer.encode_chat(&messages)?
+        let mut messages: Vec<_> = args.system.iter().map(Message::system).collect();
+        messages.push(Message::user(&args.prompt));
+        let source = crate::open::source(&args.model.model, args.model.layout.into())?;
+        ChatFormat::of(source.config().architecture, &tokenizer)?.encode(&tokenizer, &messages, true)?
     } else {
         tokenizer.encode_default(&args.prompt)?
     };
@@ -81,16 +82,14 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let mut generated = 0;
     while generated < n_gen && !tokenizer.eos_ids().contains(&token) {
         generated += 1;
-        if let Some(text) = stream.step(token)? {
-            write!(out, "{text}")?;
-            out.flush()?;
-        }
+        write!(out, "{}", stream.push(token)?)?;
+        out.flush()?;
         if generated < n_gen {
             let segment = Segment { cache: &mut cache, tokens: &[token], logits: Logits::Last };
             token = sampler.sample(engine.forward(&mut [segment])?);
         }
     }
-    writeln!(out, "{}", stream.finish())?;
+    writeln!(out, "{}", stream.finish()?)?;
     let decode = start.elapsed();
     let speed = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
     eprintln!(

@@ -12,10 +12,12 @@ use ternbench_kernels::driver::{self, Scratch};
 use ternbench_kernels::registry::{self, KERNELS};
 use ternbench_kernels::verify::{self, Random};
 use ternbench_kernels::{Exactness, Linear, QuantizedActivations, TernaryKernel, TernaryMatrix};
-use ternbench_measure::{Contender, Env, Host, Plan, RunContext, interleave, record, runner};
+use ternbench_measure::{Contender, Env, Host, Plan, RunContext, interleave, record, runner, stats};
 use ternbench_model::ModelConfig;
 use ternbench_model::weights::LinearName;
+use ternbench_report::table::{self, Align};
 
+use crate::console;
 use crate::model::Output;
 use crate::open;
 use crate::probes::Probes;
@@ -68,10 +70,10 @@ pub enum Command {
 
 pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
     match command {
-        Command::List { output } => list(output),
+        Command::List { output } => list(output, env),
         Command::Verify { filter, shapes, output } => verify_command(&filter, &shapes, output),
         Command::Bench { filter, shapes, batch, threads, repetitions, output } => {
-            bench(&filter, &shapes, &batch, open::threads(threads, env), repetitions, output)
+            bench(&filter, &shapes, &batch, open::threads(threads, env), repetitions, output, env)
         }
     }
 }
@@ -83,7 +85,7 @@ fn exactness(exactness: Exactness) -> String {
     }
 }
 
-fn list(output: Output) -> Result<ExitCode> {
+fn list(output: Output, env: &Env) -> Result<ExitCode> {
     if output == Output::Json {
         let kernels: Vec<_> = KERNELS
             .iter()
@@ -101,18 +103,22 @@ fn list(output: Output) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&kernels)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = ternbench_report::table::new(&["kernel", "layout", "bits", "exactness", "here", "what it does", "source"]);
-    for entry in KERNELS {
-        let i = entry.info;
-        let here = match entry.kernel() {
-            Ok(_) if i.name == registry::default_kernel().info().name => "default".to_owned(),
-            Ok(_) => "yes".to_owned(),
-            Err(reason) => reason.to_string(),
-        };
-        let bits = i.bits_per_weight.to_string();
-        table.add_row([i.name, i.layout, &bits, &exactness(i.exactness), &here, i.summary, i.source]);
-    }
-    println!("{table}");
+    let header = ["kernel", "layout", "bits", "exactness", "here", "what it does", "source"].map(|name| (name, Align::Left));
+    let rows: Vec<Vec<String>> = KERNELS
+        .iter()
+        .map(|entry| {
+            let i = entry.info;
+            let here = match entry.kernel() {
+                Ok(_) if i.name == registry::default_kernel().info().name => "default".to_owned(),
+                Ok(_) => "yes".to_owned(),
+                Err(reason) => reason.to_string(),
+            };
+            let bits = i.bits_per_weight.to_string();
+            let texts = [i.name, i.layout, &bits, &exactness(i.exactness), &here, i.summary, i.source];
+            texts.map(str::to_owned).to_vec()
+        })
+        .collect();
+    println!("{}", table::render(&header, &rows, console::tables(env)));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -155,7 +161,7 @@ pub fn prove(filter: &str, shapes: &[(usize, usize)], batches: &[usize]) -> Resu
             ..record::Verify::default()
         })
         .collect();
-    let bar = crate::console::bar((shapes.len() * batches.len()) as u64, "verifying the kernels");
+    let bar = console::bar((shapes.len() * batches.len()) as u64, "verifying the kernels");
     for &(n, k) in shapes {
         for &m in batches {
             for (result, record) in verify::verify(&kernels, n, k, m).into_iter().zip(&mut records) {
@@ -205,6 +211,7 @@ fn bench(
     n_threads: usize,
     repetitions: u32,
     output: Output,
+    env: &Env,
 ) -> Result<ExitCode> {
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
     if batches.contains(&0) {
@@ -231,7 +238,7 @@ fn bench(
         return Ok(ExitCode::SUCCESS);
     }
     probes.lines().iter().for_each(|line| println!("{line}"));
-    println!("{}", ternbench_report::table::kernels(&records));
+    println!("{}", bench_table(&records, console::tables(env)));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -292,7 +299,7 @@ fn bench_shape(
         })
         .collect();
     let group = format!("{n}x{k} m{m}");
-    let bar = crate::console::spinner(&format!("timing {group}"));
+    let bar = console::spinner(&format!("timing {group}"));
     let plan = Plan { repetitions, warmup: 2, ..Plan::default() };
     let outcome = interleave(&mut contenders, &plan, &mut |_| ControlFlow::Continue(()))?;
     drop(contenders);
@@ -323,4 +330,34 @@ fn bench_shape(
             }
         })
         .collect())
+}
+
+/// Fastest first within a shape: time, bandwidth and arithmetic with their share of the limits.
+fn bench_table(records: &[record::Kernel], output: table::Output) -> String {
+    let median = |ns: &[u64]| stats::median(&ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>()).unwrap_or(f64::NAN);
+    let mut sorted: Vec<&record::Kernel> = records.iter().collect();
+    sorted.sort_by(|a, b| a.group.cmp(&b.group).then(median(&a.compute_ns).total_cmp(&median(&b.compute_ns))));
+    let rows: Vec<Vec<String>> = sorted
+        .iter()
+        .map(|r| {
+            let ns = median(&r.compute_ns);
+            let (bytes, macs) = (r.packed_bytes as f64 / ns, (r.n * r.k * r.m) as f64 / ns);
+            let share = |per_ns: f64, limit: f64| format!("{:.0} %", per_ns * 1e11 / limit);
+            vec![
+                r.group.clone(),
+                r.code.kernel.clone(),
+                format!("{:.3}", ns / 1e6),
+                format!("{bytes:.2}"),
+                share(bytes, r.limits.bandwidth_bytes_per_s),
+                format!("{macs:.1}"),
+                share(macs, r.limits.macs_per_s),
+                format!("{:.3}", median(&r.prepare_ns) / 1e6),
+                format!("{:.1}", median(&r.pack_ns) / 1e6),
+                r.refused.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let names = ["shape", "kernel", "ms", "GB/s", "of limit", "GMAC/s", "of limit", "prepare ms", "pack ms", "refused"];
+    let align = |name| (name, if matches!(name, "shape" | "kernel" | "refused") { Align::Left } else { Align::Right });
+    table::render(&names.map(align), &rows, output)
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use ternbench_measure::Env;
+use ternbench_model::tokenizer::SpecialText;
 use ternbench_model::weights::{LinearName, LinearWeights};
 use ternbench_model::{Engine, Logits, Segment, Tokenizer};
 
@@ -182,7 +183,7 @@ fn tokenize(model: &str, text: Option<String>, file: Option<PathBuf>, special: b
         (None, None) => bail!("give --text or --text-file"),
     };
     let tokenizer: Tokenizer = open::tokenizer(model)?;
-    let ids = tokenizer.encode(&text, special)?;
+    let ids = tokenizer.encode(&text, if special { SpecialText::Parsed } else { SpecialText::AsText })?;
     println!("{}", json!({ "ids": ids }));
     Ok(())
 }

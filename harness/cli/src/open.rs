@@ -9,7 +9,7 @@ use ternbench_measure::{Env, memory, record};
 use ternbench_model::manifest::{Manifest, SyntheticType};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
-use ternbench_model::{Tokenizer, Transformer};
+use ternbench_model::{ModelConfig, Tokenizer, Transformer};
 
 /// Seed of synthetic weights: the same everywhere, so that checksums can be compared.
 pub const SEED: u64 = 1;
@@ -75,6 +75,17 @@ impl ModelArgs {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         tokenizer(&self.model)
     }
+}
+
+/// The manifest that has this shape, so that real files and synthetic weights of one model are known to be the same.
+fn shape_name(config: &ModelConfig) -> Option<String> {
+    let folder = datasets().join("models");
+    let dimensions = |c: &ModelConfig| [c.n_layers, c.hidden, c.ffn, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab];
+    let fits = |name: &String| {
+        let manifest = Manifest::find(&folder, name).ok();
+        manifest.is_some_and(|m| m.architecture == config.architecture && dimensions(&m.config()) == dimensions(config))
+    };
+    Manifest::names(&folder).into_iter().find(fits)
 }
 
 /// The kernel called `name`, or the environment's, or the best.
@@ -159,7 +170,7 @@ impl Loaded {
             model: source.name().to_owned(),
             model_hash: source.hash()?,
             architecture: architecture.as_str().unwrap_or_default().to_owned(),
-            shape: None,
+            shape: shape_name(config),
             weights: model.weights_name().to_lowercase(),
         };
         let trits = (census.ternary_weights > 0).then(|| record::TritCount {

@@ -12,7 +12,9 @@ use ternbench_measure::runner::{self, Event};
 use ternbench_measure::{Contender, Env, Host, Plan, RecordWriter, RunContext, interleave, record};
 use ternbench_model::breakdown::Part;
 use ternbench_model::Engine;
+use ternbench_report::{frame, table};
 
+use crate::console;
 use crate::open::{self, LayoutArg, Loaded};
 use crate::probes::Probes;
 use crate::workload::{self, Bench, Workload};
@@ -102,7 +104,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     }
     if args.output == Output::Text {
         probes.lines().iter().for_each(|line| println!("{line}"));
-        println!("{}", ternbench_report::table::speed(&records)?);
+        println!("{}", table::speeds(&frame::speed_rows(&records)?, console::tables(env)));
     }
     if args.breakdown {
         for l in &loaded {
@@ -142,7 +144,7 @@ pub fn measure(
 ) -> Result<Vec<record::Speed>> {
     let mut benches =
         runs.iter().map(|&(loaded, pool, workload)| Bench::new(Engine::new(&loaded.model, pool), workload)).collect::<Result<Vec<_>>>()?;
-    let bar = crate::console::bar(u64::from(plan.warmup + plan.repetitions) * runs.len() as u64, group);
+    let bar = console::bar(u64::from(plan.warmup + plan.repetitions) * runs.len() as u64, group);
     let mut contenders: Vec<Contender<'_>> = benches
         .iter_mut()
         .zip(runs)

@@ -51,14 +51,14 @@ pub enum EvalError {
         reason: String,
     },
     /// An item cannot be evaluated.
-    #[error("task {task}, item {index}: {source}")]
+    #[error("task {task}, item {index}: {reason}")]
     Item {
         /// The task's name.
         task: String,
         /// The item, from 0.
         index: usize,
         /// Why.
-        source: Box<EvalError>,
+        reason: String,
     },
     /// The model or its tokenizer failed, or gave what no model should.
     #[error("model: {0}")]
@@ -81,44 +81,34 @@ pub enum EvalError {
 
 impl EvalError {
     pub(crate) fn data(path: &Path, reason: impl ToString) -> Self {
-        Self::Data {
-            path: path.to_owned(),
-            reason: one_line(reason),
-        }
+        Self::Data { path: path.to_owned(), reason: one_line(reason) }
     }
 
     pub(crate) fn line(path: &Path, line: usize, reason: impl ToString) -> Self {
-        Self::Line {
-            path: path.to_owned(),
-            line,
-            reason: one_line(reason),
-        }
+        Self::Line { path: path.to_owned(), line, reason: one_line(reason) }
+    }
+
+    /// What a model or tokenizer said.
+    pub fn model(reason: impl ToString) -> Self {
+        Self::Model(one_line(reason))
     }
 
     pub(crate) fn task(task: &str, reason: impl ToString) -> Self {
-        Self::Task {
-            task: task.to_owned(),
-            reason: one_line(reason),
-        }
+        Self::Task { task: task.to_owned(), reason: one_line(reason) }
     }
 
     /// Says which item failed; errors that already name a place of their own stay as they are.
     pub(crate) fn at(self, task: &str, index: usize) -> Self {
-        match self {
-            Self::Model(_) | Self::Task { .. } => Self::Item {
-                task: task.to_owned(),
-                index,
-                source: Box::new(self),
-            },
-            other => other,
-        }
+        let reason = match self {
+            Self::Model(_) => self.to_string(),
+            Self::Task { reason, .. } => reason,
+            other => return other,
+        };
+        Self::Item { task: task.to_owned(), index, reason }
     }
 }
 
 /// Messages of parsers span lines; ours do not.
 fn one_line(text: impl ToString) -> String {
-    text.to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -48,17 +48,10 @@ impl Extractor {
     pub fn new(name: &str, pattern: &str, take: Take) -> Result<Self, String> {
         let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         if !plain || RESERVED.contains(&name) || name.ends_with("_correct") {
-            return Err(format!(
-                "an extractor's name becomes a field of results: '{name}' is taken or not a-z and _"
-            ));
+            return Err(format!("an extractor's name becomes a field of results: '{name}' is taken or not a-z and _"));
         }
-        let pattern =
-            Regex::new(pattern).map_err(|error| format!("extractor '{name}': {error}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            pattern,
-            take,
-        })
+        let pattern = Regex::new(pattern).map_err(|error| format!("extractor '{name}': {error}"))?;
+        Ok(Self { name: name.to_owned(), pattern, take })
     }
 
     /// Its name in results.
@@ -77,9 +70,7 @@ impl Extractor {
         let Some(found) = found else {
             return INVALID.to_owned();
         };
-        let mut groups = found
-            .iter()
-            .map(|group| group.map_or("", |group| group.as_str()));
+        let mut groups = found.iter().map(|group| group.map_or("", |group| group.as_str()));
         let whole = groups.next().unwrap_or_default();
         let answer = match found.len() {
             1 => whole,
@@ -100,13 +91,8 @@ pub struct Normaliser {
 impl Normaliser {
     /// Removes what the patterns match, in their order, and then capitals unless `match_case`.
     pub fn new(ignore: &[String], match_case: bool) -> Result<Self, String> {
-        let compile = |pattern: &String| {
-            Regex::new(pattern).map_err(|error| format!("ignore '{pattern}': {error}"))
-        };
-        Ok(Self {
-            ignore: ignore.iter().map(compile).collect::<Result<_, _>>()?,
-            match_case,
-        })
+        let compile = |pattern: &String| Regex::new(pattern).map_err(|error| format!("ignore '{pattern}': {error}"));
+        Ok(Self { ignore: ignore.iter().map(compile).collect::<Result<_, _>>()?, match_case })
     }
 
     /// What is compared.
@@ -115,11 +101,7 @@ impl Normaliser {
         for pattern in &self.ignore {
             text = pattern.replace_all(&text, NoExpand("")).into_owned();
         }
-        if self.match_case {
-            text
-        } else {
-            text.to_lowercase()
-        }
+        if self.match_case { text } else { text.to_lowercase() }
     }
 
     /// Whether the two are the same after normalisation.
@@ -160,11 +142,7 @@ mod tests {
 
     #[test]
     fn groups_decide_what_is_taken() {
-        let extract = |pattern: &str, text: &str| {
-            Extractor::new("x", pattern, Take::First)
-                .unwrap()
-                .extract(text)
-        };
+        let extract = |pattern: &str, text: &str| Extractor::new("x", pattern, Take::First).unwrap().extract(text);
         assert_eq!(extract("a +", "ba  c"), "a");
         assert_eq!(extract("a( *)", "ba  c"), "");
         assert_eq!(extract("(x)?(y)?a", "ba"), INVALID);
@@ -175,10 +153,7 @@ mod tests {
     fn answers_are_compared_without_commas_dollars_and_reasoning() {
         let ignore = [",", r"\$", "(?s).*#### ", r"\.$"].map(str::to_owned);
         let normaliser = Normaliser::new(&ignore, false).unwrap();
-        assert_eq!(
-            normaliser.normalise("Two\nlines #### 1\n#### $1,234."),
-            "1234"
-        );
+        assert_eq!(normaliser.normalise("Two\nlines #### 1\n#### $1,234."), "1234");
         assert!(normaliser.same("1,234.", "He has 1234\n#### 1,234"));
         assert!(!normaliser.same("1234.0", "#### 1234"));
         assert!(normaliser.same("ABC", "abc"));

@@ -44,8 +44,7 @@ pub fn greedy<M: LanguageModel>(
 ) -> Result<Response, EvalError> {
     let max = model.max_context();
     if max_new_tokens >= max {
-        let reason =
-            format!("{max_new_tokens} new tokens leave no room for a prompt in a context of {max}");
+        let reason = format!("{max_new_tokens} new tokens leave no room for a prompt in a context of {max}");
         return Err(EvalError::Model(reason));
     }
     let mut prompt_ids = model.encode(prompt)?;
@@ -67,10 +66,7 @@ pub fn greedy<M: LanguageModel>(
             break;
         }
         text = model.decode(&ids)?;
-        if stop
-            .iter()
-            .any(|stop| !stop.is_empty() && text.contains(stop.as_str()))
-        {
+        if stop.iter().any(|stop| !stop.is_empty() && text.contains(stop.as_str())) {
             finish = Finish::Stop;
             break;
         }
@@ -79,22 +75,14 @@ pub fn greedy<M: LanguageModel>(
         }
     }
     let text = before_stop(&text, stop).to_owned();
-    Ok(Response {
-        ids,
-        text,
-        finish,
-        prompt_tokens: prompt_ids.len(),
-        truncated_tokens,
-    })
+    Ok(Response { ids, text, finish, prompt_tokens: prompt_ids.len(), truncated_tokens })
 }
 
 /// The text before the first of the stop strings, cut at one after the other as lm-evaluation-harness does.
 pub fn before_stop<'t>(text: &'t str, stop: &[String]) -> &'t str {
     stop.iter()
         .filter(|stop| !stop.is_empty())
-        .fold(text, |text, stop| {
-            text.split(stop.as_str()).next().unwrap_or(text)
-        })
+        .fold(text, |text, stop| text.split(stop.as_str()).next().unwrap_or(text))
 }
 
 /// The first of the largest logits.
@@ -106,9 +94,7 @@ fn argmax(logits: &[f32]) -> Result<u32, EvalError> {
         }
     }
     if !best.1.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-        return Err(EvalError::Model(
-            "logits are not finite: the forward pass or the weights are broken".to_owned(),
-        ));
+        return Err(EvalError::Model("logits are not finite: the forward pass or the weights are broken".to_owned()));
     }
     Ok(best.0)
 }
@@ -125,21 +111,9 @@ mod tests {
     #[test]
     fn a_stop_string_ends_the_response_and_is_cut_off() {
         let mut model = ScriptedLm::new(100, " 42.\n\nQuestion: more");
-        let response = greedy(
-            &mut model,
-            "six by seven?",
-            50,
-            &stops(&["</s>", "Question:"]),
-        )
-        .unwrap();
+        let response = greedy(&mut model, "six by seven?", 50, &stops(&["</s>", "Question:"])).unwrap();
         assert_eq!(response.text, " 42.\n\n");
-        assert_eq!(
-            response.ids,
-            " 42.\n\nQuestion:"
-                .bytes()
-                .map(u32::from)
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(response.ids, " 42.\n\nQuestion:".bytes().map(u32::from).collect::<Vec<_>>());
         assert_eq!(response.finish, Finish::Stop);
         assert_eq!((response.prompt_tokens, response.truncated_tokens), (13, 0));
     }
@@ -148,10 +122,7 @@ mod tests {
     fn the_end_token_ends_it_and_is_kept_in_the_ids() {
         let mut model = ScriptedLm::new(100, "7");
         let response = greedy(&mut model, "?", 50, &[]).unwrap();
-        assert_eq!(
-            (response.text.as_str(), response.finish),
-            ("7", Finish::Eos)
-        );
+        assert_eq!((response.text.as_str(), response.finish), ("7", Finish::Eos));
         assert_eq!(response.ids, [u32::from(b'7'), EOS]);
         let mut model = ScriptedLm::new(100, "");
         assert_eq!(greedy(&mut model, "?", 50, &[]).unwrap().text, "");
@@ -161,10 +132,7 @@ mod tests {
     fn the_length_ends_it() {
         let mut model = ScriptedLm::new(100, "123456789");
         let response = greedy(&mut model, "?", 4, &stops(&["9"])).unwrap();
-        assert_eq!(
-            (response.text.as_str(), response.finish),
-            ("1234", Finish::Length)
-        );
+        assert_eq!((response.text.as_str(), response.finish), ("1234", Finish::Length));
         // A token that will not be read is not computed.
         assert_eq!(model.tokens_computed, 1 + 3);
     }
@@ -181,10 +149,7 @@ mod tests {
 
     #[test]
     fn the_cut_is_made_at_each_stop_in_turn() {
-        assert_eq!(
-            before_stop("a</s>b Question: c", &stops(&["Question:", "</s>"])),
-            "a"
-        );
+        assert_eq!(before_stop("a</s>b Question: c", &stops(&["Question:", "</s>"])), "a");
         assert_eq!(before_stop("none", &stops(&["Question:", ""])), "none");
         // lm-evaluation-harness cuts at "b" first and then no longer finds "ab".
         assert_eq!(before_stop("xab", &stops(&["b", "ab"])), "xa");

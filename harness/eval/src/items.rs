@@ -152,26 +152,18 @@ pub struct ItemWriter {
 impl ItemWriter {
     /// Creates the file in `folder`, and the folder. Results that are there already are never touched.
     pub fn create(folder: &Path, task: &str) -> Result<Self, EvalError> {
-        std::fs::create_dir_all(folder).map_err(|source| EvalError::Output {
-            path: folder.to_owned(),
-            source,
-        })?;
+        std::fs::create_dir_all(folder).map_err(|source| EvalError::Output { path: folder.to_owned(), source })?;
         let path = folder.join(format!("items-{task}.jsonl"));
         match File::create_new(&path) {
             Ok(file) => Ok(Self { path, file }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(EvalError::OutputExists { path })
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(EvalError::OutputExists { path }),
             Err(source) => Err(EvalError::Output { path, source }),
         }
     }
 
     /// Appends one line. It is with the operating system when this returns: killing the process cannot lose it.
     pub fn write(&mut self, item: &impl Serialize) -> Result<(), EvalError> {
-        let output = |source| EvalError::Output {
-            path: self.path.clone(),
-            source,
-        };
+        let output = |source| EvalError::Output { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(item).map_err(|error| output(error.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(output)
@@ -189,11 +181,7 @@ mod tests {
 
     #[test]
     fn fields_stand_in_the_promised_order() {
-        let provenance = Provenance {
-            kernel: "k".to_owned(),
-            model: "m".to_owned(),
-            model_hash: "h".to_owned(),
-        };
+        let provenance = Provenance { kernel: "k".to_owned(), model: "m".to_owned(), model_hash: "h".to_owned() };
         let item = GenerateItem {
             task: "gsm8k",
             task_version: 3,
@@ -202,16 +190,8 @@ mod tests {
             generated_ids: &[1, 2],
             text: "x\n#### 5",
             answers: Answers(vec![
-                Answer {
-                    extractor: "strict",
-                    text: "5".to_owned(),
-                    correct: true,
-                },
-                Answer {
-                    extractor: "flexible",
-                    text: "[invalid]".to_owned(),
-                    correct: false,
-                },
+                Answer { extractor: "strict", text: "5".to_owned(), correct: true },
+                Answer { extractor: "flexible", text: "[invalid]".to_owned(), correct: false },
             ]),
             gold: "5".to_owned(),
             finish: Finish::Stop,
@@ -238,18 +218,10 @@ mod tests {
         let mut writer = ItemWriter::create(&out, "t").unwrap();
         writer.write(&1).unwrap();
         writer.write(&"a\nb").unwrap();
-        assert_eq!(
-            std::fs::read_to_string(out.join("items-t.jsonl")).unwrap(),
-            "1\n\"a\\nb\"\n"
-        );
+        assert_eq!(std::fs::read_to_string(out.join("items-t.jsonl")).unwrap(), "1\n\"a\\nb\"\n");
         let error = ItemWriter::create(&out, "t").unwrap_err().to_string();
-        assert!(
-            error.contains("items-t.jsonl: there already") && error.contains("--out"),
-            "{error}"
-        );
-        let error = ItemWriter::create(&out.join("items-t.jsonl"), "t")
-            .unwrap_err()
-            .to_string();
+        assert!(error.contains("items-t.jsonl: there already") && error.contains("--out"), "{error}");
+        let error = ItemWriter::create(&out.join("items-t.jsonl"), "t").unwrap_err().to_string();
         assert!(error.contains("cannot write results"), "{error}");
     }
 
@@ -257,10 +229,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_an_error() {
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut writer = ItemWriter {
-            path: "full".into(),
-            file,
-        };
+        let mut writer = ItemWriter { path: "full".into(), file };
         let error = writer.write(&1).unwrap_err().to_string();
         assert!(error.starts_with("full: cannot write results: "), "{error}");
     }

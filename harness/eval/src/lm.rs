@@ -32,12 +32,7 @@ pub trait LanguageModel {
     fn new_cache(&self, capacity: usize) -> Self::Cache;
 
     /// Appends `tokens` (at least one) to the cache's sequence; one row of logits per position asked for.
-    fn forward(
-        &mut self,
-        cache: &mut Self::Cache,
-        tokens: &[u32],
-        logits: Logits,
-    ) -> Result<&[f32], EvalError>;
+    fn forward(&mut self, cache: &mut Self::Cache, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError>;
 }
 
 /// An engine of ternbench with its model's tokenizer.
@@ -70,11 +65,11 @@ impl LanguageModel for EngineModel<'_> {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        self.tokenizer.encode_default(text).map_err(failed)
+        self.tokenizer.encode_default(text).map_err(EvalError::model)
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, EvalError> {
-        self.tokenizer.decode(ids).map_err(failed)
+        self.tokenizer.decode(ids).map_err(EvalError::model)
     }
 
     fn new_cache(&self, capacity: usize) -> KvCache {
@@ -82,10 +77,6 @@ impl LanguageModel for EngineModel<'_> {
     }
 
     fn forward(&mut self, cache: &mut KvCache, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError> {
-        self.engine.forward(&mut [Segment { cache, tokens, logits }]).map_err(failed)
+        self.engine.forward(&mut [Segment { cache, tokens, logits }]).map_err(EvalError::model)
     }
-}
-
-fn failed(error: impl std::fmt::Display) -> EvalError {
-    EvalError::Model(error.to_string())
 }

@@ -21,15 +21,8 @@ impl PythonRandom {
     pub fn new(seed: u64) -> Self {
         // `random_seed`: the absolute value in 32-bit words, least significant first, at least one word.
         let (low, high) = (seed as u32, (seed >> 32) as u32);
-        let key = if high == 0 {
-            &[low][..]
-        } else {
-            &[low, high][..]
-        };
-        let mut random = Self {
-            state: [0; N],
-            next: N,
-        };
+        let key = if high == 0 { &[low][..] } else { &[low, high][..] };
+        let mut random = Self { state: [0; N], next: N };
         random.init_by_array(key);
         random
     }
@@ -38,9 +31,7 @@ impl PythonRandom {
         self.state[0] = seed;
         for i in 1..N {
             let last = self.state[i - 1];
-            self.state[i] = 1_812_433_253_u32
-                .wrapping_mul(last ^ (last >> 30))
-                .wrapping_add(i as u32);
+            self.state[i] = 1_812_433_253_u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
         }
     }
 
@@ -50,9 +41,7 @@ impl PythonRandom {
         let mixed = |state: &[u32; N], i: usize| state[i - 1] ^ (state[i - 1] >> 30);
         for _ in 0..N.max(key.len()) {
             let mix = mixed(&self.state, i).wrapping_mul(1_664_525);
-            self.state[i] = (self.state[i] ^ mix)
-                .wrapping_add(key[j])
-                .wrapping_add(j as u32);
+            self.state[i] = (self.state[i] ^ mix).wrapping_add(key[j]).wrapping_add(j as u32);
             (i, j) = (i + 1, (j + 1) % key.len());
             if i == N {
                 self.state[0] = self.state[N - 1];
@@ -145,11 +134,7 @@ mod tests {
 
     #[test]
     fn words_match_cpython() {
-        for (seed, words) in [
-            (1234, WORDS_1234),
-            (0, WORDS_0),
-            (0x1_2345_6789_abcd, WORDS_LONG),
-        ] {
+        for (seed, words) in [(1234, WORDS_1234), (0, WORDS_0), (0x1_2345_6789_abcd, WORDS_LONG)] {
             let mut random = PythonRandom::new(seed);
             assert_eq!([(); 4].map(|()| random.next_u32()), words, "seed {seed}");
         }
@@ -163,11 +148,7 @@ mod tests {
         let mut random = PythonRandom::new(1234);
         for (population, expected) in SAMPLES {
             let count = expected.len() as u32;
-            assert_eq!(
-                random.sample(*population, count).as_deref(),
-                Some(*expected),
-                "sample({population}, {count})"
-            );
+            assert_eq!(random.sample(*population, count).as_deref(), Some(*expected), "sample({population}, {count})");
         }
         assert_eq!(random.sample(3, 4), None);
         assert_eq!(random.sample(0, 0), Some(vec![]));

@@ -8,11 +8,7 @@ use crate::score;
 use crate::stats::LogLoss;
 
 /// The windows of `text`; a rest that fills none is left out.
-pub fn windows<M: LanguageModel>(
-    model: &M,
-    text: &str,
-    window: usize,
-) -> Result<Vec<Vec<u32>>, String> {
+pub fn windows<M: LanguageModel>(model: &M, text: &str, window: usize) -> Result<Vec<Vec<u32>>, String> {
     if window > model.max_context() {
         return Err(format!(
             "windows of {window} tokens do not fit into the model's context of {}",
@@ -25,10 +21,7 @@ pub fn windows<M: LanguageModel>(
     let start = encode("")?.first().copied();
     let mut windows: Vec<Vec<u32>> = ids.chunks_exact(window).map(<[u32]>::to_vec).collect();
     if windows.is_empty() {
-        return Err(format!(
-            "{} tokens do not fill a window of {window}: a longer text is needed",
-            ids.len()
-        ));
+        return Err(format!("{} tokens do not fill a window of {window}: a longer text is needed", ids.len()));
     }
     if let Some(start) = start {
         windows.iter_mut().for_each(|window| window[0] = start);
@@ -60,24 +53,14 @@ mod tests {
     fn the_second_half_of_each_window_is_scored() {
         let mut model = HashLm::new(512);
         let windows = windows(&model, "0123456789abcdefXYZ", 8).unwrap();
-        assert_eq!(
-            windows,
-            [b"01234567".map(u32::from), b"89abcdef".map(u32::from)]
-        );
+        assert_eq!(windows, [b"01234567".map(u32::from), b"89abcdef".map(u32::from)]);
         let loss = score_window(&mut model, &windows[0]).unwrap();
         // Rows 4, 5 and 6 predict tokens 5, 6 and 7; the last token is not computed.
         assert_eq!((loss.n, model.tokens_computed), (3, 7));
         let mut expected = 0.0;
         for target in 5..8 {
-            let pair = score::Pair {
-                context: windows[0][..target].to_vec(),
-                continuation: vec![windows[0][target]],
-            };
-            expected -= f64::from(
-                score::loglikelihoods(&mut model, &[pair])
-                    .unwrap()
-                    .loglikelihoods[0],
-            );
+            let pair = score::Pair { context: windows[0][..target].to_vec(), continuation: vec![windows[0][target]] };
+            expected -= f64::from(score::loglikelihoods(&mut model, &[pair]).unwrap().loglikelihoods[0]);
         }
         assert!((loss.sum - expected).abs() < 1e-6);
     }
@@ -94,15 +77,7 @@ mod tests {
     #[test]
     fn a_text_or_context_too_short_is_named() {
         let model = HashLm::new(16);
-        assert!(
-            windows(&model, "0123", 8)
-                .unwrap_err()
-                .starts_with("4 tokens do not fill a window of 8")
-        );
-        assert!(
-            windows(&model, "0123", 17)
-                .unwrap_err()
-                .contains("context of 16")
-        );
+        assert!(windows(&model, "0123", 8).unwrap_err().starts_with("4 tokens do not fill a window of 8"));
+        assert!(windows(&model, "0123", 17).unwrap_err().contains("context of 16"));
     }
 }

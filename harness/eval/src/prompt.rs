@@ -28,10 +28,7 @@ impl Prompt {
 
 /// The sha256 of a text's UTF-8, in hex.
 pub(crate) fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A task's items, read and ready to be asked.
@@ -41,6 +38,7 @@ pub struct PromptSet<'t> {
     items: &'t Items,
     templates: Templates,
     records: Vec<Record>,
+    total: usize,
     examples: Vec<Record>,
     shots: Vec<Vec<u32>>,
 }
@@ -48,10 +46,9 @@ pub struct PromptSet<'t> {
 impl<'t> PromptSet<'t> {
     /// Reads the data of `task` under `folder`; the first `limit` items of it.
     pub fn load(task: &'t Task, folder: &Path, limit: Option<usize>) -> Result<Self, EvalError> {
-        let items = task
-            .items()
-            .ok_or_else(|| EvalError::task(&task.name, "has no items"))?;
+        let items = task.items().ok_or_else(|| EvalError::task(&task.name, "has no items"))?;
         let mut records = dataset::read(folder, &items.data)?;
+        let total = records.len();
         records.truncate(limit.unwrap_or(usize::MAX));
         let mut examples = Vec::new();
         let mut shots = vec![Vec::new(); records.len()];
@@ -59,27 +56,21 @@ impl<'t> PromptSet<'t> {
             examples = dataset::read(folder, &fewshot.data)?;
             let draws = draw(fewshot.draw, examples.len(), fewshot.count, records.len());
             shots = draws.ok_or_else(|| {
-                let reason = format!(
-                    "{} examples are needed, the file has {}",
-                    fewshot.count,
-                    examples.len()
-                );
+                let reason = format!("{} examples are needed, the file has {}", fewshot.count, examples.len());
                 EvalError::data(&folder.join(&fewshot.data.items), reason)
             })?;
         }
-        Ok(Self {
-            task,
-            items,
-            templates: Templates::default(),
-            records,
-            examples,
-            shots,
-        })
+        Ok(Self { task, items, templates: Templates::default(), records, total, examples, shots })
     }
 
     /// How many items there are.
     pub fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// How many there are in the whole set, beyond the limit too.
+    pub fn total(&self) -> usize {
+        self.total
     }
 
     /// Whether there are none.
@@ -90,21 +81,17 @@ impl<'t> PromptSet<'t> {
     /// The prompt of item `index`, which must be below [`Self::len`].
     pub fn prompt(&self, index: usize) -> Result<Prompt, EvalError> {
         let shots = self.shots[index].clone();
-        self.text(index, &shots)
-            .map(|text| Prompt { text, shots })
-            .map_err(|reason| self.error(index, reason))
+        self.text(index, &shots).map(|text| Prompt { text, shots }).map_err(|reason| self.error(index, reason))
     }
 
     /// The choices of item `index` and which is right, for multiple choice tasks.
     pub fn choices(&self, index: usize) -> Result<(Vec<String>, usize), EvalError> {
-        self.choices_of(&self.records[index])
-            .map_err(|reason| self.error(index, reason))
+        self.choices_of(&self.records[index]).map_err(|reason| self.error(index, reason))
     }
 
     /// The reference answer of item `index`, for generation tasks.
     pub fn answer(&self, index: usize) -> Result<String, EvalError> {
-        self.answer_of(&self.records[index], None)
-            .map_err(|reason| self.error(index, reason))
+        self.answer_of(&self.records[index], None).map_err(|reason| self.error(index, reason))
     }
 
     fn text(&self, index: usize, shots: &[u32]) -> Result<String, String> {
@@ -113,9 +100,7 @@ impl<'t> PromptSet<'t> {
         if let Some(fewshot) = &self.items.fewshot {
             for &shot in shots {
                 let example = &self.examples[shot as usize];
-                text += &self
-                    .templates
-                    .render(fewshot.context.as_ref().unwrap_or(context), example)?;
+                text += &self.templates.render(fewshot.context.as_ref().unwrap_or(context), example)?;
                 text += &self.items.prompt.delimiter;
                 text += &self.answer_of(example, fewshot.answer.as_deref())?;
                 text += &fewshot.separator;
@@ -128,9 +113,7 @@ impl<'t> PromptSet<'t> {
     fn answer_of(&self, record: &Record, template: Option<&str>) -> Result<String, String> {
         match (template, &self.task.method) {
             (Some(template), _) => self.templates.render(template, record),
-            (None, Method::Generate(_, generate)) => {
-                self.templates.render(&generate.answer, record)
-            }
+            (None, Method::Generate(_, generate)) => self.templates.render(&generate.answer, record),
             (None, _) => {
                 let (mut choices, gold) = self.choices_of(record)?;
                 Ok(choices.swap_remove(gold))
@@ -145,15 +128,8 @@ impl<'t> PromptSet<'t> {
         let choices = self.templates.strings(&method.choices, record)?;
         let gold = self.templates.index(&method.gold, record)?;
         if gold >= choices.len() {
-            let label = if method.gold == LABEL {
-                "the label"
-            } else {
-                &method.gold
-            };
-            return Err(format!(
-                "{label} is {gold}, but there are {} choices, counted from 0",
-                choices.len()
-            ));
+            let label = if method.gold == LABEL { "the label" } else { &method.gold };
+            return Err(format!("{label} is {gold}, but there are {} choices, counted from 0", choices.len()));
         }
         Ok((choices, gold))
     }
@@ -170,9 +146,7 @@ fn draw(draw: Draw, population: usize, count: u32, items: usize) -> Option<Vec<V
         Draw::First => (count <= population).then(|| vec![(0..count).collect(); items]),
         Draw::PythonRandom(seed) => {
             let mut random = PythonRandom::new(seed);
-            (0..items)
-                .map(|_| random.sample(population, count))
-                .collect()
+            (0..items).map(|_| random.sample(population, count)).collect()
         }
     }
 }
@@ -187,17 +161,13 @@ mod tests {
         let folder = testing::data_folder();
         let task = Task::find("gsm8k").unwrap();
         let set = PromptSet::load(&task, folder.path(), Some(2)).unwrap();
-        assert_eq!(set.len(), 2);
+        assert_eq!((set.len(), set.total()), (2, 3));
         let prompt = set.prompt(1).unwrap();
         // Random(1234).sample(range(6), 5), the second time: printed by CPython 3.11.
         assert_eq!(prompt.shots, testing::SECOND_SHOTS);
         let mut expected = String::new();
         for shot in testing::SECOND_SHOTS {
-            expected += &format!(
-                "Question: {shot} and 1?\nAnswer: It is {}.\n#### {}\n\n",
-                shot + 1,
-                shot + 1
-            );
+            expected += &format!("Question: {shot} and 1?\nAnswer: It is {}.\n#### {}\n\n", shot + 1, shot + 1);
         }
         expected += "Question: What is 2 + 2?\nAnswer:";
         assert_eq!(prompt.text, expected);
@@ -218,49 +188,28 @@ mod tests {
             "#;
         let task = Task::parse(&text, "t").unwrap();
         let set = PromptSet::load(&task, folder.path(), None).unwrap();
-        assert_eq!(
-            set.prompt(0).unwrap().text,
-            "Q 0 and 1? A\n\nQuestion: Open a tin\nAnswer:"
-        );
-        assert_eq!(
-            set.choices(1).unwrap(),
-            (vec!["xx ".to_owned(), "y".to_owned()], 1)
-        );
+        assert_eq!(set.prompt(0).unwrap().text, "Q 0 and 1? A\n\nQuestion: Open a tin\nAnswer:");
+        assert_eq!(set.choices(1).unwrap(), (vec!["xx ".to_owned(), "y".to_owned()], 1));
     }
 
     #[test]
     fn too_few_examples_and_wrong_labels_are_named() {
         let folder = testing::data_folder();
-        let text =
-            include_str!("../../../datasets/tasks/gsm8k.toml").replace("count = 5", "count = 7");
+        let text = include_str!("../../../datasets/tasks/gsm8k.toml").replace("count = 5", "count = 7");
         let task = Task::parse(&text, "t").unwrap();
-        let error = PromptSet::load(&task, folder.path(), None)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.ends_with("train.jsonl: 7 examples are needed, the file has 6"),
-            "{error}"
-        );
+        let error = PromptSet::load(&task, folder.path(), None).unwrap_err().to_string();
+        assert!(error.ends_with("train.jsonl: 7 examples are needed, the file has 6"), "{error}");
 
         std::fs::write(folder.path().join("piqa/valid-labels.lst"), "0\n2\n0\n").unwrap();
         let task = Task::find("piqa").unwrap();
         let set = PromptSet::load(&task, folder.path(), None).unwrap();
         let error = set.choices(1).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "task piqa, item 1: task piqa: the label is 2, but there are 2 choices, counted from 0"
-        );
+        assert_eq!(error, "task piqa, item 1: the label is 2, but there are 2 choices, counted from 0");
     }
 
     #[test]
     fn the_hash_is_sha256_in_hex() {
-        let prompt = Prompt {
-            text: "abc".to_owned(),
-            shots: vec![],
-        };
-        assert_eq!(
-            prompt.sha256(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        let prompt = Prompt { text: "abc".to_owned(), shots: vec![] };
+        assert_eq!(prompt.sha256(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -21,24 +21,15 @@ pub struct Pair {
 
 /// Splits the tokens of `context + continuation`. White space at the end of the context goes to the continuation first, as
 /// most tokenizers keep it with the word that follows.
-pub fn encode_pair<M: LanguageModel>(
-    model: &M,
-    context: &str,
-    continuation: &str,
-) -> Result<Pair, EvalError> {
+pub fn encode_pair<M: LanguageModel>(model: &M, context: &str, continuation: &str) -> Result<Pair, EvalError> {
     let stem = context.trim_end();
     let context_ids = model.encode(stem)?;
     let mut whole = model.encode(&format!("{context}{continuation}"))?;
     if whole.len() <= context_ids.len() {
-        return Err(EvalError::Model(format!(
-            "the tokens of {continuation:?} cannot be told from its context's"
-        )));
+        return Err(EvalError::Model(format!("the tokens of {continuation:?} cannot be told from its context's")));
     }
     let continuation = whole.split_off(context_ids.len());
-    Ok(Pair {
-        context: context_ids,
-        continuation,
-    })
+    Ok(Pair { context: context_ids, continuation })
 }
 
 /// What scoring some continuations gave.
@@ -52,20 +43,15 @@ pub struct Scores {
 
 /// The log-likelihood of each pair's continuation after its context. The tokens that all sequences begin with are computed
 /// once.
-pub fn loglikelihoods<M: LanguageModel>(
-    model: &mut M,
-    pairs: &[Pair],
-) -> Result<Scores, EvalError> {
+pub fn loglikelihoods<M: LanguageModel>(model: &mut M, pairs: &[Pair]) -> Result<Scores, EvalError> {
     let max = model.max_context();
     let mut sequences = Vec::with_capacity(pairs.len());
     let mut truncated_tokens = 0;
     for pair in pairs {
-        if pair.context.is_empty() || pair.continuation.is_empty() || pair.continuation.len() > max
-        {
+        if pair.context.is_empty() || pair.continuation.is_empty() || pair.continuation.len() > max {
             let (context, continuation) = (pair.context.len(), pair.continuation.len());
-            let reason = format!(
-                "cannot score {continuation} tokens after {context}: 1 to {max} after 1 or more are needed"
-            );
+            let reason =
+                format!("cannot score {continuation} tokens after {context}: 1 to {max} after 1 or more are needed");
             return Err(EvalError::Model(reason));
         }
         let sequence = Sequence::new(pair, max);
@@ -73,55 +59,32 @@ pub fn loglikelihoods<M: LanguageModel>(
         sequences.push(sequence);
     }
     let shared = shared_prefix(&sequences);
-    let first_row = sequences
-        .iter()
-        .map(|sequence| sequence.first_row)
-        .min()
-        .unwrap_or(0);
-    let capacity = sequences
-        .iter()
-        .map(|sequence| sequence.input.len())
-        .max()
-        .unwrap_or(0);
+    let first_row = sequences.iter().map(|sequence| sequence.first_row).min().unwrap_or(0);
+    let capacity = sequences.iter().map(|sequence| sequence.input.len()).max().unwrap_or(0);
     let mut sums = vec![0.0_f64; pairs.len()];
 
     let mut cache = model.new_cache(capacity);
     if let Some(first) = sequences.first() {
-        advance(
-            model,
-            &mut cache,
-            &first.input[..shared],
-            first_row,
-            |row, logits| {
-                for (sum, sequence) in sums.iter_mut().zip(&sequences) {
-                    if let Some(target) = sequence.target(row) {
-                        *sum += f64::from(logits.log_prob(target)?);
-                    }
+        advance(model, &mut cache, &first.input[..shared], first_row, |row, logits| {
+            for (sum, sequence) in sums.iter_mut().zip(&sequences) {
+                if let Some(target) = sequence.target(row) {
+                    *sum += f64::from(logits.log_prob(target)?);
                 }
-                Ok(())
-            },
-        )?;
+            }
+            Ok(())
+        })?;
     }
     for (sum, sequence) in sums.iter_mut().zip(&sequences) {
         let mut cache = cache.clone();
         let first_row = sequence.first_row.saturating_sub(shared);
-        advance(
-            model,
-            &mut cache,
-            &sequence.input[shared..],
-            first_row,
-            |row, logits| {
-                if let Some(target) = sequence.target(shared + row) {
-                    *sum += f64::from(logits.log_prob(target)?);
-                }
-                Ok(())
-            },
-        )?;
+        advance(model, &mut cache, &sequence.input[shared..], first_row, |row, logits| {
+            if let Some(target) = sequence.target(shared + row) {
+                *sum += f64::from(logits.log_prob(target)?);
+            }
+            Ok(())
+        })?;
     }
-    Ok(Scores {
-        loglikelihoods: sums.into_iter().map(|sum| sum as f32).collect(),
-        truncated_tokens,
-    })
+    Ok(Scores { loglikelihoods: sums.into_iter().map(|sum| sum as f32).collect(), truncated_tokens })
 }
 
 /// The tokens that go through the model, and which rows of logits count.
@@ -136,28 +99,16 @@ struct Sequence<'p> {
 impl<'p> Sequence<'p> {
     /// The last token predicts nothing that counts, and of the others the model's context holds the last `max`.
     fn new(pair: &'p Pair, max: usize) -> Self {
-        let mut input: Vec<u32> = pair
-            .context
-            .iter()
-            .chain(&pair.continuation)
-            .copied()
-            .collect();
+        let mut input: Vec<u32> = pair.context.iter().chain(&pair.continuation).copied().collect();
         input.pop();
         let truncated = input.len().saturating_sub(max);
         input.drain(..truncated);
         let first_row = input.len() - pair.continuation.len();
-        Self {
-            input,
-            continuation: &pair.continuation,
-            first_row,
-            truncated,
-        }
+        Self { input, continuation: &pair.continuation, first_row, truncated }
     }
 
     fn target(&self, row: usize) -> Option<u32> {
-        row.checked_sub(self.first_row)
-            .and_then(|i| self.continuation.get(i))
-            .copied()
+        row.checked_sub(self.first_row).and_then(|i| self.continuation.get(i)).copied()
     }
 }
 
@@ -168,14 +119,7 @@ fn shared_prefix(sequences: &[Sequence<'_>]) -> usize {
     };
     others
         .iter()
-        .map(|other| {
-            first
-                .input
-                .iter()
-                .zip(&other.input)
-                .take_while(|(a, b)| a == b)
-                .count()
-        })
+        .map(|other| first.input.iter().zip(&other.input).take_while(|(a, b)| a == b).count())
         .min()
         .unwrap_or(first.input.len())
 }
@@ -184,17 +128,10 @@ fn shared_prefix(sequences: &[Sequence<'_>]) -> usize {
 /// the delimiter before it).
 pub fn correct_by_length(loglikelihoods: &[f32], choices: &[String], gold: usize) -> [bool; 3] {
     let best = |length: fn(&str) -> usize| {
-        let per_length = loglikelihoods
-            .iter()
-            .zip(choices)
-            .map(|(&ll, choice)| f64::from(ll) / length(choice) as f64);
+        let per_length = loglikelihoods.iter().zip(choices).map(|(&ll, choice)| f64::from(ll) / length(choice) as f64);
         first_of_largest(per_length) == Some(gold)
     };
-    [
-        best(|_| 1),
-        best(|choice| choice.chars().count()),
-        best(str::len),
-    ]
+    [best(|_| 1), best(|choice| choice.chars().count()), best(str::len)]
 }
 
 /// numpy's argmax: the first of equal ones.
@@ -222,11 +159,7 @@ pub(crate) fn advance<M: LanguageModel>(
     while done < tokens.len() {
         let silent = first_row.saturating_sub(done);
         let end = tokens.len().min(done + silent + MAX_ROWS);
-        let wanted = if done + silent < end {
-            Logits::From(silent)
-        } else {
-            Logits::None
-        };
+        let wanted = if done + silent < end { Logits::From(silent) } else { Logits::None };
         let logits = model.forward(cache, &tokens[done..end], wanted)?;
         for (i, row) in logits.chunks_exact(vocab).enumerate() {
             on_row(done + silent + i, Row::new(row)?)?;
@@ -255,20 +188,13 @@ impl<'l> Row<'l> {
                 "logits are not finite: the forward pass or the weights are broken".to_owned(),
             ));
         }
-        Ok(Self {
-            logits,
-            max,
-            log_sum: sum.ln() as f32,
-        })
+        Ok(Self { logits, max, log_sum: sum.ln() as f32 })
     }
 
     /// The log-probability of a token.
     pub(crate) fn log_prob(&self, token: u32) -> Result<f32, EvalError> {
         let logit = self.logits.get(token as usize).ok_or_else(|| {
-            EvalError::Model(format!(
-                "token {token} is beyond the vocabulary of {}",
-                self.logits.len()
-            ))
+            EvalError::Model(format!("token {token} is beyond the vocabulary of {}", self.logits.len()))
         })?;
         Ok(logit - self.max - self.log_sum)
     }
@@ -282,27 +208,12 @@ mod tests {
     #[test]
     fn lengths_decide_and_ties_go_to_the_first() {
         let choices = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
-        assert_eq!(
-            correct_by_length(&[-6.0, -8.0], &choices("ab", "abcd"), 0),
-            [true, false, false]
-        );
-        assert_eq!(
-            correct_by_length(&[-6.0, -8.0], &choices("ab", "abcd"), 1),
-            [false, true, true]
-        );
+        assert_eq!(correct_by_length(&[-6.0, -8.0], &choices("ab", "abcd"), 0), [true, false, false]);
+        assert_eq!(correct_by_length(&[-6.0, -8.0], &choices("ab", "abcd"), 1), [false, true, true]);
         // Two code points, six bytes: 3 per code point against 4, but 1 per byte against 2.
-        assert_eq!(
-            correct_by_length(&[-6.0, -4.0], &choices("\u{20ac}\u{20ac}", "ab"), 0),
-            [false, false, true]
-        );
-        assert_eq!(
-            correct_by_length(&[-6.0, -6.0], &choices("ab", "cd"), 0),
-            [true; 3]
-        );
-        assert_eq!(
-            correct_by_length(&[-6.0, -6.0], &choices("ab", "cd"), 1),
-            [false; 3]
-        );
+        assert_eq!(correct_by_length(&[-6.0, -4.0], &choices("\u{20ac}\u{20ac}", "ab"), 0), [false, false, true]);
+        assert_eq!(correct_by_length(&[-6.0, -6.0], &choices("ab", "cd"), 0), [true; 3]);
+        assert_eq!(correct_by_length(&[-6.0, -6.0], &choices("ab", "cd"), 1), [false; 3]);
     }
 
     #[test]
@@ -326,18 +237,12 @@ mod tests {
 
     #[test]
     fn the_continuation_is_what_the_whole_has_more() {
-        let Pair {
-            context,
-            continuation,
-        } = pair("ab", " c");
+        let Pair { context, continuation } = pair("ab", " c");
         assert_eq!((context, continuation), (vec![97, 98], vec![32, 99]));
         // White space at the end of the context belongs to the continuation.
         assert_eq!(pair("ab ", "c"), pair("ab", " c"));
         // A tokenizer that merges across the border: the context's own tokens stay, as many are taken off the whole.
-        let Pair {
-            context,
-            continuation,
-        } = pair("a(", ")b");
+        let Pair { context, continuation } = pair("a(", ")b");
         assert_eq!((context, continuation), (vec![97, 40], vec![98]));
         assert!(encode_pair(&HashLm::new(4096), "ab", "").is_err());
         assert!(encode_pair(&HashLm::new(4096), "a(", ")").is_err());
@@ -352,9 +257,7 @@ mod tests {
             // The window that holds the whole sequence but its last token.
             let start = (pair.context.len() + pair.continuation.len() - 1).saturating_sub(max);
             let mut cache = model.new_cache(whole.len() - start);
-            let logits = model
-                .forward(&mut cache, &whole[start..], Logits::Last)
-                .unwrap();
+            let logits = model.forward(&mut cache, &whole[start..], Logits::Last).unwrap();
             let exps: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
             sum += f64::from(logits[token as usize]) - exps.ln();
             whole.push(token);
@@ -366,10 +269,7 @@ mod tests {
     fn sharing_changes_nothing_but_the_work() {
         let long = "x".repeat(3 * MAX_ROWS + 5);
         let cases: &[(&str, &[&str])] = &[
-            (
-                "Question: why?\nAnswer:",
-                &[" because of this", " because of that"],
-            ),
+            ("Question: why?\nAnswer:", &[" because of this", " because of that"]),
             ("Question: why?\nAnswer:", &[" a", " b"]),
             ("Q", &[" same", " same"]),
             ("Q", &[" a", " a longer one", " a"]),
@@ -378,10 +278,7 @@ mod tests {
             ("only", &[" one"]),
         ];
         for (context, continuations) in cases {
-            let pairs: Vec<_> = continuations
-                .iter()
-                .map(|continuation| pair(context, continuation))
-                .collect();
+            let pairs: Vec<_> = continuations.iter().map(|continuation| pair(context, continuation)).collect();
             let mut model = HashLm::new(4096);
             let scores = loglikelihoods(&mut model, &pairs).unwrap();
             for (pair, &score) in pairs.iter().zip(&scores.loglikelihoods) {
@@ -397,18 +294,8 @@ mod tests {
         // 20 tokens of context and 12 shared ones once, then the two tails.
         let mut model = HashLm::new(4096);
         let context = "Question: why? Answer";
-        loglikelihoods(
-            &mut model,
-            &[
-                pair(context, " because of A!"),
-                pair(context, " because of B!!"),
-            ],
-        )
-        .unwrap();
-        assert_eq!(
-            model.tokens_computed,
-            context.len() + " because of ".len() + "A".len() + "B!".len()
-        );
+        loglikelihoods(&mut model, &[pair(context, " because of A!"), pair(context, " because of B!!")]).unwrap();
+        assert_eq!(model.tokens_computed, context.len() + " because of ".len() + "A".len() + "B!".len());
     }
 
     #[test]
@@ -421,11 +308,6 @@ mod tests {
             assert!((score - reference(pair, 8)).abs() < 1e-5);
         }
         assert!(loglikelihoods(&mut model, &[pair("0", "123456789")]).is_err());
-        assert!(
-            loglikelihoods(&mut model, &[])
-                .unwrap()
-                .loglikelihoods
-                .is_empty()
-        );
+        assert!(loglikelihoods(&mut model, &[]).unwrap().loglikelihoods.is_empty());
     }
 }

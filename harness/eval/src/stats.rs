@@ -31,11 +31,7 @@ impl Accuracy {
 
     /// The share of right answers; 0 without any.
     pub fn value(self) -> f64 {
-        if self.n == 0 {
-            0.0
-        } else {
-            self.correct as f64 / self.n as f64
-        }
+        if self.n == 0 { 0.0 } else { self.correct as f64 / self.n as f64 }
     }
 
     /// `sqrt(p (1 - p) / (n - 1))`, the sample standard error of a mean of zeros and ones.
@@ -46,11 +42,7 @@ impl Accuracy {
 
     /// As a named score.
     pub fn metric(self, name: &str) -> Metric {
-        Metric {
-            name: name.to_owned(),
-            value: self.value(),
-            stderr: self.stderr(),
-        }
+        Metric { name: name.to_owned(), value: self.value(), stderr: self.stderr() }
     }
 }
 
@@ -87,11 +79,7 @@ impl LogLoss {
         let value = mean.exp();
         let variance = self.squares / self.n.max(1) as f64 - mean * mean;
         let stderr = (self.n > 1).then(|| value * (variance.max(0.0) / (self.n - 1) as f64).sqrt());
-        Metric {
-            name: "perplexity".to_owned(),
-            value,
-            stderr,
-        }
+        Metric { name: "perplexity".to_owned(), value, stderr }
     }
 }
 

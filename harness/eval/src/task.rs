@@ -202,33 +202,27 @@ impl Task {
             return Self::parse(text, name);
         }
         let path = Path::new(name);
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
-            let text = std::fs::read_to_string(path).map_err(|source| EvalError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let text =
+                std::fs::read_to_string(path).map_err(|source| EvalError::Read { path: path.to_owned(), source })?;
             return Self::parse(&text, name);
         }
         let known = Self::builtin_names().collect::<Vec<_>>().join(", ");
-        Err(EvalError::task(
-            name,
-            format!("no such task; there are {known}, or give the path of a .toml file"),
-        ))
+        Err(EvalError::task(name, format!("no such task; there are {known}, or give the path of a .toml file")))
     }
 
     /// Reads and checks a definition; `origin` is what errors call it.
     pub fn parse(text: &str, origin: &str) -> Result<Self, EvalError> {
         let file: TaskFile = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| {
-                1 + text[..span.start.min(text.len())].matches('\n').count()
-            });
+            let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             EvalError::task(origin, format!("line {line}: {}", error.message()))
         })?;
-        file.check()
-            .map_err(|reason| EvalError::task(origin, reason))
+        file.check().map_err(|reason| EvalError::task(origin, reason))
+    }
+
+    /// How many solved examples stand before each item.
+    pub fn n_fewshot(&self) -> u32 {
+        self.items().and_then(|items| items.fewshot.as_ref()).map_or(0, |fewshot| fewshot.count)
     }
 
     /// Where its items come from; a perplexity has none.
@@ -244,17 +238,10 @@ impl TaskFile {
     fn check(self) -> Result<Task, String> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         if self.name.is_empty() || !self.name.chars().all(plain) {
-            return Err(format!(
-                "name '{}' becomes a file name: use a-z, 0-9 and _",
-                self.name
-            ));
+            return Err(format!("name '{}' becomes a file name: use a-z, 0-9 and _", self.name));
         }
         let has_items = self.data.is_some() && self.prompt.is_some();
-        let items = self.data.zip(self.prompt).map(|(data, prompt)| Items {
-            data,
-            prompt,
-            fewshot: self.fewshot,
-        });
+        let items = self.data.zip(self.prompt).map(|(data, prompt)| Items { data, prompt, fewshot: self.fewshot });
         let method = match (items, self.multiple_choice, self.generate, self.perplexity) {
             (Some(items), Some(choice), None, None) => {
                 Templates::check_expression(&choice.choices)?;
@@ -264,10 +251,7 @@ impl TaskFile {
             (Some(items), None, Some(generate), None) => Method::Generate(items, generate.check()?),
             (None, None, None, Some(perplexity)) => {
                 if perplexity.window < 4 {
-                    return Err(format!(
-                        "window is {}, at least 4 tokens are needed",
-                        perplexity.window
-                    ));
+                    return Err(format!("window is {}, at least 4 tokens are needed", perplexity.window));
                 }
                 Method::Perplexity(perplexity)
             }
@@ -275,19 +259,10 @@ impl TaskFile {
                 return Err("[data] and [prompt], or else [perplexity], are needed".to_owned());
             }
             _ => {
-                return Err(
-                    "exactly one of [multiple_choice], [generate] and [perplexity] is needed"
-                        .to_owned(),
-                );
+                return Err("exactly one of [multiple_choice], [generate] and [perplexity] is needed".to_owned());
             }
         };
-        let task = Task {
-            name: self.name,
-            version: self.version,
-            title: self.title,
-            source: self.source,
-            method,
-        };
+        let task = Task { name: self.name, version: self.version, title: self.title, source: self.source, method };
         if let Some(items) = task.items() {
             items.check()?;
         }
@@ -322,12 +297,7 @@ impl GenerateFile {
             return Err("at least one [[generate.extract]] is needed".to_owned());
         }
         let mut extract: Vec<Extractor> = Vec::new();
-        for ExtractFile {
-            name,
-            pattern,
-            take,
-        } in self.extract
-        {
+        for ExtractFile { name, pattern, take } in self.extract {
             if extract.iter().any(|other| other.name() == name) {
                 return Err(format!("two extractors are called '{name}'"));
             }
@@ -353,16 +323,13 @@ mod tests {
             let task = Task::find(name).unwrap();
             assert_eq!(task.name, name);
             assert!(!task.title.is_empty() && !task.source.is_empty());
+            assert_eq!(task.n_fewshot(), if name == "gsm8k" { 5 } else { 0 });
         }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/tasks");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap();
-            assert!(
-                Task::builtin_names().any(|name| name == stem),
-                "{} is in no list",
-                path.display()
-            );
+            assert!(Task::builtin_names().any(|name| name == stem), "{} is in no list", path.display());
         }
     }
 
@@ -387,10 +354,7 @@ mod tests {
             stop = ["Q:", "</s>", "<|im_end|>"]
             extract = [{ name = "strict", pattern = 'The answer is (\-?[0-9\.\,]+).', take = "first" }]
         "#;
-        assert!(matches!(
-            Task::parse(cot, "cot").unwrap().method,
-            Method::Generate(_, _)
-        ));
+        assert!(matches!(Task::parse(cot, "cot").unwrap().method, Method::Generate(_, _)));
         let mmlu = r#"
             name = "mmlu_anatomy"
             version = 1
@@ -405,10 +369,7 @@ mod tests {
             count = 5
             draw = "first"
         "#;
-        assert!(matches!(
-            Task::parse(mmlu, "mmlu").unwrap().method,
-            Method::MultipleChoice(_, _)
-        ));
+        assert!(matches!(Task::parse(mmlu, "mmlu").unwrap().method, Method::MultipleChoice(_, _)));
     }
 
     #[test]
@@ -422,44 +383,22 @@ mod tests {
             (piqa, "[multiple_choice]\n", "[other]\n", "other"),
             (piqa, "[sol1, sol2]", "[sol1, sol2", "[sol1, sol2"),
             (piqa, "{{ goal }}", "{{ goal ", "{{ goal"),
-            (
-                piqa,
-                "gold = \"label\"",
-                "gold = \"label\"\n[perplexity]\ntext = 'a'\nwindow = 8",
-                "exactly one",
-            ),
+            (piqa, "gold = \"label\"", "gold = \"label\"\n[perplexity]\ntext = 'a'\nwindow = 8", "exactly one"),
             (gsm8k, "'\\$'", "'(\\$'", "ignore"),
             (gsm8k, "'#### (\\-", "'#### ((\\-", "extractor 'strict'"),
-            (
-                gsm8k,
-                "name = \"flexible\"",
-                "name = \"strict\"",
-                "two extractors",
-            ),
+            (gsm8k, "name = \"flexible\"", "name = \"strict\"", "two extractors"),
             (gsm8k, "name = \"flexible\"", "name = \"text\"", "'text'"),
             (gsm8k, "gsm8k/train", "gsm8k/test", "examples"),
-            (
-                gsm8k,
-                "max_new_tokens = 256",
-                "max_new_tokens = 0",
-                "max_new_tokens",
-            ),
+            (gsm8k, "max_new_tokens = 256", "max_new_tokens = 0", "max_new_tokens"),
             (gsm8k, "python_random", "random", "random"),
         ] {
             assert!(text.contains(from), "{from}");
-            let message = Task::parse(&text.replace(from, to), "t")
-                .unwrap_err()
-                .to_string();
+            let message = Task::parse(&text.replace(from, to), "t").unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }
         let message = Task::find("piqq").unwrap_err().to_string();
         assert!(message.contains("piqa, gsm8k"), "{message}");
-        assert!(
-            Task::find("nowhere.toml")
-                .unwrap_err()
-                .to_string()
-                .contains("nowhere.toml")
-        );
+        assert!(Task::find("nowhere.toml").unwrap_err().to_string().contains("nowhere.toml"));
     }
 }

@@ -56,14 +56,7 @@ pub struct HashLm {
 
 impl HashLm {
     pub fn new(max_context: usize) -> Self {
-        Self {
-            max_context,
-            logits: Vec::new(),
-            bos: None,
-            fail_after: None,
-            tokens_computed: 0,
-            most_rows: 0,
-        }
+        Self { max_context, logits: Vec::new(), bos: None, fail_after: None, tokens_computed: 0, most_rows: 0 }
     }
 }
 
@@ -107,29 +100,17 @@ impl LanguageModel for HashLm {
 
     fn new_cache(&self, capacity: usize) -> Seen {
         assert!(capacity <= self.max_context);
-        Seen {
-            tokens: Vec::new(),
-            capacity,
-            prompt: 0,
-        }
+        Seen { tokens: Vec::new(), capacity, prompt: 0 }
     }
 
-    fn forward(
-        &mut self,
-        cache: &mut Seen,
-        tokens: &[u32],
-        logits: Logits,
-    ) -> Result<&[f32], EvalError> {
+    fn forward(&mut self, cache: &mut Seen, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError> {
         let rows = rows(tokens, logits);
         self.most_rows = self.most_rows.max(rows.len());
         self.logits.clear();
         for (i, &token) in tokens.iter().enumerate() {
             cache.push(token);
             if rows.contains(&i) {
-                let mut hash = cache
-                    .tokens
-                    .iter()
-                    .fold(17_u32, |hash, &t| (hash ^ t).wrapping_mul(0x0100_0193));
+                let mut hash = cache.tokens.iter().fold(17_u32, |hash, &t| (hash ^ t).wrapping_mul(0x0100_0193));
                 self.logits.extend((0..VOCAB).map(|_| {
                     hash = hash.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     (hash >> 8) as f32 / (1 << 22) as f32
@@ -137,10 +118,7 @@ impl LanguageModel for HashLm {
             }
         }
         self.tokens_computed += tokens.len();
-        if self
-            .fail_after
-            .is_some_and(|limit| self.tokens_computed > limit)
-        {
+        if self.fail_after.is_some_and(|limit| self.tokens_computed > limit) {
             self.logits.fill(f32::NAN);
         }
         Ok(&self.logits)
@@ -157,11 +135,7 @@ pub struct ScriptedLm {
 
 impl ScriptedLm {
     pub fn new(max_context: usize, script: &str) -> Self {
-        Self {
-            hash: HashLm::new(max_context),
-            script: encode(script),
-            tokens_computed: 0,
-        }
+        Self { hash: HashLm::new(max_context), script: encode(script), tokens_computed: 0 }
     }
 }
 
@@ -192,12 +166,7 @@ impl LanguageModel for ScriptedLm {
         self.hash.new_cache(capacity)
     }
 
-    fn forward(
-        &mut self,
-        cache: &mut Seen,
-        tokens: &[u32],
-        logits: Logits,
-    ) -> Result<&[f32], EvalError> {
+    fn forward(&mut self, cache: &mut Seen, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError> {
         if cache.tokens.is_empty() {
             cache.prompt = tokens.len();
         }

@@ -30,28 +30,18 @@ fn gsm8k_prompts() {
         fewshot_train_idx: Vec<u32>,
         prompt: Option<String>,
     }
-    let references: Vec<Reference> =
-        common::read_lines(shared.join("golden/refs/gsm8k_5shot_prompts_first200.jsonl"));
+    let references: Vec<Reference> = common::read_lines(shared.join("golden/refs/gsm8k_5shot_prompts_first200.jsonl"));
     assert_eq!(references.len(), 200);
     let task = gsm8k();
     let set = PromptSet::load(&task, &shared.join("datasets"), None).unwrap();
     assert_eq!(set.len(), 1319);
     for reference in references {
         let prompt = set.prompt(reference.index).unwrap();
-        assert_eq!(
-            prompt.shots, reference.fewshot_train_idx,
-            "item {}",
-            reference.index
-        );
+        assert_eq!(prompt.shots, reference.fewshot_train_idx, "item {}", reference.index);
         if let Some(expected) = reference.prompt {
             assert_eq!(prompt.text, expected, "item {}", reference.index);
         }
-        assert_eq!(
-            prompt.sha256(),
-            reference.sha256,
-            "item {}",
-            reference.index
-        );
+        assert_eq!(prompt.sha256(), reference.sha256, "item {}", reference.index);
     }
 }
 
@@ -69,29 +59,19 @@ fn gsm8k_extraction() {
         flexible_em: Vec<f64>,
         golds: Vec<String>,
     }
-    let vectors: Vec<Vector> =
-        common::read_lines(shared.join("golden/refs/gsm8k_extract_vectors_first30.jsonl"));
+    let vectors: Vec<Vector> = common::read_lines(shared.join("golden/refs/gsm8k_extract_vectors_first30.jsonl"));
     assert_eq!(vectors.len(), 30);
     let task = gsm8k();
     let method = method(&task);
     for vector in vectors {
-        let expected = [
-            (&vector.strict_gsm8k, &vector.strict_gsm8k_em),
-            (&vector.flexible, &vector.flexible_em),
-        ];
+        let expected = [(&vector.strict_gsm8k, &vector.strict_gsm8k_em), (&vector.flexible, &vector.flexible_em)];
         for (extractor, (answer, matches)) in method.extract.iter().zip(expected) {
             let found = extractor.extract(&vector.text);
             assert_eq!(&found, answer, "{} of {:?}", extractor.name(), vector.text);
             assert_eq!(matches.len(), vector.golds.len());
             for (gold, &expected) in vector.golds.iter().zip(matches) {
                 let same = f64::from(u8::from(method.normalise.same(&found, gold)));
-                assert_eq!(
-                    same,
-                    expected,
-                    "{} of {:?} against {gold:?}",
-                    extractor.name(),
-                    vector.text
-                );
+                assert_eq!(same, expected, "{} of {:?} against {gold:?}", extractor.name(), vector.text);
             }
         }
     }
@@ -112,12 +92,7 @@ fn stop_strings() {
     let vectors: Vec<Vector> = serde_json::from_str(&text).unwrap();
     assert!(!vectors.is_empty());
     for vector in vectors {
-        assert_eq!(
-            generate::before_stop(&vector.text, &vector.stop),
-            vector.out,
-            "{:?}",
-            vector.text
-        );
+        assert_eq!(generate::before_stop(&vector.text, &vector.stop), vector.out, "{:?}", vector.text);
     }
 }
 
@@ -139,8 +114,7 @@ fn gsm8k_responses() {
         flexible: String,
         flexible_em: f64,
     }
-    let references: Vec<Reference> =
-        common::read_lines(shared.join("golden/refs/gsm8k_smollm2_first5.jsonl"));
+    let references: Vec<Reference> = common::read_lines(shared.join("golden/refs/gsm8k_smollm2_first5.jsonl"));
     let task = gsm8k();
     let method = method(&task);
     let set = PromptSet::load(&task, &shared.join("datasets"), Some(5)).unwrap();
@@ -152,17 +126,11 @@ fn gsm8k_responses() {
         assert_eq!(gold, reference.gold_answer);
         let text = generate::before_stop(&reference.gen_text_raw, &method.stop);
         assert_eq!(text, reference.resp);
-        let expected = [
-            (reference.strict, reference.strict_em),
-            (reference.flexible, reference.flexible_em),
-        ];
+        let expected = [(reference.strict, reference.strict_em), (reference.flexible, reference.flexible_em)];
         for (extractor, (answer, matches)) in method.extract.iter().zip(expected) {
             let found = extractor.extract(text);
             assert_eq!(found, answer);
-            assert_eq!(
-                f64::from(u8::from(method.normalise.same(&found, &gold))),
-                matches
-            );
+            assert_eq!(f64::from(u8::from(method.normalise.same(&found, &gold))), matches);
         }
     }
 }
@@ -190,10 +158,7 @@ fn piqa_prompts_and_scores() {
     let set = PromptSet::load(&task, &shared.join("datasets"), None).unwrap();
     assert_eq!(set.len(), 1838);
     let mut texts = 0;
-    for (file, n) in [
-        ("piqa_smollm2_first100.jsonl", 100),
-        ("piqa_gemma3_270m_first50.jsonl", 50),
-    ] {
+    for (file, n) in [("piqa_smollm2_first100.jsonl", 100), ("piqa_gemma3_270m_first50.jsonl", 50)] {
         let references: Vec<Reference> = common::read_lines(shared.join("golden/refs").join(file));
         assert_eq!(references.len(), n);
         for reference in references {
@@ -202,33 +167,16 @@ fn piqa_prompts_and_scores() {
             assert_eq!(gold, reference.label, "item {index}");
             if let (Some(context), Some(continuations)) = (reference.context, reference.cont) {
                 assert_eq!(set.prompt(index).unwrap().text, context);
-                assert_eq!(
-                    choices
-                        .iter()
-                        .map(|choice| format!(" {choice}"))
-                        .collect::<Vec<_>>(),
-                    continuations
-                );
+                assert_eq!(choices.iter().map(|choice| format!(" {choice}")).collect::<Vec<_>>(), continuations);
                 texts += 1;
             }
             let lengths = |length: fn(&str) -> usize| [0, 1].map(|i| length(&choices[i]));
-            assert_eq!(
-                lengths(|choice| choice.chars().count()),
-                reference.char_len,
-                "item {index}"
-            );
+            assert_eq!(lengths(|choice| choice.chars().count()), reference.char_len, "item {index}");
             assert_eq!(lengths(str::len), reference.byte_len, "item {index}");
             let loglikelihoods = [reference.ll_choice0, reference.ll_choice1];
-            let expected = [
-                reference.lmeval_acc == 1.0,
-                reference.lmeval_acc_norm == 1.0,
-                reference.pred_acc_bytes == gold,
-            ];
-            assert_eq!(
-                score::correct_by_length(&loglikelihoods, &choices, gold),
-                expected,
-                "item {index}"
-            );
+            let expected =
+                [reference.lmeval_acc == 1.0, reference.lmeval_acc_norm == 1.0, reference.pred_acc_bytes == gold];
+            assert_eq!(score::correct_by_length(&loglikelihoods, &choices, gold), expected, "item {index}");
         }
     }
     assert!(texts > 0);

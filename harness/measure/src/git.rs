@@ -16,7 +16,10 @@ pub struct GitState {
 pub fn state() -> GitState {
     let here = std::env::current_dir().ok();
     let exe = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    here.into_iter().chain(exe).find_map(|folder| state_of(&folder)).unwrap_or(GitState { commit: "unknown".into(), dirty: false })
+    here.into_iter()
+        .chain(exe)
+        .find_map(|folder| state_of(&folder))
+        .unwrap_or(GitState { commit: "unknown".into(), dirty: false })
 }
 
 /// The commit of the checkout that holds `folder`, if it is one of ternbench and not of some other project.
@@ -31,7 +34,14 @@ fn state_of(folder: &Path) -> Option<GitState> {
 }
 
 fn git(folder: &Path, args: &[&str]) -> Option<String> {
-    let output = Command::new("git").arg("-C").arg(folder).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(folder)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 

@@ -70,15 +70,20 @@ impl Host {
 
     /// One line: CPU, cores, memory, system.
     pub fn summary(&self) -> String {
-        let memory = self.memory_bytes.map_or(String::new(), |bytes| format!(", {:.0} GiB", bytes as f64 / (1_u64 << 30) as f64));
+        let memory = self
+            .memory_bytes
+            .map_or(String::new(), |bytes| format!(", {:.0} GiB", bytes as f64 / (1_u64 << 30) as f64));
         let cores = if self.logical_cores == 1 { "1 core".to_owned() } else { format!("{} cores", self.logical_cores) };
         format!("{} ({cores}{memory}), {} {}", self.cpu, self.os, self.arch)
     }
 
     /// Hostname plus an FNV-1a hash of the hardware: no serial numbers.
     fn make_id(&self) -> String {
-        let what = format!("{}|{}|{}|{:?}|{:?}", self.cpu, self.arch, self.logical_cores, self.memory_bytes, self.cache_bytes);
-        let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let what =
+            format!("{}|{}|{}|{:?}|{:?}", self.cpu, self.arch, self.logical_cores, self.memory_bytes, self.cache_bytes);
+        let hash = what
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         format!("{}-{:08x}", slug(&self.hostname), hash >> 32)
     }
 }
@@ -142,7 +147,8 @@ mod imp {
     }
 
     pub(super) fn fill_cpu(host: &mut Host, cpuinfo: &str) {
-        let fields = || cpuinfo.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim()));
+        let fields =
+            || cpuinfo.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim()));
         let first = |name: &str| fields().find(|&(key, _)| key == name).map(|(_, value)| value.to_owned());
         host.cpu = first("model name").unwrap_or_default();
         host.cpu_vendor = first("vendor_id").or_else(|| first("CPU implementer")).unwrap_or_default();

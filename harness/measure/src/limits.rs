@@ -70,8 +70,10 @@ pub fn limit(work: Work, peaks: Peaks) -> Option<Limit> {
 
 fn limit_of(bytes: u64, work: Work, peaks: Peaks) -> Option<Limit> {
     let rate = |peak: f64, cost: u64| (peak > 0.0 && cost > 0).then(|| peak / cost as f64);
-    let bandwidth = rate(peaks.bandwidth_bytes_per_s, bytes).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Bandwidth });
-    let macs = rate(peaks.macs_per_s, work.macs_per_token).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Macs });
+    let bandwidth =
+        rate(peaks.bandwidth_bytes_per_s, bytes).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Bandwidth });
+    let macs =
+        rate(peaks.macs_per_s, work.macs_per_token).map(|tokens_per_s| Limit { tokens_per_s, bound: Bound::Macs });
     bandwidth.into_iter().chain(macs).min_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s))
 }
 

@@ -176,7 +176,12 @@ mod tests {
             workload: "tg128".into(),
             n_gen: 128,
             group: "g".into(),
-            samples: Samples { tokens: 128, ns: vec![8_000_000_000, 6_400_000_001], rounds: vec![0, 1], positions: vec![1, 0] },
+            samples: Samples {
+                tokens: 128,
+                ns: vec![8_000_000_000, 6_400_000_001],
+                rounds: vec![0, 1],
+                positions: vec![1, 0],
+            },
             bytes_per_token: 1_178_000_000,
             macs_per_token: 2_412_000_000,
             limits: Limits { bandwidth_bytes_per_s: 28.25e9, macs_per_s: 1e12, cache_bytes: 0 },
@@ -197,7 +202,8 @@ mod tests {
             Memory { peak_rss_bytes: u64::MAX, ..Memory::default() }.into(),
             Kernel { compute_ns: vec![1], ..Kernel::default() }.into(),
             Agreement { n_tokens: 5, ..Agreement::default() }.into(),
-            Accuracy { correct: [("acc".to_owned(), 3)].into(), nll_sum: Some(0.1 + 0.2), ..Accuracy::default() }.into(),
+            Accuracy { correct: [("acc".to_owned(), 3)].into(), nll_sum: Some(0.1 + 0.2), ..Accuracy::default() }
+                .into(),
             Claim { id: "less-memory".into(), ..Claim::default() }.into(),
         ];
         let context = context();
@@ -264,7 +270,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_is_one_clear_line() {
-        let error = RecordWriter::open(Path::new("/dev/full")).and_then(|mut writer| writer.append(&context().record(speed())));
+        let error =
+            RecordWriter::open(Path::new("/dev/full")).and_then(|mut writer| writer.append(&context().record(speed())));
         assert_eq!(error.expect_err("full").to_string(), "writing /dev/full: the disk is full");
     }
 

@@ -126,10 +126,18 @@ mod tests {
     fn a_run_never_takes_the_folder_of_another() {
         let root = tempfile::tempdir().expect("temporary folder");
         let host = Host { hostname: "Box.local".into(), ..Host::default() };
-        let runs: Vec<RunDir> =
-            (0..3).map(|_| RunDir::create(&root.path().join("runs"), "2026-01-31", "Claims quick", &host).expect("makes")).collect();
+        let runs: Vec<RunDir> = (0..3)
+            .map(|_| RunDir::create(&root.path().join("runs"), "2026-01-31", "Claims quick", &host).expect("makes"))
+            .collect();
         let names: Vec<&str> = runs.iter().map(RunDir::run_id).collect();
-        assert_eq!(names, ["2026-01-31-box-local-claims-quick", "2026-01-31-box-local-claims-quick-2", "2026-01-31-box-local-claims-quick-3"]);
+        assert_eq!(
+            names,
+            [
+                "2026-01-31-box-local-claims-quick",
+                "2026-01-31-box-local-claims-quick-2",
+                "2026-01-31-box-local-claims-quick-3"
+            ]
+        );
         assert_eq!(read_host(runs[2].path()), Some(host));
         assert!(runs[0].records().expect("opens").path().ends_with("records.jsonl"));
     }

@@ -47,7 +47,14 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { warmup: 1, repetitions: 5, min_repetitions: 3, budget: None, seed: crate::stats::SEED, debug_builds: DebugBuilds::Refuse }
+        Self {
+            warmup: 1,
+            repetitions: 5,
+            min_repetitions: 3,
+            budget: None,
+            seed: crate::stats::SEED,
+            debug_builds: DebugBuilds::Refuse,
+        }
     }
 }
 
@@ -188,7 +195,8 @@ pub fn interleave(
         return Err(RunError::Nothing);
     }
     let start = Instant::now();
-    let series = contenders.iter().map(|c| Series { name: c.name.clone(), samples: Vec::new(), failed: None }).collect();
+    let series =
+        contenders.iter().map(|c| Series { name: c.name.clone(), samples: Vec::new(), failed: None }).collect();
     let mut outcome = Outcome { series, rounds: 0, stopped: Stopped::Done };
     if rounds(contenders, plan, start, &mut outcome, progress).is_break() {
         outcome.stopped = Stopped::Interrupted;
@@ -220,7 +228,9 @@ fn rounds(
             break;
         }
         let round_time = measuring.elapsed() / round.max(1);
-        if round >= plan.min_repetitions.max(1) && plan.budget.is_some_and(|budget| start.elapsed() + round_time > budget) {
+        if round >= plan.min_repetitions.max(1)
+            && plan.budget.is_some_and(|budget| start.elapsed() + round_time > budget)
+        {
             outcome.stopped = Stopped::Budget;
             break;
         }

@@ -86,6 +86,9 @@ pub struct Claim {
     pub rule: Rule,
     /// What measures it.
     pub command: String,
+    /// Where or how the command has to be run.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 impl Claim {
@@ -127,7 +130,8 @@ impl Catalogue {
     pub fn get() -> &'static Self {
         static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
         CATALOGUE.get_or_init(|| {
-            toml::from_str(include_str!("../claims.toml")).expect("claims.toml is part of the program, and a test reads it")
+            toml::from_str(include_str!("../claims.toml"))
+                .expect("claims.toml is part of the program, and a test reads it")
         })
     }
 
@@ -173,7 +177,8 @@ mod tests {
             let text = std::fs::read_to_string(&path).expect("every model of the catalogue has a manifest");
             let manifest: toml::Table = text.parse().expect("TOML");
             let shape = |key: &str| manifest["shape"][key].as_integer().expect("an integer") as u64;
-            let expected = [model.n_layers, model.hidden, model.ffn, model.n_heads, model.n_kv_heads, model.head_dim, model.vocab];
+            let expected =
+                [model.n_layers, model.hidden, model.ffn, model.n_heads, model.n_kv_heads, model.head_dim, model.vocab];
             let keys = ["n_layers", "hidden", "ffn", "n_heads", "n_kv_heads", "head_dim", "vocab"];
             assert_eq!(keys.map(shape), expected, "{}", model.id);
         }

@@ -60,12 +60,17 @@ pub fn limit_of(speed: &Speed) -> Option<f64> {
 /// # Errors
 /// When polars refuses.
 pub fn speed_samples(records: &[Record]) -> Result<DataFrame, FrameError> {
-    let speeds: Vec<&Speed> = records.iter().filter_map(|record| match &record.body {
-        Body::Speed(speed) if speed.refused.is_none() => Some(speed),
-        _ => None,
-    }).collect();
+    let speeds: Vec<&Speed> = records
+        .iter()
+        .filter_map(|record| match &record.body {
+            Body::Speed(speed) if speed.refused.is_none() => Some(speed),
+            _ => None,
+        })
+        .collect();
     let counts: Vec<usize> = speeds.iter().map(|speed| speed.samples.ns.len()).collect();
-    let text = |name: &str, get: &dyn Fn(&Speed) -> String| repeat(name, &counts, &speeds.iter().map(|s| get(s)).collect::<Vec<_>>());
+    let text = |name: &str, get: &dyn Fn(&Speed) -> String| {
+        repeat(name, &counts, &speeds.iter().map(|s| get(s)).collect::<Vec<_>>())
+    };
     let limit = |speed: &&Speed| limit_of(speed);
     let columns = vec![
         text("workload", &|s| s.workload.clone()),
@@ -100,7 +105,9 @@ pub fn speed_summary(records: &[Record]) -> Result<DataFrame, FrameError> {
 /// When polars refuses.
 pub fn speed_rows(records: &[Record]) -> Result<Vec<SpeedRow>, FrameError> {
     let frame = speed_summary(records)?;
-    let text = |name: &str, i: usize| -> PolarsResult<String> { Ok(frame.column(name)?.str()?.get(i).unwrap_or_default().to_owned()) };
+    let text = |name: &str, i: usize| -> PolarsResult<String> {
+        Ok(frame.column(name)?.str()?.get(i).unwrap_or_default().to_owned())
+    };
     let number = |name: &str, i: usize| -> PolarsResult<Option<f64>> { Ok(frame.column(name)?.f64()?.get(i)) };
     let count = |name: &str, i: usize| -> PolarsResult<u64> { Ok(frame.column(name)?.u64()?.get(i).unwrap_or(0)) };
     let row = |i: usize| -> PolarsResult<SpeedRow> {
@@ -114,7 +121,12 @@ pub fn speed_rows(records: &[Record]) -> Result<Vec<SpeedRow>, FrameError> {
             isa: text("isa", i)?,
             exact: frame.column("exact")?.bool()?.get(i).unwrap_or(false),
             n_threads: count("n_threads", i)?,
-            tokens_per_s: Estimate { value: value("tokens_per_s")?, low: value("low")?, high: value("high")?, n: count("samples", i)? as usize },
+            tokens_per_s: Estimate {
+                value: value("tokens_per_s")?,
+                low: value("low")?,
+                high: value("high")?,
+                n: count("samples", i)? as usize,
+            },
             mad: value("mad")?,
             limit_tokens_per_s: number("limit_tokens_per_s", i)?,
         })
@@ -127,12 +139,17 @@ pub fn speed_rows(records: &[Record]) -> Result<Vec<SpeedRow>, FrameError> {
 /// # Errors
 /// When polars refuses.
 pub fn kernel_summary(records: &[Record]) -> Result<DataFrame, FrameError> {
-    let kernels: Vec<_> = records.iter().filter_map(|record| match &record.body {
-        Body::Kernel(kernel) if kernel.refused.is_none() => Some(kernel),
-        _ => None,
-    }).collect();
+    let kernels: Vec<_> = records
+        .iter()
+        .filter_map(|record| match &record.body {
+            Body::Kernel(kernel) if kernel.refused.is_none() => Some(kernel),
+            _ => None,
+        })
+        .collect();
     let counts: Vec<usize> = kernels.iter().map(|kernel| kernel.compute_ns.len()).collect();
-    let size = |name: &str, sizes: Vec<usize>| Column::new(name.into(), spread(&counts, sizes.into_iter().map(|size| size as u64)));
+    let size = |name: &str, sizes: Vec<usize>| {
+        Column::new(name.into(), spread(&counts, sizes.into_iter().map(|size| size as u64)))
+    };
     let columns = vec![
         repeat("kernel", &counts, &kernels.iter().map(|k| k.code.kernel.clone()).collect::<Vec<_>>()),
         repeat("isa", &counts, &kernels.iter().map(|k| k.code.isa.clone()).collect::<Vec<_>>()),
@@ -141,7 +158,10 @@ pub fn kernel_summary(records: &[Record]) -> Result<DataFrame, FrameError> {
         size("m", kernels.iter().map(|k| k.m).collect()),
         size("n_threads", kernels.iter().map(|k| k.n_threads).collect()),
         repeat("cache", &counts, &kernels.iter().map(|k| k.cache.clone()).collect::<Vec<_>>()),
-        Column::new("compute_ns".into(), kernels.iter().flat_map(|k| k.compute_ns.iter().map(|&ns| ns as f64)).collect::<Vec<f64>>()),
+        Column::new(
+            "compute_ns".into(),
+            kernels.iter().flat_map(|k| k.compute_ns.iter().map(|&ns| ns as f64)).collect::<Vec<f64>>(),
+        ),
     ];
     let samples = DataFrame::new(counts.iter().sum(), columns)?;
     let summary = summarise(&samples, &KERNEL_KEYS, "compute_ns", None)?;
@@ -164,8 +184,14 @@ pub fn memory_rows(records: &[Record]) -> Vec<&Memory> {
 fn summarise(samples: &DataFrame, keys: &[&str], value: &str, carry: Option<&str>) -> Result<DataFrame, FrameError> {
     let one = |group: &DataFrame| -> PolarsResult<DataFrame> {
         let values: Vec<f64> = group.column(value)?.f64()?.iter().flatten().collect();
-        let estimate = stats::median_interval(&values, stats::SEED).unwrap_or(Estimate { value: f64::NAN, low: f64::NAN, high: f64::NAN, n: 0 });
-        let mut columns: Vec<Column> = keys.iter().map(|key| Ok(group.column(key)?.slice(0, 1))).collect::<PolarsResult<_>>()?;
+        let estimate = stats::median_interval(&values, stats::SEED).unwrap_or(Estimate {
+            value: f64::NAN,
+            low: f64::NAN,
+            high: f64::NAN,
+            n: 0,
+        });
+        let mut columns: Vec<Column> =
+            keys.iter().map(|key| Ok(group.column(key)?.slice(0, 1))).collect::<PolarsResult<_>>()?;
         columns.push(Column::new("samples".into(), [values.len() as u64]));
         columns.push(Column::new(value.into(), [estimate.value]));
         columns.push(Column::new("mad".into(), [stats::mad(&values).unwrap_or(f64::NAN)]));
@@ -178,9 +204,17 @@ fn summarise(samples: &DataFrame, keys: &[&str], value: &str, carry: Option<&str
         DataFrame::new(1, columns)
     };
     if samples.height() == 0 {
-        // An empty frame with the right columns: the summary of one row, without the row.
-        let nothing = one(&samples.clone())?;
-        return Ok(nothing.slice(0, 0));
+        // polars groups no empty frame: the same columns, without rows.
+        let mut columns: Vec<Column> =
+            keys.iter().map(|key| samples.column(key).cloned()).collect::<PolarsResult<_>>()?;
+        columns.push(Column::new("samples".into(), Vec::<u64>::new()));
+        columns.extend(
+            [value, "mad", "low", "high"]
+                .into_iter()
+                .chain(carry)
+                .map(|name| Column::new(name.into(), Vec::<f64>::new())),
+        );
+        return Ok(DataFrame::new(0, columns)?);
     }
     Ok(samples.group_by_stable(keys.iter().copied())?.apply(|group| one(&group))?)
 }
@@ -188,7 +222,11 @@ fn summarise(samples: &DataFrame, keys: &[&str], value: &str, carry: Option<&str
 /// A frame as CSV, with quotes where they are needed.
 pub fn to_csv(frame: &DataFrame) -> String {
     let field = |text: &str| {
-        if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+        if text.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text.to_owned()
+        }
     };
     let value = |value: AnyValue<'_>| match value {
         AnyValue::Null => String::new(),
@@ -201,7 +239,8 @@ pub fn to_csv(frame: &DataFrame) -> String {
     let mut csv = frame.get_column_names().iter().map(|name| field(name)).collect::<Vec<_>>().join(",");
     csv.push('\n');
     for i in 0..frame.height() {
-        let row: Vec<String> = frame.columns().iter().map(|column| column.get(i).map(value).unwrap_or_default()).collect();
+        let row: Vec<String> =
+            frame.columns().iter().map(|column| column.get(i).map(value).unwrap_or_default()).collect();
         csv.push_str(&row.join(","));
         csv.push('\n');
     }

@@ -90,6 +90,16 @@ pub struct Row {
     pub finding: Finding,
     /// The command that would measure it, for [`Verdict::NotMeasured`].
     pub command: Option<String>,
+    /// Where or how to run the command.
+    pub note: Option<String>,
+}
+
+impl Row {
+    /// What to do about a claim that was not measured: ``. To measure: `command` (note)``, or nothing.
+    pub fn advice(&self) -> String {
+        let note = self.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+        self.command.as_ref().map_or(String::new(), |command| format!(". To measure: `{command}`{note}"))
+    }
 }
 
 /// All claims.

@@ -52,7 +52,8 @@ pub fn report(records: &[Record], host: Option<&Host>, plots: &[String]) -> Resu
 pub fn table(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
     let mut out = line(&mut header.iter().map(|(name, _)| (*name).to_owned()));
-    out += &line(&mut header.iter().map(|(_, align)| if *align == Align::Right { "---:".into() } else { "---".into() }));
+    out +=
+        &line(&mut header.iter().map(|(_, align)| if *align == Align::Right { "---:".into() } else { "---".into() }));
     for row in rows {
         out += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")));
     }
@@ -69,9 +70,15 @@ pub fn ledger_table(ledger: &Ledger) -> String {
             Verdict::NotComparable | Verdict::NotMeasured => finding.verdict.to_string(),
         };
         let conditions = if row.conditions.is_empty() { String::new() } else { format!(" ({})", row.conditions) };
-        let command = row.command.as_ref().map_or(String::new(), |command| format!(". To measure: `{}`", command.replace('`', "'")));
         let said = format!("{} [{}]", row.claim, row.sources.join("]["));
-        vec![row.id.clone(), said, format!("{}{conditions}", row.published), finding.measured.clone(), verdict, format!("{}{command}", finding.reason)]
+        vec![
+            row.id.clone(),
+            said,
+            format!("{}{conditions}", row.published),
+            finding.measured.clone(),
+            verdict,
+            format!("{}{}", finding.reason, row.advice()),
+        ]
     });
     table(&header, &rows.collect::<Vec<_>>())
 }
@@ -81,7 +88,11 @@ fn headline(records: &[Record], host: Option<&Host>) -> String {
         return "No records.".into();
     };
     let machine = host.map_or_else(|| first.cpu.clone(), Host::summary);
-    let commit = if first.git_commit == "unknown" { "an unknown commit".into() } else { format!("commit {:.12}", first.git_commit) };
+    let commit = if first.git_commit == "unknown" {
+        "an unknown commit".into()
+    } else {
+        format!("commit {:.12}", first.git_commit)
+    };
     let dirty = if first.git_dirty { " with local changes" } else { "" };
     let date = first.time.split('T').next().unwrap_or(&first.time);
     format!("{date} · {machine} · ternbench {} at {commit}{dirty} · run `{}`", first.ternbench_version, first.run_id)
@@ -93,11 +104,23 @@ fn refused(out: &mut String, records: &[Record]) {
         if let Body::Speed(speed) = &record.body
             && let Some(reason) = &speed.refused
         {
-            rows.push(vec![speed.model.model.clone(), speed.code.kernel.clone(), speed.workload.clone(), speed.n_threads.to_string(), reason.clone()]);
+            rows.push(vec![
+                speed.model.model.clone(),
+                speed.code.kernel.clone(),
+                speed.workload.clone(),
+                speed.n_threads.to_string(),
+                reason.clone(),
+            ]);
         }
     }
     if !rows.is_empty() {
-        let header = [("model", Align::Left), ("kernel", Align::Left), ("workload", Align::Left), ("threads", Align::Right), ("why", Align::Left)];
+        let header = [
+            ("model", Align::Left),
+            ("kernel", Align::Left),
+            ("workload", Align::Left),
+            ("threads", Align::Right),
+            ("why", Align::Left),
+        ];
         let _ = writeln!(out, "## Refused\n\nThese enter no table, ratio or verdict.\n\n{}", table(&header, &rows));
     }
 }
@@ -108,8 +131,10 @@ fn memory(out: &mut String, records: &[Record]) {
         return;
     }
     let names = ["stored", "mapped", "packed linear", "embedding", "KV cache", "scratch", "resident peak"];
-    let header: Vec<(&str, Align)> =
-        [("model", Align::Left), ("weights", Align::Left), ("kernel", Align::Left)].into_iter().chain(names.map(|name| (name, Align::Right))).collect();
+    let header: Vec<(&str, Align)> = [("model", Align::Left), ("weights", Align::Left), ("kernel", Align::Left)]
+        .into_iter()
+        .chain(names.map(|name| (name, Align::Right)))
+        .collect();
     let row = |memory: &&ternbench_measure::record::Memory| {
         let bytes = [
             memory.stored_bytes,
@@ -139,7 +164,12 @@ fn verification(out: &mut String, records: &[Record]) {
                     (None, true) => "within its bound".into(),
                     (None, false) => format!("WRONG: {}", verify.first_mismatch.as_deref().unwrap_or("a sum differs")),
                 };
-                rows.push(vec![verify.code.kernel.clone(), "sums".into(), format!("{} cases on {} shapes", verify.cases, verify.shapes.len()), result]);
+                rows.push(vec![
+                    verify.code.kernel.clone(),
+                    "sums".into(),
+                    format!("{} cases on {} shapes", verify.cases, verify.shapes.len()),
+                    result,
+                ]);
             }
             Body::Agreement(agreement) => {
                 let what = format!("{} tokens of {} prompts", agreement.n_tokens, agreement.n_prompts);
@@ -158,8 +188,11 @@ fn verification(out: &mut String, records: &[Record]) {
 fn machine(out: &mut String, records: &[Record], host: Option<&Host>) {
     let _ = writeln!(out, "## Machine\n");
     if let Some(host) = host {
-        let size = |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64));
-        let caches: Vec<String> = host.cache_bytes.iter().map(|(name, bytes)| format!("{name} {} KiB", bytes >> 10)).collect();
+        let size = |bytes: Option<u64>| {
+            bytes.map_or("unknown".into(), |bytes| format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64))
+        };
+        let caches: Vec<String> =
+            host.cache_bytes.iter().map(|(name, bytes)| format!("{name} {} KiB", bytes >> 10)).collect();
         let physical = host.physical_cores.map_or(String::new(), |cores| format!(" on {cores} physical"));
         let virtualised = match host.virtualised {
             Some(true) => ", virtualised",
@@ -169,7 +202,12 @@ fn machine(out: &mut String, records: &[Record], host: Option<&Host>) {
         let _ = writeln!(out, "- CPU: {}, {} cores{physical}{virtualised}", host.cpu, host.logical_cores);
         let _ = writeln!(out, "- Features: {}", host.features.join(", "));
         let _ = writeln!(out, "- Caches: {}", caches.join(", "));
-        let _ = writeln!(out, "- Memory: {}, {} free at the start", size(host.memory_bytes), size(host.memory_available_bytes));
+        let _ = writeln!(
+            out,
+            "- Memory: {}, {} free at the start",
+            size(host.memory_bytes),
+            size(host.memory_available_bytes)
+        );
         let _ = writeln!(out, "- System: {}, kernel {}", host.os, host.os_kernel);
         let governor = host.governor.as_deref().unwrap_or("not visible");
         let load = host.load_average.map_or("unknown".into(), |load| format!("{load:.2}"));
@@ -179,9 +217,19 @@ fn machine(out: &mut String, records: &[Record], host: Option<&Host>) {
         if let Body::Probe(probe) = &record.body
             && let Some(peak) = probe.peak_per_s()
         {
-            let (what, unit) = if probe.name == Probe::BANDWIDTH { ("read bandwidth", "GB/s") } else { ("int8 multiply-adds", "G MAC/s") };
+            let (what, unit) = if probe.name == Probe::BANDWIDTH {
+                ("read bandwidth", "GB/s")
+            } else {
+                ("int8 multiply-adds", "G MAC/s")
+            };
             let threads = if probe.n_threads == 1 { "1 thread".into() } else { format!("{} threads", probe.n_threads) };
-            let _ = writeln!(out, "- Peak {what}, {threads}: {:.1} {unit} ({}, best of {})", peak / 1e9, probe.instructions, probe.samples_ns.len());
+            let _ = writeln!(
+                out,
+                "- Peak {what}, {threads}: {:.1} {unit} ({}, best of {})",
+                peak / 1e9,
+                probe.instructions,
+                probe.samples_ns.len()
+            );
         }
     }
     let _ = writeln!(out);

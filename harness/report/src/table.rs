@@ -1,10 +1,16 @@
 //! Tables for a terminal, and plain ones for a pipe.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
 
-use crate::ledger::Ledger;
 use crate::claims::short_number;
 use crate::frame::SpeedRow;
+use crate::ledger::{Ledger, Row};
+
+/// Lines above, below and under the header; none between rows.
+const LINES: TableStyle = TableStyle::new()
+    .top_border(LineStyle::none().fill('─').junction('─'))
+    .header_separator(LineStyle::none().fill('─').junction('─'))
+    .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 /// Where a table goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +35,7 @@ pub fn render(header: &[(&str, Align)], rows: &[Vec<String>], output: Output) ->
     let mut table = Table::new();
     match output {
         Output::Terminal(width) => {
-            table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(40));
+            table.load_style(LINES).set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(40));
         }
         Output::Plain => {
             table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -48,17 +54,48 @@ pub fn render(header: &[(&str, Align)], rows: &[Vec<String>], output: Output) ->
     table.trim_fmt()
 }
 
-/// The ledger: claim, published, measured, verdict, reason.
+/// The ledger: claim, published, measured, verdict, and why. On a terminal the reasons stand below the table, where they fit.
 pub fn ledger(ledger: &Ledger, output: Output) -> String {
     let header = ["claim", "published", "measured here", "verdict", "why"].map(|name| (name, Align::Left));
-    let rows = ledger.rows.iter().map(|row| {
-        let why = match &row.command {
-            Some(command) => format!("{}. To measure: {command}", row.finding.reason),
-            None => row.finding.reason.clone(),
-        };
-        vec![row.id.clone(), row.published.clone(), row.finding.measured.clone(), row.finding.verdict.name().into(), why]
-    });
-    render(&header, &rows.collect::<Vec<_>>(), output)
+    let row = |row: &Row| {
+        vec![row.id.clone(), row.published.clone(), row.finding.measured.clone(), row.finding.verdict.name().into()]
+    };
+    let why = |row: &Row| format!("{}{}", row.finding.reason, row.advice());
+    match output {
+        Output::Plain => {
+            let rows: Vec<Vec<String>> =
+                ledger.rows.iter().map(|one| row(one).into_iter().chain([why(one)]).collect()).collect();
+            render(&header, &rows, output)
+        }
+        Output::Terminal(width) => {
+            let rows: Vec<Vec<String>> = ledger.rows.iter().map(row).collect();
+            let mut text = render(&header[..4], &rows, output);
+            text.push_str("\n\nWhy\n");
+            for row in &ledger.rows {
+                text.push_str(&wrap(&format!("{}: {}", row.id, why(row)), usize::from(width.max(40))));
+            }
+            text.pop();
+            text
+        }
+    }
+}
+
+/// Words in lines of at most `width` characters, the second and later ones indented; each ends with a newline.
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines = String::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push_str(&line);
+            lines.push('\n');
+            line = "   ".into();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines + &line + "\n"
 }
 
 /// Speeds: model, kernel, threads, workload, median, interval, n, share of the limit.
@@ -112,7 +149,7 @@ mod tests {
         let (header, rows) = sample();
         let text = render(&header, &rows, Output::Terminal(44));
         assert!(text.lines().all(|line| line.chars().count() <= 44), "{text}");
-        assert!(text.lines().count() > 4, "{text}");
+        assert!(text.lines().count() > 6, "{text}");
     }
 
     #[test]

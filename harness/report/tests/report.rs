@@ -130,7 +130,8 @@ fn make_frozen_records() -> String {
         bodies.push(probe(Probe::MACS, "vpdpbusd zmm", macs).into());
     }
     let kernels = [("avx512vnni-i2s-dpbusd", 1.0), ("avx2-i2s-maddubs", 0.93), ("scalar-i2s-shift", 0.12)];
-    let code = |kernel: &str| Code { kernel: kernel.into(), isa: kernel.split('-').next().unwrap_or("").into(), exact: true };
+    let code =
+        |kernel: &str| Code { kernel: kernel.into(), isa: kernel.split('-').next().unwrap_or("").into(), exact: true };
     let model = |shape: &str, weights: &str| Model {
         model: format!("synthetic:{shape}"),
         model_hash: "0".repeat(64),
@@ -140,9 +141,18 @@ fn make_frozen_records() -> String {
     };
     for (kernel, _) in kernels {
         let shapes = vec![[2560, 2560, 1], [640, 2560, 1], [6912, 2560, 1], [2560, 6912, 1]];
-        bodies.push(Verify { code: code(kernel), layout: "i2s".into(), shapes, cases: 32, ok: true, ..Verify::default() }.into());
+        bodies.push(
+            Verify { code: code(kernel), layout: "i2s".into(), shapes, cases: 32, ok: true, ..Verify::default() }
+                .into(),
+        );
         let reference_kernel = "scalar-i8-naive".into();
-        let agreement = Agreement { model: model("bitnet-2b4t", "ternary"), reference_kernel, code: code(kernel), layout: "i2s".into(), ..Agreement::default() };
+        let agreement = Agreement {
+            model: model("bitnet-2b4t", "ternary"),
+            reference_kernel,
+            code: code(kernel),
+            layout: "i2s".into(),
+            ..Agreement::default()
+        };
         bodies.push(Agreement { n_prompts: 4, n_tokens: 64, ..agreement }.into());
     }
     // Shape, decode tok/s with two threads, bytes and MACs a token, packed and embedding bytes.
@@ -153,33 +163,34 @@ fn make_frozen_records() -> String {
         ("smollm2-1.7b", 8.5, 3_422_000_000, 1_711_000_000, 3_221_000_000, 201_000_000),
         ("minicpm-2b", 5.3, 5_448_000_000, 2_724_000_000, 4_883_000_000, 566_000_000),
     ];
-    let mut speed = |model: Model, code: Code, n_threads: usize, prefill: bool, group: &str, base: f64, work: (u64, u64)| {
-        let mut noise = || 1.0 + (rng.below(4001) as f64 - 2000.0) / 100_000.0;
-        let (_, bandwidth_bytes_per_s, macs_per_s) = peaks[n_threads - 1];
-        let samples = Samples {
-            tokens: 128,
-            ns: (0..5).map(|_| (128e9 / (base * noise())) as u64).collect(),
-            rounds: (0..5).collect(),
-            positions: vec![0, 1, 0, 1, 0],
+    let mut speed =
+        |model: Model, code: Code, n_threads: usize, prefill: bool, group: &str, base: f64, work: (u64, u64)| {
+            let mut noise = || 1.0 + (rng.below(4001) as f64 - 2000.0) / 100_000.0;
+            let (_, bandwidth_bytes_per_s, macs_per_s) = peaks[n_threads - 1];
+            let samples = Samples {
+                tokens: 128,
+                ns: (0..5).map(|_| (128e9 / (base * noise())) as u64).collect(),
+                rounds: (0..5).collect(),
+                positions: vec![0, 1, 0, 1, 0],
+            };
+            let mut speed = Speed {
+                model,
+                code,
+                n_threads,
+                workload: if prefill { "pp128" } else { "tg128" }.into(),
+                n_prompt: if prefill { 128 } else { 0 },
+                n_gen: if prefill { 0 } else { 128 },
+                group: group.into(),
+                samples,
+                bytes_per_token: if prefill { work.0 / 128 } else { work.0 },
+                macs_per_token: work.1,
+                limits: Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes: 32 << 20 },
+                output_checksum: "0".repeat(16),
+                ..Speed::default()
+            };
+            speed.check_limits();
+            Body::from(speed)
         };
-        let mut speed = Speed {
-            model,
-            code,
-            n_threads,
-            workload: if prefill { "pp128" } else { "tg128" }.into(),
-            n_prompt: if prefill { 128 } else { 0 },
-            n_gen: if prefill { 0 } else { 128 },
-            group: group.into(),
-            samples,
-            bytes_per_token: if prefill { work.0 / 128 } else { work.0 },
-            macs_per_token: work.1,
-            limits: Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes: 32 << 20 },
-            output_checksum: "0".repeat(16),
-            ..Speed::default()
-        };
-        speed.check_limits();
-        Body::from(speed)
-    };
     for (shape, decode, bytes, macs, packed, embedding) in baselines {
         for n_threads in [1, 2] {
             let scale = if n_threads == 1 { 0.62 } else { 1.0 };
@@ -187,18 +198,63 @@ fn make_frozen_records() -> String {
             for prefill in [false, true] {
                 let group = format!("{group}-{}", if prefill { "pp128" } else { "tg128" });
                 let base = if prefill { 9.0e10 / macs as f64 * scale } else { decode * scale };
-                bodies.push(speed(model(shape, "f16"), code("avx2-f16-fma"), n_threads, prefill, &group, base, (bytes, macs)));
+                bodies.push(speed(
+                    model(shape, "f16"),
+                    code("avx2-f16-fma"),
+                    n_threads,
+                    prefill,
+                    &group,
+                    base,
+                    (bytes, macs),
+                ));
                 for (kernel, share) in kernels.iter().take(if shape == "llama-3.2-1b" { 3 } else { 1 }) {
                     let base = if prefill { 134.0 } else { 24.2 } * share * scale;
-                    bodies.push(speed(model("bitnet-2b4t", "ternary"), code(kernel), n_threads, prefill, &group, base, (1_178_000_000, 2_412_000_000)));
+                    bodies.push(speed(
+                        model("bitnet-2b4t", "ternary"),
+                        code(kernel),
+                        n_threads,
+                        prefill,
+                        &group,
+                        base,
+                        (1_178_000_000, 2_412_000_000),
+                    ));
                 }
             }
         }
-        let memory = Memory { model: model(shape, "f16"), kernel: "avx2-f16-fma".into(), n_threads: 2, workload: "pp128+tg128".into(), ..Memory::default() };
-        let memory = Memory { stored_bytes: packed + embedding, stored_embedding_bytes: embedding, packed_bytes: packed, embedding_bytes: embedding, ..memory };
-        bodies.push(Memory { kv_bytes: 30_000_000, scratch_bytes: 12_000_000, peak_rss_bytes: packed + embedding + 60_000_000, peak_was_reset: true, ..memory }.into());
+        let memory = Memory {
+            model: model(shape, "f16"),
+            kernel: "avx2-f16-fma".into(),
+            n_threads: 2,
+            workload: "pp128+tg128".into(),
+            ..Memory::default()
+        };
+        let memory = Memory {
+            stored_bytes: packed + embedding,
+            stored_embedding_bytes: embedding,
+            packed_bytes: packed,
+            embedding_bytes: embedding,
+            ..memory
+        };
+        bodies.push(
+            Memory {
+                kv_bytes: 30_000_000,
+                scratch_bytes: 12_000_000,
+                peak_rss_bytes: packed + embedding + 60_000_000,
+                peak_was_reset: true,
+                ..memory
+            }
+            .into(),
+        );
     }
-    bodies.push(speed(model("bitnet-2b4t", "ternary"), code("avx512vnni-i2s-impossible"), 2, false, "alone", 162.0, (1_178_000_000, 2_412_000_000)));
+    bodies.push(speed(
+        model("bitnet-2b4t", "ternary"),
+        code("avx512vnni-i2s-impossible"),
+        2,
+        false,
+        "alone",
+        162.0,
+        (1_178_000_000, 2_412_000_000),
+    ));
     if let Some(Body::Speed(speed)) = bodies.last_mut() {
         speed.samples.ns = vec![128_000_000_000 / 162; 5];
         speed.refused = None;
@@ -221,11 +277,17 @@ fn make_frozen_records() -> String {
         ..Memory::default()
     };
     bodies.push(ternary.into());
-    let load = Load { model: model("bitnet-2b4t", "ternary"), n_params_linear: 2_084_044_800, n_params: 2_412_380_160, ..Load::default() };
+    let load = Load {
+        model: model("bitnet-2b4t", "ternary"),
+        n_params_linear: 2_084_044_800,
+        n_params: 2_412_380_160,
+        ..Load::default()
+    };
     bodies.push(load.into());
     let mut text = String::new();
     for body in bodies {
-        let record = Record { time: "2026-01-31T12:00:00Z".into(), build_profile: "release".into(), ..context.record(body) };
+        let record =
+            Record { time: "2026-01-31T12:00:00Z".into(), build_profile: "release".into(), ..context.record(body) };
         text += &serde_json_line(&record);
     }
     text

@@ -21,14 +21,7 @@ pub enum DenseType {
 
 impl DenseType {
     /// Every type.
-    pub const ALL: &[Self] = &[
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-    ];
+    pub const ALL: &[Self] = &[Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0, Self::Q4_1];
 
     /// The GGUF name.
     pub const fn name(self) -> &'static str {
@@ -68,30 +61,21 @@ impl DenseType {
 
     /// Bytes of a row of `k` weights; `None` when `k` is no multiple of the block length, or on overflow.
     pub fn row_bytes(self, k: usize) -> Option<usize> {
-        k.is_multiple_of(self.block_len())
-            .then(|| (k / self.block_len()).checked_mul(self.block_bytes()))?
+        k.is_multiple_of(self.block_len()).then(|| (k / self.block_len()).checked_mul(self.block_bytes()))?
     }
 
     /// Turns whole blocks into floats. `out` holds exactly the weights of `bytes`.
     pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         debug_assert_eq!(self.row_bytes(out.len()), Some(bytes.len()));
         let half = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-        let blocks = bytes
-            .chunks_exact(self.block_bytes())
-            .zip(out.chunks_exact_mut(self.block_len()));
+        let blocks = bytes.chunks_exact(self.block_bytes()).zip(out.chunks_exact_mut(self.block_len()));
         match self {
-            Self::F32 => {
-                blocks.for_each(|(b, out)| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            }
+            Self::F32 => blocks.for_each(|(b, out)| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             Self::F16 => blocks.for_each(|(b, out)| out[0] = half(b)),
-            Self::BF16 => {
-                blocks.for_each(|(b, out)| out[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            }
+            Self::BF16 => blocks.for_each(|(b, out)| out[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
             Self::Q8_0 => blocks.for_each(|(b, out)| {
                 let d = half(b);
-                out.iter_mut()
-                    .zip(&b[2..])
-                    .for_each(|(out, &q)| *out = d * f32::from(q as i8));
+                out.iter_mut().zip(&b[2..]).for_each(|(out, &q)| *out = d * f32::from(q as i8));
             }),
             Self::Q4_0 => blocks.for_each(|(b, out)| {
                 let d = half(b);

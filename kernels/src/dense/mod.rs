@@ -115,10 +115,7 @@ pub fn dense_kernels() -> &'static [Entry<DenseInfo, dyn DenseKernel>] {
 /// The fastest kernel for `ty` that runs here: the last of the list.
 pub fn kernel_for(ty: DenseType) -> &'static dyn DenseKernel {
     let of_type = DENSE_KERNELS.iter().filter(|entry| entry.info.ty == ty);
-    of_type
-        .filter_map(|entry| entry.kernel().ok())
-        .next_back()
-        .expect("the portable kernels run everywhere")
+    of_type.filter_map(|entry| entry.kernel().ok()).next_back().expect("the portable kernels run everywhere")
 }
 
 /// Lanes of a running sum. Lane `i` of an output adds the products of `k = i, i + 8, i + 16, ...` in this order, whichever

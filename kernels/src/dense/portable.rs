@@ -60,11 +60,7 @@ impl<const TYPE: usize> DenseKernel for Portable<TYPE> {
 fn dot(w: &[f32], x: &[f32]) -> f32 {
     // Fused where every CPU has the instruction; elsewhere `mul_add` would be a slow library call.
     let madd = |w: f32, x: f32, sum: f32| {
-        if cfg!(target_arch = "aarch64") {
-            w.mul_add(x, sum)
-        } else {
-            w * x + sum
-        }
+        if cfg!(target_arch = "aarch64") { w.mul_add(x, sum) } else { w * x + sum }
     };
     let (w_chunks, w_rest) = w.as_chunks::<LANES>();
     let (x_chunks, x_rest) = x.as_chunks::<LANES>();

@@ -50,25 +50,16 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
 pub fn unpack(packed: &PackedMatrix) -> Vec<i8> {
     let mut trits = Vec::with_capacity(packed.n * packed.k);
     for row in 0..packed.n {
-        let tiles = row_tiles(
-            packed,
-            row / TILE_ROWS * TILE_ROWS..(row / TILE_ROWS + 1) * TILE_ROWS,
-        )
-        .next()
-        .unwrap_or(&[]);
-        trits.extend(
-            (0..packed.k).map(|k| trit(dword(&tiles[k / TILE_K], row % TILE_ROWS), k % TILE_K)),
-        );
+        let tiles =
+            row_tiles(packed, row / TILE_ROWS * TILE_ROWS..(row / TILE_ROWS + 1) * TILE_ROWS).next().unwrap_or(&[]);
+        trits.extend((0..packed.k).map(|k| trit(dword(&tiles[k / TILE_K], row % TILE_ROWS), k % TILE_K)));
     }
     trits
 }
 
 /// The tiles of every 32 rows of `rows`, in order. `rows` starts and ends on a multiple of [`TILE_ROWS`].
 pub fn row_tiles(packed: &PackedMatrix, rows: Range<usize>) -> impl Iterator<Item = &[Tile]> {
-    assert!(
-        rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS),
-        "{rows:?} cuts a tile"
-    );
+    assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
     let tiles_per_row = packed.k.div_ceil(TILE_K);
     let tiles = packed.data.as_chunks().0;
     tiles[rows.start / TILE_ROWS * tiles_per_row..rows.end / TILE_ROWS * tiles_per_row]
@@ -102,30 +93,16 @@ mod tests {
     #[test]
     fn bytes_lie_as_documented() {
         // Row 0: columns 0, 4, 8, 12 share byte 0, lowest bits first: codes 2, 0, 1, 2 give 0b10_01_00_10.
-        let w = matrix(1, 16, |_, k| {
-            [1, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][k]
-        });
+        let w = matrix(1, 16, |_, k| [1, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][k]);
         let packed = pack(&w);
         assert_eq!(packed.data.len(), TILE_BYTES);
-        assert_eq!(
-            packed.data[..4],
-            [0b10_01_00_10, 0b01_01_01_01, 0b01_01_01_01, 0b01_01_01_01]
-        );
-        assert!(
-            packed.data[4..].iter().all(|&byte| byte == 0b01_01_01_01),
-            "padding rows are zero trits"
-        );
+        assert_eq!(packed.data[..4], [0b10_01_00_10, 0b01_01_01_01, 0b01_01_01_01, 0b01_01_01_01]);
+        assert!(packed.data[4..].iter().all(|&byte| byte == 0b01_01_01_01), "padding rows are zero trits");
 
         // Row 33 is row 1 of the second row tile; column 17 is column 1 of its second tile: byte 1 of dword 1 of tile 3.
-        let packed = pack(&matrix(
-            34,
-            18,
-            |row, k| if (row, k) == (33, 17) { -1 } else { 0 },
-        ));
+        let packed = pack(&matrix(34, 18, |row, k| if (row, k) == (33, 17) { -1 } else { 0 }));
         assert_eq!(packed.data.len(), 4 * TILE_BYTES);
-        let changed: Vec<usize> = (0..packed.data.len())
-            .filter(|&i| packed.data[i] != ZEROS)
-            .collect();
+        let changed: Vec<usize> = (0..packed.data.len()).filter(|&i| packed.data[i] != ZEROS).collect();
         assert_eq!(changed, [3 * TILE_BYTES + 4 + 1]);
         assert_eq!(packed.data[changed[0]], 0b01_01_01_00);
     }

@@ -19,12 +19,7 @@ pub fn runnable<I, K: ?Sized>(
     list: &'static [Entry<I, K>],
     name: impl Fn(&Entry<I, K>) -> &'static str,
 ) -> Vec<&'static K> {
-    let kernels = list.iter().filter_map(|entry| {
-        entry
-            .kernel()
-            .map_err(|reason| skip(name(entry), &reason))
-            .ok()
-    });
+    let kernels = list.iter().filter_map(|entry| entry.kernel().map_err(|reason| skip(name(entry), &reason)).ok());
     kernels.collect()
 }
 
@@ -32,24 +27,17 @@ pub fn runnable<I, K: ?Sized>(
 /// commas, whose absence is a failure: `TERNBENCH_REQUIRE=avx512vnni cargo test`.
 fn skip(name: &str, reason: &Unsupported) {
     static SKIPPED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let first_time = SKIPPED
-        .lock()
-        .is_ok_and(|mut names| names.insert(name.to_owned()));
+    let first_time = SKIPPED.lock().is_ok_and(|mut names| names.insert(name.to_owned()));
     if first_time {
         let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
     }
     let required = std::env::var("TERNBENCH_REQUIRE").unwrap_or_default();
     for item in required.split(',').map(str::trim) {
         let missing = match reason {
-            Unsupported::MissingFeatures(features) => {
-                features.iter().any(|feature| feature.name() == item)
-            }
+            Unsupported::MissingFeatures(features) => features.iter().any(|feature| feature.name() == item),
             Unsupported::OtherArchitecture(_) => false,
         };
-        assert!(
-            item != name && !missing,
-            "TERNBENCH_REQUIRE={required} demands {name}, but {reason}"
-        );
+        assert!(item != name && !missing, "TERNBENCH_REQUIRE={required} demands {name}, but {reason}");
     }
 }
 
@@ -82,18 +70,9 @@ pub fn matrix(n: usize, k: usize, mut trit: impl FnMut(usize, usize) -> i8) -> T
     TernaryMatrix::new(n, k, (0..n * k).map(|i| trit(i / k, i % k)).collect(), 0.75).unwrap()
 }
 
-pub fn activations(
-    m: usize,
-    k: usize,
-    mut value: impl FnMut(usize, usize) -> i8,
-) -> QuantizedActivations {
+pub fn activations(m: usize, k: usize, mut value: impl FnMut(usize, usize) -> i8) -> QuantizedActivations {
     let values = (0..m * k).map(|i| value(i / k, i % k)).collect();
-    QuantizedActivations {
-        m,
-        k,
-        values,
-        scales: (0..m).map(|token| 1.0 + token as f32 / 8.0).collect(),
-    }
+    QuantizedActivations { m, k, values, scales: (0..m).map(|token| 1.0 + token as f32 / 8.0).collect() }
 }
 
 /// Maps any number into -127..=127.
@@ -103,52 +82,28 @@ pub fn legal(i: usize) -> i8 {
 
 /// Inputs of a shape, each with a name: extremes that overflow narrow sums, lone spikes that expose a wrong place, cycles
 /// whose prime lengths fit no tile, and random ones.
-pub fn inputs(
-    n: usize,
-    k: usize,
-    m: usize,
-) -> Vec<(&'static str, TernaryMatrix, QuantizedActivations)> {
+pub fn inputs(n: usize, k: usize, m: usize) -> Vec<(&'static str, TernaryMatrix, QuantizedActivations)> {
     let mut weights = Random::new((n * 1_000_003 + k * 1009 + m) as u64);
     let mut values = Random::new((m * 999_983 + k) as u64);
     let ones = |trit| matrix(n, k, |_, _| trit);
     let sign = |i: usize| if i.is_multiple_of(2) { 1 } else { -1 };
     // One non-zero weight a row, one non-zero activation a token, moved so that all columns meet over the rows.
     let spikes = matrix(n, k, |row, column| i8::from(column == row * 7 % k));
-    let spiked = activations(
-        m,
-        k,
-        |token, column| if column == token * 7 % k { -127 } else { 0 },
-    );
+    let spiked = activations(m, k, |token, column| if column == token * 7 % k { -127 } else { 0 });
     vec![
         ("all +1 by +127", ones(1), activations(m, k, |_, _| 127)),
         ("all +1 by -127", ones(1), activations(m, k, |_, _| -127)),
         ("all -1 by +127", ones(-1), activations(m, k, |_, _| 127)),
         ("all -1 by -127", ones(-1), activations(m, k, |_, _| -127)),
-        (
-            "alternating",
-            matrix(n, k, |row, k| sign(row + k)),
-            activations(m, k, |token, k| 127 * sign(token + k)),
-        ),
-        (
-            "spikes in the weights",
-            spikes.clone(),
-            activations(m, k, |token, k| legal(token * 31 + k * 17)),
-        ),
-        (
-            "spikes in the activations",
-            matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1),
-            spiked.clone(),
-        ),
+        ("alternating", matrix(n, k, |row, k| sign(row + k)), activations(m, k, |token, k| 127 * sign(token + k))),
+        ("spikes in the weights", spikes.clone(), activations(m, k, |token, k| legal(token * 31 + k * 17))),
+        ("spikes in the activations", matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1), spiked.clone()),
         ("spikes in both", spikes, spiked),
         (
             "prime cycles",
             matrix(n, k, |row, k| ((row * 13 + k) % 11 % 3) as i8 - 1),
             activations(m, k, |token, k| legal((token * 29 + k) % 251)),
         ),
-        (
-            "random",
-            matrix(n, k, |_, _| weights.below(3) as i8 - 1),
-            activations(m, k, |_, _| legal(values.below(255))),
-        ),
+        ("random", matrix(n, k, |_, _| weights.below(3) as i8 - 1), activations(m, k, |_, _| legal(values.below(255)))),
     ]
 }

@@ -12,8 +12,7 @@ pub fn root() -> PathBuf {
 
 /// The folder of golden vectors and data: TERNBENCH_SHARED, or `shared` beside the workspace. Without it the test is skipped.
 pub fn shared(test: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("TERNBENCH_SHARED")
-        .map_or_else(|| root().join("../shared"), PathBuf::from);
+    let folder = std::env::var_os("TERNBENCH_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
     present(test, "shared", folder.join("golden/refs")).then_some(folder)
 }
 
@@ -29,19 +28,12 @@ pub fn present(test: &str, what: &str, path: PathBuf) -> bool {
         path.display()
     );
     // Not eprintln!, which the test harness would swallow.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {test}: {} is not there",
-        path.display()
-    );
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {} is not there", path.display());
     false
 }
 
 /// The lines of a JSONL file.
 pub fn read_lines<T: DeserializeOwned>(path: PathBuf) -> Vec<T> {
-    let text = std::fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -11,7 +11,9 @@ use crate::ledger::{Finding, Verdict};
 const Z: f64 = 1.959_963_984_540_054;
 
 fn of<'a>(evidence: &Evidence<'a>, shape: &str, task: &str) -> Option<&'a Accuracy> {
-    let fits = |a: &&&Accuracy| a.model.shape() == Some(shape) && !a.model.is_synthetic() && a.task.split('@').next() == Some(task) && a.n > 0;
+    let fits = |a: &&&Accuracy| {
+        a.model.shape() == Some(shape) && !a.model.is_synthetic() && a.task.split('@').next() == Some(task) && a.n > 0
+    };
     evidence.accuracies.iter().filter(fits).copied().max_by_key(|accuracy| accuracy.n)
 }
 
@@ -25,10 +27,17 @@ fn lead(a: (u64, u64), b: (u64, u64)) -> Estimate {
 }
 
 /// "Above Llama 3.2 1B, Gemma 3 1B and Qwen2.5 1.5B."
-pub(super) fn beats(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &str, metric: &str, against: &[String]) -> Finding {
+pub(super) fn beats(
+    evidence: &Evidence<'_>,
+    catalogue: &Catalogue,
+    task: &str,
+    metric: &str,
+    against: &[String],
+) -> Finding {
     let score = |shape: &str| {
         let accuracy = of(evidence, shape, task)?;
-        let correct = *accuracy.correct.get(metric).or_else(|| accuracy.correct.get(metric.trim_end_matches("_correct")))?;
+        let correct =
+            *accuracy.correct.get(metric).or_else(|| accuracy.correct.get(metric.trim_end_matches("_correct")))?;
         (correct <= accuracy.n).then_some((accuracy, (correct, accuracy.n)))
     };
     let Some((accuracy, own)) = score(&catalogue.subject().id) else {
@@ -37,7 +46,10 @@ pub(super) fn beats(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &str, 
     let measured = format!("{:.2} ({} of {} items)", own.0 as f64 * 100.0 / own.1 as f64, own.1, accuracy.n_total);
     let leads: Vec<(&str, Estimate)> =
         against.iter().filter_map(|shape| Some((catalogue.title(shape), lead(own, score(shape)?.1)))).collect();
-    let list: Vec<String> = leads.iter().map(|(title, lead)| format!("{title} {:+.1} ({:+.1} to {:+.1})", lead.value, lead.low, lead.high)).collect();
+    let list: Vec<String> = leads
+        .iter()
+        .map(|(title, lead)| format!("{title} {:+.1} ({:+.1} to {:+.1})", lead.value, lead.low, lead.high))
+        .collect();
     let list = list.join("; ");
     if accuracy.n < accuracy.n_total {
         return Finding::new(Verdict::NotMeasured, measured, format!("a part of the set only; lead in points: {list}"));
@@ -46,7 +58,11 @@ pub(super) fn beats(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &str, 
         return Finding::new(Verdict::NotReproduced, measured, format!("below {title}; lead in points: {list}"));
     }
     if leads.len() < against.len() {
-        return Finding::new(Verdict::NotMeasured, measured, format!("{} of {} baselines scored; lead in points: {list}", leads.len(), against.len()));
+        return Finding::new(
+            Verdict::NotMeasured,
+            measured,
+            format!("{} of {} baselines scored; lead in points: {list}", leads.len(), against.len()),
+        );
     }
     let sure = leads.iter().all(|(_, lead)| lead.low > 0.0);
     let verdict = if sure { Verdict::Reproduced } else { Verdict::NotMeasured };
@@ -55,7 +71,13 @@ pub(super) fn beats(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &str, 
 }
 
 /// "Wikitext perplexity 17.1090 ± 0.1278."
-pub(super) fn perplexity(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &str, value: f64, error: f64) -> Finding {
+pub(super) fn perplexity(
+    evidence: &Evidence<'_>,
+    catalogue: &Catalogue,
+    task: &str,
+    value: f64,
+    error: f64,
+) -> Finding {
     let accuracy = of(evidence, &catalogue.subject().id, task);
     let Some((accuracy, nll)) = accuracy.and_then(|accuracy| Some((accuracy, accuracy.nll_sum?))) else {
         return Finding::not_measured(format!("no {task} perplexity of real weights of {}", catalogue.subject().title));
@@ -63,10 +85,15 @@ pub(super) fn perplexity(evidence: &Evidence<'_>, catalogue: &Catalogue, task: &
     let n = accuracy.n as f64;
     let mean = nll / n;
     // Delta method: the error of exp(mean) is exp(mean) times the error of the mean.
-    let own_error = accuracy.nll_square_sum.map_or(0.0, |squares| mean.exp() * ((squares / n - mean * mean).max(0.0) / n).sqrt());
+    let own_error =
+        accuracy.nll_square_sum.map_or(0.0, |squares| mean.exp() * ((squares / n - mean * mean).max(0.0) / n).sqrt());
     let distance = (mean.exp() - value).abs();
     let both = Z * (own_error * own_error + error * error).sqrt();
     let verdict = if distance <= both { Verdict::Reproduced } else { Verdict::NotReproduced };
     let measured = format!("{:.4} ± {own_error:.4}", mean.exp());
-    Finding::new(verdict, measured, format!("{distance:.3} from the published value, {both:.3} allowed by both errors ({} tokens)", accuracy.n))
+    Finding::new(
+        verdict,
+        measured,
+        format!("{distance:.3} from the published value, {both:.3} allowed by both errors ({} tokens)", accuracy.n),
+    )
 }

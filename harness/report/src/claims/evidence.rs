@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use ternbench_measure::Record;
 use ternbench_measure::record::{Accuracy, Agreement, Body, Load, Memory, Speed, Verify};
 use ternbench_measure::stats::{self, Compared, Estimate};
-use ternbench_measure::Record;
 
 /// Records by kind, without what was refused.
 #[derive(Debug, Default)]
@@ -34,7 +34,9 @@ impl<'a> Evidence<'a> {
         for record in records {
             evidence.archs.insert(&record.arch);
             match &record.body {
-                Body::Speed(speed) if speed.refused.is_none() && !speed.samples.ns.is_empty() => evidence.speeds.push((record, speed)),
+                Body::Speed(speed) if speed.refused.is_none() && !speed.samples.ns.is_empty() => {
+                    evidence.speeds.push((record, speed))
+                }
                 Body::Speed(_) => evidence.refused += 1,
                 Body::Verify(verify) => evidence.verifies.push((record, verify)),
                 Body::Agreement(agreement) => evidence.agreements.push(agreement),
@@ -49,16 +51,27 @@ impl<'a> Evidence<'a> {
 
     /// The decode speed of `left` against that of `right`: on `tg128` or else the longest decode, at the most threads that both
     /// ran with, of one group where they share one. Where several of `left` or `right` are there, the fastest counts.
-    pub fn compare_decode(&self, left: impl Fn(&Speed) -> bool, right: impl Fn(&Speed) -> bool) -> Option<Comparison<'a>> {
+    pub fn compare_decode(
+        &self,
+        left: impl Fn(&Speed) -> bool,
+        right: impl Fn(&Speed) -> bool,
+    ) -> Option<Comparison<'a>> {
         let decodes = |side: &dyn Fn(&Speed) -> bool| -> Vec<(&'a Record, &'a Speed)> {
-            self.speeds.iter().copied().filter(|(_, speed)| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0 && side(speed)).collect()
+            self.speeds
+                .iter()
+                .copied()
+                .filter(|(_, speed)| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0 && side(speed))
+                .collect()
         };
         let (lefts, rights) = (decodes(&left), decodes(&right));
-        let both = lefts.iter().flat_map(|l| rights.iter().map(move |r| (*l, *r))).filter(|((a_record, a), (b_record, b))| {
-            a_record.host_id == b_record.host_id && a.n_gen == b.n_gen && a.n_threads == b.n_threads
-        });
-        both.map(|((a_record, a), (b_record, b))| Comparison::new(a, b, a_record.run_id == b_record.run_id && a.group == b.group))
-            .max_by(|x, y| x.preference().partial_cmp(&y.preference()).unwrap_or(std::cmp::Ordering::Equal))
+        let both =
+            lefts.iter().flat_map(|l| rights.iter().map(move |r| (*l, *r))).filter(|((a_record, a), (b_record, b))| {
+                a_record.host_id == b_record.host_id && a.n_gen == b.n_gen && a.n_threads == b.n_threads
+            });
+        both.map(|((a_record, a), (b_record, b))| {
+            Comparison::new(a, b, a_record.run_id == b_record.run_id && a.group == b.group)
+        })
+        .max_by(|x, y| x.preference().partial_cmp(&y.preference()).unwrap_or(std::cmp::Ordering::Equal))
     }
 }
 

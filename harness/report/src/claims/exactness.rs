@@ -26,13 +26,19 @@ pub(super) fn weights_ternary(evidence: &Evidence<'_>, catalogue: &Catalogue) ->
 
 /// "I2_S is lossless."
 pub(super) fn lossless(evidence: &Evidence<'_>, layout: &str) -> Finding {
-    let verifies: Vec<_> =
-        evidence.verifies.iter().map(|(_, verify)| verify).filter(|v| v.layout == layout && v.code.exact && v.skipped.is_none()).collect();
+    let verifies: Vec<_> = evidence
+        .verifies
+        .iter()
+        .map(|(_, verify)| verify)
+        .filter(|v| v.layout == layout && v.code.exact && v.skipped.is_none())
+        .collect();
     if verifies.is_empty() {
         return Finding::not_measured(format!("no exact {layout} kernel was verified here"));
     }
-    let agreements: Vec<_> = evidence.agreements.iter().filter(|agreement| agreement.layout == layout && agreement.code.exact).collect();
-    let (cases, tokens): (u64, u64) = (verifies.iter().map(|v| v.cases).sum(), agreements.iter().map(|a| a.n_tokens).sum());
+    let agreements: Vec<_> =
+        evidence.agreements.iter().filter(|agreement| agreement.layout == layout && agreement.code.exact).collect();
+    let (cases, tokens): (u64, u64) =
+        (verifies.iter().map(|v| v.cases).sum(), agreements.iter().map(|a| a.n_tokens).sum());
     let differ: u64 = agreements.iter().map(|agreement| agreement.n_differ).sum();
     let kernels = verifies.iter().map(|v| v.code.kernel.as_str()).collect::<std::collections::BTreeSet<_>>();
     let kernels = kernels.into_iter().collect::<Vec<_>>().join(", ");
@@ -42,7 +48,11 @@ pub(super) fn lossless(evidence: &Evidence<'_>, layout: &str) -> Finding {
     }
     let measured = format!("{cases} cases equal, {differ} of {tokens} tokens differ");
     if differ > 0 {
-        return Finding::new(Verdict::NotReproduced, measured, format!("greedy tokens differ from the oracle kernel's: {kernels}"));
+        return Finding::new(
+            Verdict::NotReproduced,
+            measured,
+            format!("greedy tokens differ from the oracle kernel's: {kernels}"),
+        );
     }
     if tokens == 0 {
         let reason = format!("sums are equal ({kernels}), but no greedy tokens were compared");
@@ -53,11 +63,18 @@ pub(super) fn lossless(evidence: &Evidence<'_>, layout: &str) -> Finding {
 
 /// "Needs bitnet.cpp and runs on certain hardware only": refuted by running here.
 pub(super) fn runs_without_bitnet_cpp(evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding {
-    let subject = evidence.speeds.iter().find(|(_, speed)| speed.model.shape() == Some(&catalogue.subject().id) && speed.model.weights == "ternary");
+    let subject = evidence
+        .speeds
+        .iter()
+        .find(|(_, speed)| speed.model.shape() == Some(&catalogue.subject().id) && speed.model.weights == "ternary");
     let Some((record, speed)) = subject else {
         return Finding::not_measured("the ternary model was not run");
     };
-    let portable = if evidence.verifies.iter().any(|(_, v)| v.ok && v.code.isa == "scalar") { "; a portable kernel was verified too" } else { "" };
+    let portable = if evidence.verifies.iter().any(|(_, v)| v.ok && v.code.isa == "scalar") {
+        "; a portable kernel was verified too"
+    } else {
+        ""
+    };
     let reason = format!("ternbench ran it on {} with {}{portable}", record.cpu, speed.code.kernel);
     Finding::new(Verdict::NotReproduced, "runs without it", reason)
 }
@@ -77,7 +94,11 @@ pub(super) fn runs_on_arm(evidence: &Evidence<'_>) -> Finding {
     let names = kernels.iter().map(|(_, v)| layout_of(&v.code.kernel)).collect::<std::collections::BTreeSet<_>>();
     let names = names.into_iter().collect::<Vec<_>>().join(", ");
     if let Some((_, wrong)) = kernels.iter().find(|(_, verify)| !verify.ok) {
-        return Finding::new(Verdict::NotReproduced, "wrong sums", format!("{} differs from the oracle", wrong.code.kernel));
+        return Finding::new(
+            Verdict::NotReproduced,
+            "wrong sums",
+            format!("{} differs from the oracle", wrong.code.kernel),
+        );
     }
     let reason = format!("on {}, layouts {names}; an Apple M2 itself only if the CPU says so", kernels[0].0.cpu);
     Finding::new(Verdict::Reproduced, format!("{} kernels exact", kernels.len()), reason)

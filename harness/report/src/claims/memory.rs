@@ -16,7 +16,9 @@ fn gb(bytes: u64) -> f64 {
 /// The memory of a published model: the subject's best, or a baseline in F16. The least resident peak counts.
 fn of<'a>(evidence: &Evidence<'a>, model: &PublishedModel) -> Option<&'a Memory> {
     let weights = if model.ternary { "ternary" } else { "f16" };
-    let fits = |memory: &&&Memory| memory.model.shape() == Some(&model.id) && memory.model.weights == weights && memory.peak_rss_bytes > 0;
+    let fits = |memory: &&&Memory| {
+        memory.model.shape() == Some(&model.id) && memory.model.weights == weights && memory.peak_rss_bytes > 0
+    };
     evidence.memories.iter().filter(fits).copied().min_by_key(|memory| memory.peak_rss_bytes)
 }
 
@@ -32,9 +34,11 @@ pub(super) fn less_memory(evidence: &Evidence<'_>, catalogue: &Catalogue) -> Fin
     }
     let below = baselines.iter().filter(|(_, memory)| subject.peak_rss_bytes < memory.peak_rss_bytes).count();
     let verdict = if below == baselines.len() { Verdict::Reproduced } else { Verdict::NotReproduced };
-    let one = |(model, memory): &(&PublishedModel, &Memory)| format!("{} {:.2} GB", model.title, gb(memory.peak_rss_bytes));
+    let one =
+        |(model, memory): &(&PublishedModel, &Memory)| format!("{} {:.2} GB", model.title, gb(memory.peak_rss_bytes));
     let list: Vec<String> = baselines.iter().map(one).collect();
-    let reset = if subject.peak_was_reset { "" } else { "; the peak could not be reset and may include earlier models" };
+    let reset =
+        if subject.peak_was_reset { "" } else { "; the peak could not be reset and may include earlier models" };
     let reason = format!(
         "resident peak below {below} of {} baselines measured: {}. Stored {:.2} GB, of that {:.2} GB embedding{reset}",
         baselines.len(),
@@ -47,7 +51,11 @@ pub(super) fn less_memory(evidence: &Evidence<'_>, catalogue: &Catalogue) -> Fin
 
 /// "0.4 GB", which is linear parameters x 1.58 / 8.
 pub(super) fn packed_bytes(evidence: &Evidence<'_>, catalogue: &Catalogue, published_gb: f64) -> Finding {
-    let fits = |memory: &&&Memory| memory.model.shape() == Some(&catalogue.subject().id) && memory.model.weights == "ternary" && memory.packed_bytes > 0;
+    let fits = |memory: &&&Memory| {
+        memory.model.shape() == Some(&catalogue.subject().id)
+            && memory.model.weights == "ternary"
+            && memory.packed_bytes > 0
+    };
     let Some(memory) = evidence.memories.iter().filter(fits).min_by_key(|memory| memory.packed_bytes) else {
         return Finding::not_measured("no memory of the ternary model");
     };
@@ -75,5 +83,9 @@ pub(super) fn params(evidence: &Evidence<'_>, catalogue: &Catalogue, low: f64, h
     let inside = |n: f64| (low..high).contains(&n);
     let verdict = if inside(linear) && inside(all) { Verdict::Reproduced } else { Verdict::NotReproduced };
     let source = if load.model.is_synthetic() { "counted on the published shape" } else { "counted in the file" };
-    Finding::new(verdict, format!("{:.2} B", all / 1e9), format!("{source}: {:.3} B in linear layers, {:.3} B with the embedding", linear / 1e9, all / 1e9))
+    Finding::new(
+        verdict,
+        format!("{:.2} B", all / 1e9),
+        format!("{source}: {:.3} B in linear layers, {:.3} B with the embedding", linear / 1e9, all / 1e9),
+    )
 }

@@ -29,6 +29,7 @@ fn row(claim: &Claim, finding: Finding) -> Row {
         conditions: claim.conditions.clone(),
         published: claim.published.clone(),
         command: (finding.verdict == Verdict::NotMeasured).then(|| claim.command.clone()),
+        note: claim.note.clone(),
         finding,
     }
 }
@@ -40,7 +41,9 @@ fn find(rule: &Rule, evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding 
         Rule::Accuracy { task, metric, against } => accuracy::beats(evidence, catalogue, task, metric, against),
         Rule::FasterThanBaselines { low } => speed::faster_than_baselines(evidence, catalogue, *low),
         Rule::LatencyRatios => speed::latency_ratios(evidence, catalogue),
-        Rule::AbsoluteLatency { cpu, n_threads, ms } => speed::absolute_latency(evidence, catalogue, cpu, *n_threads, *ms),
+        Rule::AbsoluteLatency { cpu, n_threads, ms } => {
+            speed::absolute_latency(evidence, catalogue, cpu, *n_threads, *ms)
+        }
         Rule::LessMemory => memory::less_memory(evidence, catalogue),
         Rule::PackedBytes { gb } => memory::packed_bytes(evidence, catalogue, *gb),
         Rule::EnergyFormula => energy_formula(catalogue),
@@ -57,7 +60,10 @@ fn find(rule: &Rule, evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding 
 
 fn energy_formula(catalogue: &Catalogue) -> Finding {
     let computed = |model| energy(model).published_terms_j();
-    let equal = catalogue.models.iter().filter(|model| format!("{:.3}", computed(model)) == format!("{:.3}", model.published.energy_j));
+    let equal = catalogue
+        .models
+        .iter()
+        .filter(|model| format!("{:.3}", computed(model)) == format!("{:.3}", model.published.energy_j));
     let (equal, all) = (equal.count(), catalogue.models.len());
     let verdict = if equal == all { Verdict::Reproduced } else { Verdict::NotReproduced };
     let (subject, first) = (catalogue.subject(), &catalogue.baselines()[0]);
@@ -73,7 +79,13 @@ fn energy_formula(catalogue: &Catalogue) -> Finding {
 
 /// A number with three digits that matter: `123`, `12.3`, `1.23`.
 pub(crate) fn short_number(x: f64) -> String {
-    let decimals = if x.abs() >= 99.95 { 0 } else if x.abs() >= 9.995 { 1 } else { 2 };
+    let decimals = if x.abs() >= 99.95 {
+        0
+    } else if x.abs() >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{x:.decimals$}")
 }
 

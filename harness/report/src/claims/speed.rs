@@ -21,7 +21,10 @@ fn is_f16(speed: &Speed, model: &PublishedModel) -> bool {
 }
 
 /// The subject against each baseline that was measured.
-fn against_baselines<'a>(evidence: &Evidence<'a>, catalogue: &'a Catalogue) -> Vec<(&'a PublishedModel, Comparison<'a>)> {
+fn against_baselines<'a>(
+    evidence: &Evidence<'a>,
+    catalogue: &'a Catalogue,
+) -> Vec<(&'a PublishedModel, Comparison<'a>)> {
     let compare = |model| evidence.compare_decode(|speed| is_subject(speed, catalogue), |speed| is_f16(speed, model));
     catalogue.baselines().iter().filter_map(|model| Some((model, compare(model)?))).collect()
 }
@@ -65,7 +68,8 @@ pub(super) fn latency_ratios(evidence: &Evidence<'_>, catalogue: &Catalogue) -> 
     let comparisons = against_baselines(evidence, catalogue);
     let own = catalogue.subject().published.latency_ms;
     let mean = |rounding: f64| {
-        let ratio = |(model, _): &(&PublishedModel, Comparison<'_>)| (model.published.latency_ms - rounding) / (own + rounding);
+        let ratio =
+            |(model, _): &(&PublishedModel, Comparison<'_>)| (model.published.latency_ms - rounding) / (own + rounding);
         geometric_mean(&comparisons.iter().map(ratio).collect::<Vec<_>>())
     };
     let Some(((estimate, low), published)) = overall(&comparisons).zip(mean(0.5)).zip(mean(0.0)) else {
@@ -85,10 +89,20 @@ pub(super) fn latency_ratios(evidence: &Evidence<'_>, catalogue: &Catalogue) -> 
 }
 
 /// "29 ms a token", on the CPU that it was said of.
-pub(super) fn absolute_latency(evidence: &Evidence<'_>, catalogue: &Catalogue, cpu: &str, n_threads: usize, ms: f64) -> Finding {
-    let speeds = evidence.speeds.iter().filter(|(_, speed)| is_subject(speed, catalogue) && speed.n_gen > 0 && speed.n_prompt == 0);
+pub(super) fn absolute_latency(
+    evidence: &Evidence<'_>,
+    catalogue: &Catalogue,
+    cpu: &str,
+    n_threads: usize,
+    ms: f64,
+) -> Finding {
+    let speeds = evidence
+        .speeds
+        .iter()
+        .filter(|(_, speed)| is_subject(speed, catalogue) && speed.n_gen > 0 && speed.n_prompt == 0);
     let latency = |speed: &Speed| {
-        let per_token: Vec<f64> = speed.samples.ns.iter().map(|&ns| ns as f64 / 1e6 / speed.samples.tokens.max(1) as f64).collect();
+        let per_token: Vec<f64> =
+            speed.samples.ns.iter().map(|&ns| ns as f64 / 1e6 / speed.samples.tokens.max(1) as f64).collect();
         stats::median_interval(&per_token, stats::SEED)
     };
     let measured = speeds.filter_map(|&(record, speed)| Some((record, speed, latency(speed)?)));
@@ -104,7 +118,9 @@ pub(super) fn absolute_latency(evidence: &Evidence<'_>, catalogue: &Catalogue, c
     let threads = if speed.n_threads == 1 { "1 thread".into() } else { format!("{} threads", speed.n_threads) };
     let conditions = format!("{}, {threads}, {}, {}", record.cpu, speed.workload, speed.code.kernel);
     if !there(record, speed) {
-        let reason = format!("published for another CPU or thread count; here: {conditions}. The ratios are judged in the next row");
+        let reason = format!(
+            "published for another CPU or thread count; here: {conditions}. The ratios are judged in the next row"
+        );
         return Finding::new(Verdict::NotComparable, shown, reason);
     }
     let verdict = Verdict::at_least(latency.recip(), 1.0 / (ms + 0.5));
@@ -112,13 +128,22 @@ pub(super) fn absolute_latency(evidence: &Evidence<'_>, catalogue: &Catalogue, c
 }
 
 /// "2.37x to 6.17x over F16" of the same shape, on one architecture.
-pub(super) fn same_shape_f16(evidence: &Evidence<'_>, catalogue: &Catalogue, arch: &str, low: f64, high: f64) -> Finding {
+pub(super) fn same_shape_f16(
+    evidence: &Evidence<'_>,
+    catalogue: &Catalogue,
+    arch: &str,
+    low: f64,
+    high: f64,
+) -> Finding {
     if !evidence.archs.is_empty() && !evidence.archs.contains(arch) {
         let here = evidence.archs.iter().copied().collect::<Vec<_>>().join(", ");
         return Finding::new(Verdict::NotComparable, "–", format!("this machine is {here}, the claim is about {arch}"));
     }
     let subject = catalogue.subject();
-    let on_arch = Evidence { speeds: evidence.speeds.iter().copied().filter(|(record, _)| record.arch == arch).collect(), ..Evidence::default() };
+    let on_arch = Evidence {
+        speeds: evidence.speeds.iter().copied().filter(|(record, _)| record.arch == arch).collect(),
+        ..Evidence::default()
+    };
     let comparison = on_arch.compare_decode(|speed| is_subject(speed, catalogue), |speed| is_f16(speed, subject));
     let Some((comparison, estimate)) = comparison.and_then(|c| c.estimate().map(|estimate| (c, estimate))) else {
         return Finding::not_measured(format!("the shape of {} in F16 was not run", subject.title));
@@ -130,7 +155,12 @@ pub(super) fn same_shape_f16(evidence: &Evidence<'_>, catalogue: &Catalogue, arc
         Verdict::Reproduced => "at or above the low end; ",
         _ => "below the low end; ",
     };
-    let reason = format!("{place}{} against ternbench's own F16 code ({}{})", comparison.left.code.kernel, comparison.conditions(), comparison.pairing());
+    let reason = format!(
+        "{place}{} against ternbench's own F16 code ({}{})",
+        comparison.left.code.kernel,
+        comparison.conditions(),
+        comparison.pairing()
+    );
     Finding::new(verdict, show_ratio(estimate), reason)
 }
 
@@ -138,11 +168,21 @@ pub(super) fn same_shape_f16(evidence: &Evidence<'_>, catalogue: &Catalogue, arc
 pub(super) fn up_to_f16(evidence: &Evidence<'_>, catalogue: &Catalogue, layout: &str, ratio: f64) -> Finding {
     let of_layout = |speed: &Speed| is_subject(speed, catalogue) && layout_of(&speed.code.kernel) == layout;
     let comparison = evidence.compare_decode(of_layout, |speed| is_f16(speed, catalogue.subject()));
-    up_to(comparison, ratio, format!("no {layout} kernel beside the shape of {} in F16 was run", catalogue.subject().title))
+    up_to(
+        comparison,
+        ratio,
+        format!("no {layout} kernel beside the shape of {} in F16 was run", catalogue.subject().title),
+    )
 }
 
 /// "TL2 up to 2.32x over T-MAC."
-pub(super) fn up_to_kernel(evidence: &Evidence<'_>, catalogue: &Catalogue, layout: &str, over: &str, ratio: f64) -> Finding {
+pub(super) fn up_to_kernel(
+    evidence: &Evidence<'_>,
+    catalogue: &Catalogue,
+    layout: &str,
+    over: &str,
+    ratio: f64,
+) -> Finding {
     let of = |layout: &str, speed: &Speed| is_subject(speed, catalogue) && layout_of(&speed.code.kernel) == layout;
     let comparison = evidence.compare_decode(|speed| of(layout, speed), |speed| of(over, speed));
     up_to(comparison, ratio, format!("no speeds of both a {layout} and a {over} kernel"))
@@ -152,11 +192,18 @@ fn up_to(comparison: Option<Comparison<'_>>, ratio: f64, missing: String) -> Fin
     let Some((comparison, estimate)) = comparison.and_then(|c| c.estimate().map(|estimate| (c, estimate))) else {
         return Finding::not_measured(missing);
     };
-    let names = format!("{} against {} ({}{})", comparison.left.code.kernel, comparison.right.code.kernel, comparison.conditions(), comparison.pairing());
+    let names = format!(
+        "{} against {} ({}{})",
+        comparison.left.code.kernel,
+        comparison.right.code.kernel,
+        comparison.conditions(),
+        comparison.pairing()
+    );
     match Verdict::at_least(estimate, ratio) {
         Verdict::Reproduced => Finding::new(Verdict::Reproduced, show_ratio(estimate), names),
         _ => {
-            let reason = format!("an \"up to\" is about the best case somewhere, which one machine cannot refute: {names}");
+            let reason =
+                format!("an \"up to\" is about the best case somewhere, which one machine cannot refute: {names}");
             Finding::new(Verdict::NotComparable, show_ratio(estimate), reason)
         }
     }

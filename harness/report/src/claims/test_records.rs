@@ -17,7 +17,13 @@ pub(crate) fn records_on(cpu: &str, arch: &str, bodies: impl IntoIterator<Item =
 
 /// A model by name.
 pub(crate) fn model(name: &str, weights: &str) -> Model {
-    Model { model: name.into(), model_hash: "0".into(), architecture: "bitnet".into(), shape: None, weights: weights.into() }
+    Model {
+        model: name.into(),
+        model_hash: "0".into(),
+        architecture: "bitnet".into(),
+        shape: None,
+        weights: weights.into(),
+    }
 }
 
 /// The kernel that runs such weights.

@@ -25,7 +25,10 @@ fn race(ratios: &[f64]) -> Vec<Body> {
     let at = |base: f64| noise.map(|noise| base * noise);
     let pair = |(baseline, ratio): (&&str, &f64)| -> [Body; 2] {
         let name = format!("synthetic:{baseline}");
-        [speed(TERNARY, "ternary", 2, baseline, &at(10.0 * ratio)).into(), speed(&name, "f16", 2, baseline, &at(10.0)).into()]
+        [
+            speed(TERNARY, "ternary", 2, baseline, &at(10.0 * ratio)).into(),
+            speed(&name, "f16", 2, baseline, &at(10.0)).into(),
+        ]
     };
     BASELINES.iter().zip(ratios).flat_map(pair).collect()
 }
@@ -39,7 +42,10 @@ fn nothing_measured_names_the_commands() {
         assert_eq!(row.command.is_some(), !formula, "{row:?}");
         assert!(!row.finding.reason.is_empty());
     }
-    assert_eq!(ledger.summary(), format!("1 reproduced, 0 not reproduced, 0 not comparable, {} not measured", ledger.rows.len() - 1));
+    assert_eq!(
+        ledger.summary(),
+        format!("1 reproduced, 0 not reproduced, 0 not comparable, {} not measured", ledger.rows.len() - 1)
+    );
     assert!(ledger.all_judged_hold());
 }
 
@@ -47,7 +53,11 @@ fn nothing_measured_names_the_commands() {
 fn twice_as_fast_is_judged_by_the_geometric_mean() {
     let fast = row(&records(race(&[2.5, 2.5, 1.9, 3.0, 4.0])), "twice-as-fast");
     assert_eq!(fast.finding.verdict, Verdict::Reproduced);
-    assert!(fast.finding.reason.contains("5 of 5 baselines (tg128, 2 threads, avx2-i2s-maddubs); 4 of 5 reach 2x alone"), "{}", fast.finding.reason);
+    assert!(
+        fast.finding.reason.contains("5 of 5 baselines (tg128, 2 threads, avx2-i2s-maddubs); 4 of 5 reach 2x alone"),
+        "{}",
+        fast.finding.reason
+    );
     assert_eq!(verdict(&records(race(&[1.5, 1.5, 1.5, 1.5, 2.5])), "twice-as-fast"), Verdict::NotReproduced);
     assert_eq!(verdict(&records(race(&[2.5])), "twice-as-fast"), Verdict::Reproduced);
     assert_eq!(verdict(&records(race(&[])), "twice-as-fast"), Verdict::NotMeasured);
@@ -73,15 +83,20 @@ fn refused_lossy_and_other_threads_do_not_count() {
     let honest = speed(TERNARY, "ternary", 2, "g", &[12.0; 5]);
     let one_thread = speed(TERNARY, "ternary", 1, "g", &[80.0; 5]);
     let baseline = speed("synthetic:llama-3.2-1b", "f16", 2, "g", &[10.0; 5]);
-    let found = row(&records([refused.into(), lossy.into(), honest.into(), one_thread.into(), baseline.into()]), "twice-as-fast");
+    let found = row(
+        &records([refused.into(), lossy.into(), honest.into(), one_thread.into(), baseline.into()]),
+        "twice-as-fast",
+    );
     assert_eq!(found.finding.verdict, Verdict::NotReproduced);
     assert!(found.finding.measured.starts_with("1.20x"), "{found:?}");
 }
 
 #[test]
 fn pairs_of_other_groups_are_marked() {
-    let bodies: Vec<Body> =
-        vec![speed(TERNARY, "ternary", 2, "a", &[30.0; 5]).into(), speed("synthetic:llama-3.2-1b", "f16", 2, "b", &[10.0; 5]).into()];
+    let bodies: Vec<Body> = vec![
+        speed(TERNARY, "ternary", 2, "a", &[30.0; 5]).into(),
+        speed("synthetic:llama-3.2-1b", "f16", 2, "b", &[10.0; 5]).into(),
+    ];
     assert!(row(&records(bodies), "twice-as-fast").finding.reason.contains("unpaired"));
 }
 
@@ -90,7 +105,10 @@ fn published_latency_ratios_hold_with_their_rounding() {
     // 48/29, 41/29, 65/29, 67/29, 124/29.
     let published = [1.655, 1.414, 2.241, 2.310, 4.276];
     assert_eq!(verdict(&records(race(&published)), "latency-29ms (ratios)"), Verdict::Reproduced);
-    assert_eq!(verdict(&records(race(&published.map(|ratio| ratio * 0.9))), "latency-29ms (ratios)"), Verdict::NotReproduced);
+    assert_eq!(
+        verdict(&records(race(&published.map(|ratio| ratio * 0.9))), "latency-29ms (ratios)"),
+        Verdict::NotReproduced
+    );
 }
 
 #[test]
@@ -106,7 +124,10 @@ fn absolute_latency_holds_only_on_its_cpu() {
 #[test]
 fn range_and_up_to_claims() {
     let same_shape = |ratio: f64| -> [Body; 2] {
-        [speed(TERNARY, "ternary", 2, "g", &[4.0 * ratio; 5]).into(), speed("synthetic:bitnet-2b4t-f16", "f16", 2, "g", &[4.0; 5]).into()]
+        [
+            speed(TERNARY, "ternary", 2, "g", &[4.0 * ratio; 5]).into(),
+            speed("synthetic:bitnet-2b4t-f16", "f16", 2, "g", &[4.0; 5]).into(),
+        ]
     };
     assert_eq!(verdict(&records(same_shape(3.0)), "x86-2.37-6.17"), Verdict::Reproduced);
     let above = row(&records(same_shape(7.0)), "x86-2.37-6.17");
@@ -131,7 +152,12 @@ fn memory_rows_are_judged_by_peak_and_by_packed_bytes() {
         }
         .into()
     };
-    let with = |packed, peak| records([memory(TERNARY, "ternary", packed, peak), memory("synthetic:llama-3.2-1b", "f16", 1_946_157_056, 2_500_000_000)]);
+    let with = |packed, peak| {
+        records([
+            memory(TERNARY, "ternary", packed, peak),
+            memory("synthetic:llama-3.2-1b", "f16", 1_946_157_056, 2_500_000_000),
+        ])
+    };
     assert_eq!(verdict(&with(521_000_000, 1_300_000_000), "less-memory"), Verdict::Reproduced);
     assert_eq!(verdict(&with(521_000_000, 2_600_000_000), "less-memory"), Verdict::NotReproduced);
     let i2s = row(&with(521_000_000, 1_300_000_000), "less-memory (0.4 GB)");
@@ -142,9 +168,19 @@ fn memory_rows_are_judged_by_peak_and_by_packed_bytes() {
 
 #[test]
 fn lossless_needs_sums_and_tokens() {
-    let verify = |ok| -> Body { Verify { code: code("ternary"), layout: "i2s".into(), cases: 100, ok, ..Verify::default() }.into() };
+    let verify = |ok| -> Body {
+        Verify { code: code("ternary"), layout: "i2s".into(), cases: 100, ok, ..Verify::default() }.into()
+    };
     let agree = |n_differ| -> Body {
-        Agreement { model: model(TERNARY, "ternary"), code: code("ternary"), layout: "i2s".into(), n_tokens: 64, n_differ, ..Agreement::default() }.into()
+        Agreement {
+            model: model(TERNARY, "ternary"),
+            code: code("ternary"),
+            layout: "i2s".into(),
+            n_tokens: 64,
+            n_differ,
+            ..Agreement::default()
+        }
+        .into()
     };
     assert_eq!(verdict(&records([verify(true), agree(0)]), "lossless (I2_S)"), Verdict::Reproduced);
     assert_eq!(verdict(&records([verify(true)]), "lossless (I2_S)"), Verdict::NotMeasured);
@@ -157,7 +193,13 @@ fn lossless_needs_sums_and_tokens() {
 fn counts_are_judged_and_synthetic_trits_are_not() {
     let load = |name: &str, other| -> Body {
         let trits = Some(TritCount { minus: 5, zero: 6, plus: 5, other });
-        let mut load = Load { model: model(name, "ternary"), n_params_linear: 2_084_044_800, n_params: 2_412_380_160, trits, ..Load::default() };
+        let mut load = Load {
+            model: model(name, "ternary"),
+            n_params_linear: 2_084_044_800,
+            n_params: 2_412_380_160,
+            trits,
+            ..Load::default()
+        };
         load.model.shape = Some("bitnet-2b4t".into());
         load.into()
     };
@@ -170,7 +212,13 @@ fn counts_are_judged_and_synthetic_trits_are_not() {
 #[test]
 fn accuracy_counts_on_real_weights_and_the_whole_set() {
     let score = |shape: &str, correct: u64, n: u64, prefix: &str| -> Body {
-        let mut accuracy = Accuracy { model: model(&format!("{prefix}{shape}"), "f16"), task: "piqa@1".into(), n, n_total: 1838, ..Accuracy::default() };
+        let mut accuracy = Accuracy {
+            model: model(&format!("{prefix}{shape}"), "f16"),
+            task: "piqa@1".into(),
+            n,
+            n_total: 1838,
+            ..Accuracy::default()
+        };
         accuracy.model.shape = Some(shape.into());
         accuracy.correct.insert("acc_norm".into(), correct);
         accuracy.into()
@@ -182,7 +230,10 @@ fn accuracy_counts_on_real_weights_and_the_whole_set() {
     assert_eq!(verdict(&all(1500, 1300, 1838, ""), "piqa-beats-1b"), Verdict::Reproduced);
     assert_eq!(verdict(&all(1300, 1500, 1838, ""), "piqa-beats-1b"), Verdict::NotReproduced);
     let close = row(&all(1417, 1399, 1838, ""), "piqa-beats-1b");
-    assert!(close.finding.verdict == Verdict::NotMeasured && close.finding.reason.starts_with("undecided"), "{close:?}");
+    assert!(
+        close.finding.verdict == Verdict::NotMeasured && close.finding.reason.starts_with("undecided"),
+        "{close:?}"
+    );
     assert_eq!(verdict(&all(90, 10, 100, ""), "piqa-beats-1b"), Verdict::NotMeasured);
     assert_eq!(verdict(&all(1500, 1300, 1838, "synthetic:"), "piqa-beats-1b"), Verdict::NotMeasured);
 }
@@ -192,7 +243,8 @@ fn perplexity_allows_both_errors() {
     let with = |perplexity: f64| {
         let n = 250_000_u64;
         let mean = perplexity.ln();
-        let mut accuracy = Accuracy { model: model("m.gguf", "ternary"), task: "wikitext@1".into(), n, ..Accuracy::default() };
+        let mut accuracy =
+            Accuracy { model: model("m.gguf", "ternary"), task: "wikitext@1".into(), n, ..Accuracy::default() };
         accuracy.model.shape = Some("bitnet-2b4t".into());
         accuracy.nll_sum = Some(mean * n as f64);
         accuracy.nll_square_sum = Some((mean * mean + 9.0) * n as f64);

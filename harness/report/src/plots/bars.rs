@@ -23,7 +23,7 @@ const FOOT: f64 = 58.0;
 /// Two lines of label need this much even beside a single bar.
 const MIN_GROUP: f64 = 34.0;
 /// Room for the values at the bars' ends.
-const VALUES: f64 = 150.0;
+const VALUES: f64 = 130.0;
 
 /// A colour and what it stands for.
 #[derive(Clone, Debug)]
@@ -90,7 +90,11 @@ impl BarChart {
             stack.max(bar.interval.map_or(0.0, |(_, high)| high)).max(bar.mark.unwrap_or(0.0))
         };
         let bars = self.groups.iter().flat_map(|group| &group.bars).map(of_bar);
-        bars.chain(self.reference.iter().map(|(value, _)| *value)).filter(|value| value.is_finite()).fold(0.0, f64::max)
+        let largest = bars
+            .chain(self.reference.iter().map(|(value, _)| *value))
+            .filter(|value| value.is_finite())
+            .fold(0.0, f64::max);
+        if largest > 0.0 { largest } else { 1.0 }
     }
 }
 
@@ -123,10 +127,20 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
 
     fn line(&self, from: (f64, f64), to: (f64, f64), color: RGBColor, width: f64) -> Result<(), String> {
         let style = color.stroke_width((width * self.scale).round().max(1.0) as u32);
-        self.area.draw(&PathElement::new(vec![self.at(from.0, from.1), self.at(to.0, to.1)], style)).map_err(|e| e.to_string())
+        self.area
+            .draw(&PathElement::new(vec![self.at(from.0, from.1), self.at(to.0, to.1)], style))
+            .map_err(|e| e.to_string())
     }
 
-    fn text(&self, text: &str, (x, y): (f64, f64), size: f64, color: RGBColor, bold: bool, anchor: HPos) -> Result<(), String> {
+    fn text(
+        &self,
+        text: &str,
+        (x, y): (f64, f64),
+        size: f64,
+        color: RGBColor,
+        bold: bool,
+        anchor: HPos,
+    ) -> Result<(), String> {
         let style = self.font(size, bold).into_text_style(self.area).color(&color).pos(Pos::new(anchor, VPos::Center));
         self.area.draw_text(text, &style, self.at(x, y)).map_err(|e| e.to_string())
     }
@@ -144,7 +158,11 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
 }
 
 /// Draws a chart.
-pub(super) fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, chart: &BarChart, scale: f64) -> Result<(), String> {
+pub(super) fn draw<DB: DrawingBackend>(
+    area: &DrawingArea<DB, Shift>,
+    chart: &BarChart,
+    scale: f64,
+) -> Result<(), String> {
     area.fill(&WHITE).map_err(|e| e.to_string())?;
     let pen = Pen { area, scale };
     let height = f64::from(chart.size().1);
@@ -154,16 +172,17 @@ pub(super) fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, chart: &Ba
     }
     let left = MARGIN + labels + 14.0;
     let right = WIDTH - MARGIN - VALUES;
-    let largest = if chart.largest() > 0.0 { chart.largest() } else { 1.0 };
-    let x = |value: f64| left + value / largest * (right - left);
+    let step = tick_step(chart.largest());
+    // The axis ends at a tick.
+    let ticks = (chart.largest() / step - 1e-9).ceil();
+    let x = |value: f64| left + value / (ticks * step) * (right - left);
     let (top, bottom) = (HEAD - 8.0, height - FOOT);
 
     pen.text(&chart.title, (MARGIN, 28.0), 19.0, INK, true, HPos::Left)?;
     pen.text(&chart.subtitle, (MARGIN, 51.0), 12.5, SOFT_INK, false, HPos::Left)?;
     legend(&pen, chart)?;
 
-    let step = tick_step(largest);
-    for i in 0..=(largest / step + 1e-9) as u32 {
+    for i in 0..=ticks as u32 {
         let value = f64::from(i) * step;
         pen.line((x(value), top), (x(value), bottom), GRID, 1.0)?;
         let text = if step >= 1.0 { format!("{value:.0}") } else { short_number(value) };
@@ -188,7 +207,7 @@ pub(super) fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, chart: &Ba
     pen.line((left, top), (left, bottom), SOFT_INK, 1.0)?;
     if let Some((value, name)) = &chart.reference {
         pen.line((x(*value), top), (x(*value), bottom), MARK, 1.5)?;
-        pen.text(name, (x(*value) + 6.0, top + 2.0), 11.5, MARK, false, HPos::Left)?;
+        pen.text(name, (x(*value), top - 8.0), 11.5, MARK, false, HPos::Center)?;
     }
     Ok(())
 }
@@ -208,7 +227,13 @@ fn legend<DB: DrawingBackend>(pen: &Pen<'_, DB>, chart: &BarChart) -> Result<(),
     Ok(())
 }
 
-fn draw_bar<DB: DrawingBackend>(pen: &Pen<'_, DB>, chart: &BarChart, bar: &Bar, top: f64, x: &dyn Fn(f64) -> f64) -> Result<(), String> {
+fn draw_bar<DB: DrawingBackend>(
+    pen: &Pen<'_, DB>,
+    chart: &BarChart,
+    bar: &Bar,
+    top: f64,
+    x: &dyn Fn(f64) -> f64,
+) -> Result<(), String> {
     let mut start = 0.0;
     for &(series, value) in &bar.segments {
         let (r, g, b) = chart.series.get(series).map_or((150, 150, 150), |series| series.color);
@@ -229,7 +254,11 @@ fn draw_bar<DB: DrawingBackend>(pen: &Pen<'_, DB>, chart: &BarChart, bar: &Bar, 
         pen.line((x(mark), top - 2.0), (x(mark), top + BAR + 2.0), MARK, 2.0)?;
         end = end.max(mark);
     }
-    pen.text(&bar.label, (x(end) + 8.0, middle), 12.0, INK, false, HPos::Left)
+    // Beside a line across, the values stand in a column behind it.
+    let at = x(chart.reference.as_ref().map_or(end, |(value, _)| end.max(*value))) + 8.0;
+    // A grid line through a number is hard to read.
+    pen.rect((at - 2.0, top), (at + pen.width(&bar.label, 12.0, false)? + 2.0, top + BAR), WHITE)?;
+    pen.text(&bar.label, (at, middle + 1.0), 12.0, INK, false, HPos::Left)
 }
 
 #[cfg(test)]

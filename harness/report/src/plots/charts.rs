@@ -1,13 +1,13 @@
 //! What is plotted: speeds, shares of the limit, memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ternbench_measure::Record;
 
 use super::{Bar, BarChart, Group, PlotError, Series};
 use crate::catalogue::Catalogue;
 use crate::claims::short_number;
-use crate::frame::{SpeedRow, memory_rows, speed_rows};
+use crate::frame::{SpeedRow, memory_rows};
 
 /// Blues for ternary weights, greys for the others; darker with more threads.
 const TERNARY: [(u8, u8, u8); 3] = [(126, 182, 214), (27, 108, 163), (12, 61, 97)];
@@ -41,15 +41,6 @@ pub fn all(records: &[Record], rows: &[SpeedRow], host: &str, folder: &Path) -> 
     Ok(charts.into_iter().map(|(name, _)| name).collect())
 }
 
-/// The plots of a run, straight from its records.
-///
-/// # Errors
-/// When the records cannot be tabulated, or a plot cannot be drawn or written.
-pub fn from_records(records: &[Record], host: &str, folder: &Path) -> Result<Vec<PathBuf>, Box<dyn std::error::Error + Send + Sync>> {
-    let names = all(records, &speed_rows(records)?, host, folder)?;
-    Ok(names.into_iter().map(|name| folder.join(format!("{name}.png"))).collect())
-}
-
 fn workload_words(workload: &str) -> String {
     let (base, depth) = workload.split_once("@d").map_or((workload, None), |(base, depth)| (base, Some(depth)));
     let words = match (base.strip_prefix("tg"), base.strip_prefix("pp")) {
@@ -67,8 +58,15 @@ fn series_of(rows: &[&SpeedRow]) -> (Vec<Series>, impl Fn(&SpeedRow) -> usize + 
     keys.sort_unstable();
     keys.dedup();
     let threads = |other: bool| keys.iter().filter(move |key| key.0 == other);
+    let all_f16 = rows.iter().all(|row| row.weights == "ternary" || row.weights == "f16");
     let name = |&(other, n): &(bool, u64)| {
-        let weights = if other { "F16 baselines" } else { "ternary" };
+        let weights = if !other {
+            "ternary"
+        } else if all_f16 {
+            "F16 baselines"
+        } else {
+            "dense baselines"
+        };
         format!("{weights}, {n} thread{}", if n == 1 { "" } else { "s" })
     };
     let color = |key: &(bool, u64)| {
@@ -125,7 +123,8 @@ pub fn speeds(rows: &[SpeedRow], workload: &str, host: &str) -> BarChart {
 
 /// Shares of the limit, for the rows that have one.
 pub fn limit_shares(rows: &[SpeedRow], workload: &str, host: &str) -> Option<BarChart> {
-    let rows: Vec<&SpeedRow> = rows.iter().filter(|row| row.workload == workload && row.limit_tokens_per_s.is_some()).collect();
+    let rows: Vec<&SpeedRow> =
+        rows.iter().filter(|row| row.workload == workload && row.limit_tokens_per_s.is_some()).collect();
     if rows.is_empty() {
         return None;
     }

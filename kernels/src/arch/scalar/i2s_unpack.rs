@@ -54,17 +54,16 @@ impl TernaryKernel for I2sUnpack {
             for r in 0..TILE_ROWS {
                 for (stretch, tiles) in tiles.chunks(STRETCH).enumerate() {
                     let mut weights = [0i8; STRETCH * TILE_K];
-                    for (weights, tile) in weights.as_chunks_mut::<TILE_K>().0.iter_mut().zip(tiles)
-                    {
-                        let dword = i2s::dword(tile, r);
-                        *weights = std::array::from_fn(|column| i2s::trit(dword, column));
+                    for (weights, tile) in weights.as_chunks_mut::<TILE_K>().0.iter_mut().zip(tiles) {
+                        // Columns `4p..4p + 4` are bit pair `p` of the four bytes; a code less one is the trit.
+                        for (p, weights) in weights.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                            let codes = i2s::dword(tile, r) >> (2 * p) & 0x0303_0303;
+                            *weights = codes.to_le_bytes().map(|code| code as i8 - 1);
+                        }
                     }
                     for token in 0..x.m {
                         let x = &x.row(token)[stretch * STRETCH * TILE_K..][..tiles.len() * TILE_K];
-                        let products = weights
-                            .iter()
-                            .zip(x)
-                            .map(|(&w, &x)| i32::from(i16::from(w) * i16::from(x)));
+                        let products = weights.iter().zip(x).map(|(&w, &x)| i32::from(i16::from(w) * i16::from(x)));
                         acc[token * n_rows + row_tile * TILE_ROWS + r] += products.sum::<i32>();
                     }
                 }

@@ -39,11 +39,7 @@ impl TernaryKernel for I8Naive {
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
         let mut data = AlignedBytes::zeroed(w.n() * w.k());
         data.as_i8_mut().copy_from_slice(w.trits());
-        PackedMatrix {
-            n: w.n(),
-            k: w.k(),
-            data,
-        }
+        PackedMatrix { n: w.n(), k: w.k(), data }
     }
 
     fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
@@ -54,15 +50,9 @@ impl TernaryKernel for I8Naive {
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
         let (k, n_rows) = (w.k, rows.len());
-        for (row, weights) in w.data.as_i8()[rows.start * k..rows.end * k]
-            .chunks_exact(k)
-            .enumerate()
-        {
+        for (row, weights) in w.data.as_i8()[rows.start * k..rows.end * k].chunks_exact(k).enumerate() {
             for (token, values) in x.bytes.as_i8().chunks_exact(k).take(x.m).enumerate() {
-                let products = weights
-                    .iter()
-                    .zip(values)
-                    .map(|(&w, &x)| i32::from(i16::from(w) * i16::from(x)));
+                let products = weights.iter().zip(values).map(|(&w, &x)| i32::from(i16::from(w) * i16::from(x)));
                 acc[token * n_rows + row] = products.sum();
             }
         }

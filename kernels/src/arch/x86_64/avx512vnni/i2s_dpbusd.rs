@@ -48,16 +48,8 @@ impl TernaryKernel for I2sDpbusd {
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        assert_eq!(
-            x.stride,
-            w.k.next_multiple_of(TILE_K),
-            "the input was prepared for another k"
-        );
-        assert_eq!(
-            acc.len(),
-            x.m * rows.len(),
-            "acc does not hold m * rows values"
-        );
+        assert_eq!(x.stride, w.k.next_multiple_of(TILE_K), "the input was prepared for another k");
+        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
         // SAFETY: `self` holds an `Avx512Vnni`, which only run-time detection hands out.
         unsafe { compute(w, x, rows, acc) };
     }
@@ -94,13 +86,7 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
 
 /// The register tile: 32 rows x `T` tokens over all of `k`, with `C` (1, 2 or 4) chains of sums each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn tokens<const T: usize, const C: usize>(
-    tiles: &[Tile],
-    x: &Prepared,
-    first: usize,
-    n_rows: usize,
-    acc: &mut [i32],
-) {
+fn tokens<const T: usize, const C: usize>(tiles: &[Tile], x: &Prepared, first: usize, n_rows: usize, acc: &mut [i32]) {
     let mask = _mm512_set1_epi8(3);
     // Plain loops: closures given to `array::map` are compiled without AVX-512 and not always inlined.
     let mut rows: [&[[i8; TILE_K]]; T] = [&[]; T];
@@ -112,14 +98,8 @@ fn tokens<const T: usize, const C: usize>(
         let vectors = tile.as_chunks().0;
         let mut bits = [load(&vectors[0]), load(&vectors[1])];
         for p in 0..4 {
-            let codes = [
-                _mm512_and_si512(bits[0], mask),
-                _mm512_and_si512(bits[1], mask),
-            ];
-            bits = [
-                _mm512_srli_epi16::<2>(bits[0]),
-                _mm512_srli_epi16::<2>(bits[1]),
-            ];
+            let codes = [_mm512_and_si512(bits[0], mask), _mm512_and_si512(bits[1], mask)];
+            bits = [_mm512_srli_epi16::<2>(bits[0]), _mm512_srli_epi16::<2>(bits[1])];
             for t in 0..T {
                 let x = broadcast(&rows[t][i], p);
                 for v in 0..VECTORS {
@@ -147,12 +127,7 @@ fn tokens<const T: usize, const C: usize>(
 #[target_feature(enable = "avx512f")]
 fn broadcast(x: &[i8; TILE_K], p: usize) -> __m512i {
     let [a, b, c, d] = x.as_chunks::<4>().0[p];
-    _mm512_set1_epi32(i32::from_ne_bytes([
-        a.cast_unsigned(),
-        b.cast_unsigned(),
-        c.cast_unsigned(),
-        d.cast_unsigned(),
-    ]))
+    _mm512_set1_epi32(i32::from_ne_bytes([a.cast_unsigned(), b.cast_unsigned(), c.cast_unsigned(), d.cast_unsigned()]))
 }
 
 #[inline]

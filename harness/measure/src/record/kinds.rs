@@ -1,0 +1,299 @@
+//! The kinds of record: what was measured.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Code, Limits, Model, Samples};
+use crate::limits::Work;
+
+/// Tokens per second of one model, kernel, thread count and workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// The code that ran.
+    #[serde(flatten)]
+    pub code: Code,
+    /// Threads.
+    pub n_threads: usize,
+    /// As llama-bench says it: `pp128`, `tg128`, `tg128@d512`.
+    pub workload: String,
+    /// Tokens prefilled, 0 in decode.
+    pub n_prompt: u64,
+    /// Tokens decoded, 0 in prefill.
+    pub n_gen: u64,
+    /// Tokens already in the KV cache.
+    #[serde(default)]
+    pub n_depth: u64,
+    /// What was interleaved with what: records with the same group are comparable sample by sample.
+    pub group: String,
+    /// The samples.
+    #[serde(flatten)]
+    pub samples: Samples,
+    /// Bytes that must be read per token (weights shared by a batch count by their share).
+    pub bytes_per_token: u64,
+    /// `bytes_per_token` in parts: `linear`, `lm_head`, `kv`, `norms`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bytes_per_token_parts: BTreeMap<String, u64>,
+    /// Multiply-adds per token.
+    pub macs_per_token: u64,
+    /// The probes.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Checksum of what was computed: the tokens decoded, or the last logits.
+    pub output_checksum: String,
+    /// Why the result does not count: impossible, wrong, or failed.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+impl Speed {
+    /// What a token costs.
+    pub fn work(&self) -> Work {
+        Work { bytes_per_token: self.bytes_per_token, macs_per_token: self.macs_per_token }
+    }
+
+    /// Refuses the result if its fastest sample beats the measured peaks.
+    pub fn check_limits(&mut self) {
+        let fastest = self.samples.tokens_per_s().into_iter().max_by(f64::total_cmp);
+        if let (None, Some(fastest)) = (&self.refused, fastest) {
+            self.refused = crate::limits::refuse(fastest, self.work(), self.limits.into());
+        }
+    }
+}
+
+/// Loading a model, and what was counted meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// Kernel the weights were packed for.
+    pub kernel: String,
+    /// Threads.
+    pub n_threads: usize,
+    /// Time from the file (or the seed) to a model that can run, once per repetition. Includes packing.
+    pub samples_ns: Vec<u64>,
+    /// Bytes of the files.
+    pub file_bytes: u64,
+    /// Parameters of the linear layers.
+    pub n_params_linear: u64,
+    /// All parameters, a tied embedding once.
+    pub n_params: u64,
+    /// The linear weights by value, where they are ternary.
+    #[serde(default)]
+    pub trits: Option<TritCount>,
+}
+
+/// Weights of the linear layers by value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TritCount {
+    /// -1.
+    pub minus: u64,
+    /// 0.
+    pub zero: u64,
+    /// +1.
+    pub plus: u64,
+    /// Anything else.
+    pub other: u64,
+}
+
+/// Memory of a loaded model after a workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// Kernel the weights were packed for.
+    pub kernel: String,
+    /// Threads.
+    pub n_threads: usize,
+    /// What ran: `pp128+tg128`, say.
+    pub workload: String,
+    /// Weights as the file stores them (for synthetic ones, as it would).
+    pub stored_bytes: u64,
+    /// The embedding's part of `stored_bytes`.
+    pub stored_embedding_bytes: u64,
+    /// Files mapped.
+    pub mapped_bytes: u64,
+    /// Linear layers in the kernel's layout.
+    pub packed_bytes: u64,
+    /// Embedding and lm head in memory, once where they are tied.
+    pub embedding_bytes: u64,
+    /// KV cache.
+    pub kv_bytes: u64,
+    /// Activations, tables and other working memory.
+    pub scratch_bytes: u64,
+    /// Parameters of the linear layers.
+    pub n_params_linear: u64,
+    /// Most that was resident while this model was loaded and ran, less `baseline_rss_bytes` where other things were resident.
+    pub peak_rss_bytes: u64,
+    /// Resident before the model was loaded.
+    #[serde(default)]
+    pub baseline_rss_bytes: u64,
+    /// Whether the peak could be reset before loading; if not it may be that of an earlier model.
+    pub peak_was_reset: bool,
+}
+
+/// One kernel on one shape, its three phases apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The code.
+    #[serde(flatten)]
+    pub code: Code,
+    /// Output rows.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+    /// Tokens.
+    pub m: usize,
+    /// Threads.
+    pub n_threads: usize,
+    /// `hot`: weights in cache. `cold`: weights come from memory.
+    pub cache: String,
+    /// What was interleaved with what.
+    pub group: String,
+    /// Times of `pack`.
+    #[serde(default)]
+    pub pack_ns: Vec<u64>,
+    /// Times of `prepare`.
+    #[serde(default)]
+    pub prepare_ns: Vec<u64>,
+    /// Times of `compute`.
+    pub compute_ns: Vec<u64>,
+    /// Round of each sample.
+    #[serde(default)]
+    pub samples_round: Vec<u32>,
+    /// Bytes of the packed matrix.
+    pub packed_bytes: u64,
+    /// The probes.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Checksum of the sums.
+    pub output_checksum: String,
+    /// Why the result does not count.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+/// A peak of the hardware. Its value is the best sample: a limit is what is possible, not what is usual.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// [`Probe::BANDWIDTH`] or [`Probe::MACS`].
+    pub name: String,
+    /// Instructions of the inner loop: `64-byte loads`, `vpdpbusd zmm`.
+    pub instructions: String,
+    /// Threads.
+    pub n_threads: usize,
+    /// Bytes read or multiply-adds done in one sample, by all threads together.
+    pub work_per_sample: u64,
+    /// Time of each sample.
+    pub samples_ns: Vec<u64>,
+}
+
+impl Probe {
+    /// Name of the probe that reads memory.
+    pub const BANDWIDTH: &str = "read_bandwidth";
+    /// Name of the probe that multiplies and adds.
+    pub const MACS: &str = "int8_macs";
+
+    /// The best sample, in bytes or multiply-adds per second.
+    pub fn peak_per_s(&self) -> Option<f64> {
+        let best = self.samples_ns.iter().copied().filter(|&ns| ns > 0).min()?;
+        Some(self.work_per_sample as f64 * 1e9 / best as f64)
+    }
+}
+
+/// A kernel compared with the oracle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verify {
+    /// The code.
+    #[serde(flatten)]
+    pub code: Code,
+    /// The kernel's layout: `i2s`, `tl1`.
+    pub layout: String,
+    /// Shapes tried, `[n, k, m]`.
+    pub shapes: Vec<[usize; 3]>,
+    /// Matrices times inputs tried.
+    pub cases: u64,
+    /// Whether every sum was equal (or, for a bounded kernel, within its bound).
+    pub ok: bool,
+    /// The first sum that was wrong: shape, case, place, expected, got.
+    #[serde(default)]
+    pub first_mismatch: Option<String>,
+    /// Why the kernel could not run here, if it could not; `ok` is false then.
+    #[serde(default)]
+    pub skipped: Option<String>,
+}
+
+/// Greedy tokens of a kernel against those of another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// The kernel whose tokens count as right.
+    pub reference_kernel: String,
+    /// The code compared with it.
+    #[serde(flatten)]
+    pub code: Code,
+    /// The kernel's layout.
+    pub layout: String,
+    /// Prompts.
+    pub n_prompts: u64,
+    /// Tokens generated.
+    pub n_tokens: u64,
+    /// Tokens that differ. After the first difference in a generation all that follow count.
+    pub n_differ: u64,
+}
+
+/// A task's score.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// The code.
+    #[serde(flatten)]
+    pub code: Code,
+    /// Task with its version: `piqa@1`.
+    pub task: String,
+    /// Examples shown before each item.
+    pub n_fewshot: u32,
+    /// Items scored, or tokens of a perplexity task.
+    pub n: u64,
+    /// Items in the whole set.
+    pub n_total: u64,
+    /// Correct items by metric: `acc`, `acc_norm`, `strict`, `flexible`.
+    #[serde(default)]
+    pub correct: BTreeMap<String, u64>,
+    /// Sum of negative log-likelihoods (natural logarithm), for perplexity.
+    #[serde(default)]
+    pub nll_sum: Option<f64>,
+    /// Sum of their squares, for its standard error.
+    #[serde(default)]
+    pub nll_square_sum: Option<f64>,
+    /// Data the items came from.
+    pub data: String,
+    /// Time of the evaluation.
+    pub wall_ns: u64,
+    /// File with one line per item, beside the records.
+    pub items_file: String,
+}
+
+/// A verdict as it was printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The claim's id, with its part after a slash.
+    pub id: String,
+    /// Verdict in words.
+    pub verdict: String,
+    /// Published value.
+    pub published: String,
+    /// Measured value.
+    pub measured: String,
+    /// Why.
+    pub reason: String,
+}

@@ -14,8 +14,7 @@ use ternbench_kernels::{Pool, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
 use ternbench_model::weights::WeightSource;
 use ternbench_model::{Engine, Tokenizer};
-use ternbench_report::plots::charts;
-use ternbench_report::{frame, markdown, table};
+use ternbench_report::{frame, markdown, plots, table};
 
 use crate::console;
 use crate::eval;
@@ -344,7 +343,7 @@ impl<'e> Referee<'e> {
             self.keep(claim)?;
         }
         let rows = frame::speed_rows(&self.records)?;
-        let plots = charts::all(&self.records, &rows, &self.host.summary(), self.run.path())?;
+        let plots = plots::all(&self.records, &rows, &self.host.summary(), self.run.path())?;
         let report = markdown::report(&self.records, Some(&self.host), &plots)?;
         self.run.write("report.md", report.as_bytes())?;
         let output = console::tables(self.env);

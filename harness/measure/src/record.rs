@@ -153,9 +153,10 @@ impl Model {
         self.model.starts_with("synthetic:")
     }
 
-    /// The shape's name: given, or that of a synthetic model.
+    /// The shape's name: given, or that of a synthetic model (`bitnet-2b4t` for `synthetic:bitnet-2b4t@f16`).
     pub fn shape(&self) -> Option<&str> {
-        self.shape.as_deref().or_else(|| self.model.strip_prefix("synthetic:"))
+        let synthetic = || self.model.strip_prefix("synthetic:").and_then(|name| name.split('@').next());
+        self.shape.as_deref().or_else(synthetic)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plots, as SVG and PNG from the same drawing code, on a white card so that they read on light and dark pages alike.
 
 mod bars;
-mod charts;
+pub mod charts;
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;

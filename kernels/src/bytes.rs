@@ -78,6 +78,15 @@ fn advise_huge_pages(start: *const u8, len: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_start: *const u8, _len: usize) {}
 
+/// Gives freed heap memory back to the system, so that what is resident is what is used. glibc keeps it otherwise.
+pub fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim has no precondition; it touches free memory only.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// A shared, read-only range of bytes: owned, or a window into something shared such as a mapped file.
 #[derive(Clone)]
 pub struct Bytes {

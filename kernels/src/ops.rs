@@ -51,31 +51,45 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `e^x` to about 2 ulp for x <= 88; underflows to 0 below -87. Cody-Waite reduction and a degree-6 polynomial (the scheme of
-/// Cephes `expf`), branch-free so that loops over it vectorise.
+/// Adding it rounds a float below 2^22 to an integer, half to even, which then stands in the low mantissa bits: conversion
+/// without a conversion instruction, so that loops vectorise (Rust's own casts saturate, which costs more than the rest).
+const TO_INTEGER: f32 = 12_582_912.0;
+
+/// `e^x` to about 2 ulp between -87.3 and 88.3, clamped above and 0 below. Cody-Waite reduction and a degree-6 polynomial (the
+/// scheme of Cephes `expf`), branch-free.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.clamp(-87.3, 88.7);
-    let power = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let clamped = x.clamp(-87.3, 88.3);
+    let shifted = clamped * std::f32::consts::LOG2_E + TO_INTEGER;
+    let power = shifted - TO_INTEGER;
     let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, clamped));
     let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
-        p = madd::<FMA>(p, r, coefficient);
-    }
+    p = madd::<FMA>(p, r, 1.398_199_9e-3);
+    p = madd::<FMA>(p, r, 8.333_452e-3);
+    p = madd::<FMA>(p, r, 4.166_579_6e-2);
+    p = madd::<FMA>(p, r, 1.666_666_5e-1);
+    p = madd::<FMA>(p, r, 5.000_000_1e-1);
     let value = madd::<FMA>(p * r, r, r) + 1.0;
-    // Two factors, because 2^power alone overflows the exponent field at power = 128.
-    let half = (power * 0.5).floor();
-    let two = |p: f32| f32::from_bits((((p as i32) + 127) << 23) as u32);
-    let scaled = value * two(half) * two(power - half);
-    if x < -87.3 {
-        0.0
-    } else if x.is_nan() {
-        x
-    } else {
-        scaled
+    // 2^power: its low 9 bits, biased, are the exponent field; the rest is shifted out.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.3 { 0.0 } else { value * scale }
+}
+
+/// The largest value of `x` under `f`, at least `start`; NaN never wins.
+#[inline(always)]
+fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], f(chunk[i]));
+        }
     }
+    let rest = rest.iter().fold(start, |max, &x| larger(max, f(x)));
+    lanes.iter().fold(rest, |max, &lane| larger(max, lane))
 }
 
 per_isa! {
@@ -117,30 +131,33 @@ per_isa! {
         }
     }
 
-    /// Attention scores of one query: `scores[j] = scale · q·keys[j]`; `keys` is `scores.len() x q.len()`. Four keys at a time:
+    /// Attention scores of one query: `scores[j] = scale · q·keys[j]`; `keys` is `scores.len() x q.len()`. Two keys at a time:
     /// one dot product alone waits for its own additions.
     pub fn attention_scores(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
         let width = q.len();
-        let whole = width / LANES * LANES;
-        for (scores, keys) in scores.chunks_mut(4).zip(keys.chunks(4 * width)) {
-            let key = |j: usize| &keys[j.min(scores.len() - 1) * width..][..width];
-            let keys = [key(0), key(1), key(2), key(3)];
-            let mut lanes = [[0f32; LANES]; 4];
-            for at in (0..whole).step_by(LANES) {
-                let q = &q[at..at + LANES];
-                for (lanes, key) in lanes.iter_mut().zip(keys) {
-                    let key = &key[at..at + LANES];
-                    for i in 0..LANES {
-                        lanes[i] = madd::<FMA>(q[i], key[i], lanes[i]);
-                    }
+        let (q_chunks, q_rest) = q.as_chunks::<LANES>();
+        let mut j = 0;
+        while j < scores.len() {
+            let other = (j + 1).min(scores.len() - 1);
+            let (a, a_rest) = keys[j * width..][..width].as_chunks::<LANES>();
+            let (b, b_rest) = keys[other * width..][..width].as_chunks::<LANES>();
+            let mut a_lanes = [0f32; LANES];
+            let mut b_lanes = [0f32; LANES];
+            for ((q, a), b) in q_chunks.iter().zip(a).zip(b) {
+                for i in 0..LANES {
+                    a_lanes[i] = madd::<FMA>(q[i], a[i], a_lanes[i]);
+                }
+                for i in 0..LANES {
+                    b_lanes[i] = madd::<FMA>(q[i], b[i], b_lanes[i]);
                 }
             }
-            for ((score, mut lanes), key) in scores.iter_mut().zip(lanes).zip(keys) {
-                for (i, (q, key)) in q[whole..].iter().zip(&key[whole..]).enumerate() {
-                    lanes[i] = madd::<FMA>(*q, *key, lanes[i]);
-                }
-                *score = scale * sum_lanes(lanes);
+            for (i, ((q, a), b)) in q_rest.iter().zip(a_rest).zip(b_rest).enumerate() {
+                a_lanes[i] = madd::<FMA>(*q, *a, a_lanes[i]);
+                b_lanes[i] = madd::<FMA>(*q, *b, b_lanes[i]);
             }
+            scores[j] = scale * sum_lanes(a_lanes);
+            scores[other] = scale * sum_lanes(b_lanes);
+            j += 2;
         }
     }
 
@@ -171,7 +188,7 @@ per_isa! {
 
     /// Softmax in place; subtracts the maximum first.
     pub fn softmax(scores: &mut [f32]) {
-        let max = scores.iter().fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
+        let max = max_of(scores, f32::NEG_INFINITY, |s| s);
         for s in scores.iter_mut() {
             *s = exp::<FMA>(*s - max);
         }
@@ -220,15 +237,10 @@ per_isa! {
 
     /// Quantises one row to int8 (BitLinear: `s = 127 / max(absmax, 1e-5)`, round half to even) and returns `s`.
     pub fn quantize_row(x: &[f32], values: &mut [i8]) -> f32 {
-        let mut max = 0f32;
-        for x in x {
-            let abs = x.abs();
-            max = if abs > max { abs } else { max };
-        }
-        let scale = 127.0 / max.max(1e-5);
+        let scale = 127.0 / max_of(x, 1e-5, f32::abs);
         for (value, x) in values.iter_mut().zip(x) {
-            // Through i32: a direct f32 -> i8 conversion does not vectorise. Within ±127 for every finite row.
-            *value = (x * scale).round_ties_even().clamp(-127.0, 127.0) as i32 as i8;
+            // |x * scale| rounds to at most 127 by the choice of the scale, so the low byte is the integer.
+            *value = (x * scale + TO_INTEGER).to_bits() as u8 as i8;
         }
         scale
     }

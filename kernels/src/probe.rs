@@ -39,8 +39,8 @@ pub fn mac_peak(team: &Team, seconds: f64) -> MacPeak {
 /// Bytes per second that the team reads from a buffer of `buffer_bytes`, which should be several times the last-level cache
 /// (256 MB and more), measured for about `seconds`. Call it from the closure of [`crate::Pool::run`].
 ///
-/// A sample is the next stretch of the buffer, as long as a layer's weights, so some samples fall between two disturbances just
-/// as some runs of a kernel do: whole passes gave 10 GB/s on a busy machine on which kernels were timed at 22.
+/// A sample is the next 64 MB of the buffer per thread. Long ones hide what the machine can do on a busy day (whole passes gave
+/// 10 GB/s where kernels were timed at 22); short ones of 8 MB catch bursts of 27 GB/s where nothing sustains more than 20.
 pub fn read_bandwidth(team: &Team, buffer_bytes: usize, seconds: f64) -> Peak {
     let n_threads = team.n_threads();
     let n_rounds = (buffer_bytes / n_threads / STRETCH_BYTES).max(1);
@@ -381,7 +381,7 @@ fn portable_f32(rounds: u64) -> u64 {
 type Line = [u8; 128];
 
 /// Bytes that a worker reads for one sample.
-const STRETCH_BYTES: usize = 8 << 20;
+const STRETCH_BYTES: usize = 64 << 20;
 
 /// Ways to read. Which one wins differs between CPUs; all stay within a few percent on the machines tried.
 type Read = fn(&[Line]) -> u64;

@@ -126,19 +126,7 @@ impl<'e> Referee<'e> {
         let writer = run.records()?;
         println!("{}", host.summary());
         println!("records go to {}", run.path().display());
-        Ok(Self {
-            args,
-            env,
-            pools,
-            run,
-            context,
-            host,
-            writer,
-            records: Vec::new(),
-            probes: None,
-            model,
-            baselines,
-        })
+        Ok(Self { args, env, pools, run, context, host, writer, records: Vec::new(), probes: None, model, baselines })
     }
 
     fn keep(&mut self, body: impl Into<record::Body>) -> Result<()> {
@@ -208,9 +196,11 @@ impl<'e> Referee<'e> {
             }
         }
         let plan = Plan { repetitions: if self.args.quick { 3 } else { 5 }, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (32, 8) } else { (128, 32) };
+        let (n_prompt, n_gen) = if self.args.quick { (16, 8) } else { (128, 32) };
+        let first_pool = if self.args.quick { self.pools.len() - 1 } else { 0 };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
-            let runs: Vec<_> = loaded.iter().flat_map(|l| self.pools.iter().map(move |pool| (l, pool, workload))).collect();
+            let pools = &self.pools[first_pool..];
+            let runs: Vec<_> = loaded.iter().flat_map(|l| pools.iter().map(move |pool| (l, pool, workload))).collect();
             let speeds = speed::measure(&runs, &format!("kernels {workload}"), &plan, self.probes()?)?;
             speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
         }
@@ -309,10 +299,13 @@ impl<'e> Referee<'e> {
         let mut bench = workload::Bench::new(Engine::new(&loaded.model, pool), workload)?;
         bench.run()?;
         let memory = memory_record(source, &loaded, &mut bench)?;
-        let resident = memory.peak_rss_bytes.saturating_sub(memory.baseline_rss_bytes);
         let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
         let name = &loaded.info.model;
-        println!("loaded: {name} in {seconds:.1} s, {} resident, {}", console::bytes(resident), loaded.model.kernel_name());
+        println!(
+            "loaded: {name} in {seconds:.1} s, {} resident, {}",
+            console::bytes(memory.peak_rss_bytes),
+            loaded.model.kernel_name()
+        );
         self.keep(loaded.load.clone())?;
         self.keep(memory)?;
         Ok(loaded)
@@ -376,7 +369,11 @@ fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<
 }
 
 /// The memory of a model that has run `bench`.
-fn memory_record(source: &dyn WeightSource, loaded: &Loaded, bench: &mut workload::Bench<'_>) -> Result<record::Memory> {
+fn memory_record(
+    source: &dyn WeightSource,
+    loaded: &Loaded,
+    bench: &mut workload::Bench<'_>,
+) -> Result<record::Memory> {
     let config = loaded.model.config();
     let weights = loaded.model.weight_bytes();
     let embedding = source.embedding()?.data().len() as u64 + source.head()?.map_or(0, |head| head.data().len() as u64);
@@ -402,7 +399,7 @@ fn memory_record(source: &dyn WeightSource, loaded: &Loaded, bench: &mut workloa
         kv_bytes: bench.kv_bytes(),
         scratch_bytes: bench.engine().scratch_bytes(),
         n_params_linear: config.linear_parameters(),
-        peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes),
+        peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes.saturating_sub(loaded.rss_before)),
         baseline_rss_bytes: loaded.rss_before,
         peak_was_reset: loaded.peak_was_reset,
     })

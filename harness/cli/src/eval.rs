@@ -79,7 +79,12 @@ pub fn provenance(loaded: &Loaded) -> Provenance {
 }
 
 /// Runs one task with a progress line, and makes its record.
-pub fn score(task: &Task, lm: &mut EngineModel<'_>, loaded: &Loaded, options: &Options) -> Result<(Summary, record::Accuracy)> {
+pub fn score(
+    task: &Task,
+    lm: &mut EngineModel<'_>,
+    loaded: &Loaded,
+    options: &Options,
+) -> Result<(Summary, record::Accuracy)> {
     let bar = console::bar(0, &task.name);
     let start = Instant::now();
     let summary = ternbench_eval::run(task, lm, options, &mut |progress| {
@@ -117,7 +122,14 @@ fn print(summary: &Summary) {
         None => format!("{} {:.4}", metric.name, metric.value),
     };
     let metrics: Vec<String> = summary.metrics.iter().map(show).collect();
-    println!("{}@{}: {}  ({} items, {})", summary.task, summary.version, metrics.join(", "), summary.n, summary.items.display());
+    println!(
+        "{}@{}: {}  ({} items, {})",
+        summary.task,
+        summary.version,
+        metrics.join(", "),
+        summary.n,
+        summary.items.display()
+    );
     if summary.truncated_items > 0 {
         println!("  {} prompts did not fit into the context and lost their beginning", summary.truncated_items);
     }

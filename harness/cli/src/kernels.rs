@@ -32,7 +32,9 @@ pub enum Command {
         output: Output,
     },
     /// Prove the kernels equal to the oracle on a model's shapes
-    #[command(after_help = "Examples:\n  ternbench kernels verify\n  ternbench kernels verify --filter avx2 --shapes llama-3.2-1b -o json")]
+    #[command(
+        after_help = "Examples:\n  ternbench kernels verify\n  ternbench kernels verify --filter avx2 --shapes llama-3.2-1b -o json"
+    )]
     Verify {
         /// Only kernels whose name contains this
         #[arg(long, default_value = "")]
@@ -45,7 +47,9 @@ pub enum Command {
         output: Output,
     },
     /// Time every kernel on a model's shapes, verified first
-    #[command(after_help = "Examples:\n  ternbench kernels bench\n  ternbench kernels bench --filter i2s -M 1,128 -t 2 -r 20")]
+    #[command(
+        after_help = "Examples:\n  ternbench kernels bench\n  ternbench kernels bench --filter i2s -M 1,128 -t 2 -r 20"
+    )]
     Bench {
         /// Only kernels whose name contains this
         #[arg(long, default_value = "")]
@@ -103,7 +107,8 @@ fn list(output: Output, env: &Env) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&kernels)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let header = ["kernel", "layout", "bits", "exactness", "here", "what it does", "source"].map(|name| (name, Align::Left));
+    let header =
+        ["kernel", "layout", "bits", "exactness", "here", "what it does", "source"].map(|name| (name, Align::Left));
     let rows: Vec<Vec<String>> = KERNELS
         .iter()
         .map(|entry| {

@@ -43,7 +43,9 @@ enum Command {
     #[command(subcommand)]
     Model(model::Command),
     /// Print a shell completion script
-    #[command(after_help = "Example:\n  ternbench completions bash > ~/.local/share/bash-completion/completions/ternbench")]
+    #[command(
+        after_help = "Example:\n  ternbench completions bash > ~/.local/share/bash-completion/completions/ternbench"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,

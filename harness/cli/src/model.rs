@@ -16,7 +16,9 @@ use crate::open::{self, LayoutArg, ModelArgs};
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Show architecture, shape, storage types and sizes
-    #[command(after_help = "Examples:\n  ternbench model inspect -m model.gguf\n  ternbench model inspect -m synthetic:bitnet-2b4t -o json")]
+    #[command(
+        after_help = "Examples:\n  ternbench model inspect -m model.gguf\n  ternbench model inspect -m synthetic:bitnet-2b4t -o json"
+    )]
     Inspect {
         /// A GGUF file, a folder with config.json and safetensors, or synthetic:NAME
         #[arg(short, long)]
@@ -134,22 +136,44 @@ fn inspect(model: &str, layout: LayoutArg, output: Output) -> Result<()> {
     }
     let c = config;
     println!("  architecture   {:?}, {} layers, hidden {}, ffn {}", c.architecture, c.n_layers, c.hidden, c.ffn);
-    println!("  attention      {} heads of {}, {} kv heads, rope base {}", c.n_heads, c.head_dim, c.n_kv_heads, c.rope_theta);
+    println!(
+        "  attention      {} heads of {}, {} kv heads, rope base {}",
+        c.n_heads, c.head_dim, c.n_kv_heads, c.rope_theta
+    );
     println!("  context        {} positions", c.context);
-    println!("  parameters     {} linear + {} embedding", count(c.linear_parameters()), count(c.embedding_parameters()));
+    println!(
+        "  parameters     {} linear + {} embedding",
+        count(c.linear_parameters()),
+        count(c.embedding_parameters())
+    );
     for (name, sum) in &types {
         let bits = sum.stored_bytes as f64 * 8.0 / sum.weights as f64;
-        println!("  linear         {} matrices {name}, {} at {bits:.2} bits a weight", sum.matrices, bytes(sum.stored_bytes));
+        println!(
+            "  linear         {} matrices {name}, {} at {bits:.2} bits a weight",
+            sum.matrices,
+            bytes(sum.stored_bytes)
+        );
     }
     if trits > 0 {
         println!("  zero trits     {:.1} %", zeros as f64 * 100.0 / trits as f64);
     }
     let tied = if c.tied { ", tied to the head" } else { "" };
-    println!("  embedding      {} x {} {}, {}{tied}", c.vocab, c.hidden, embedding.ty().name(), bytes(embedding.data().len() as u64));
+    println!(
+        "  embedding      {} x {} {}, {}{tied}",
+        c.vocab,
+        c.hidden,
+        embedding.ty().name(),
+        bytes(embedding.data().len() as u64)
+    );
     match tokenizer {
         Some(t) => {
             let template = if t.chat_template().is_some() { "a chat template" } else { "no chat template" };
-            println!("  tokenizer      {} tokens, bos {:?}, ends {:?}, {template}", t.vocab_size(), t.bos_id(), t.eos_ids());
+            println!(
+                "  tokenizer      {} tokens, bos {:?}, ends {:?}, {template}",
+                t.vocab_size(),
+                t.bos_id(),
+                t.eos_ids()
+            );
         }
         None => println!("  tokenizer      none"),
     }

@@ -158,6 +158,7 @@ impl Loaded {
     pub fn new(source: &dyn WeightSource, kernel: &'static dyn TernaryKernel, pool: &Pool) -> Result<Self> {
         let config = source.config();
         let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
+        ternbench_kernels::bytes::trim_heap();
         let rss_before = memory::read().map_or(0, |memory| memory.rss_bytes);
         let peak_was_reset = memory::reset_peak();
         let start = Instant::now();

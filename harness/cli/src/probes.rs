@@ -21,7 +21,8 @@ pub struct Probes {
 impl Probes {
     /// Probes with each pool, for about `seconds` each.
     pub fn measure(host: &Host, pools: &[Pool], seconds: f64) -> Result<Self> {
-        let mut probes = Self { cache_bytes: host.last_level_cache_bytes(), peaks: BTreeMap::new(), records: Vec::new() };
+        let mut probes =
+            Self { cache_bytes: host.last_level_cache_bytes(), peaks: BTreeMap::new(), records: Vec::new() };
         for pool in pools {
             let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
             let (bandwidth, macs) = pool.run(|team| {
@@ -53,7 +54,9 @@ impl Probes {
         let line = |(n, [bandwidth, int8, f32]): (&usize, &[f64; 3])| {
             let plural = if *n == 1 { "" } else { "s" };
             let [bandwidth, int8, f32] = [bandwidth, int8, f32].map(|per_s| per_s / 1e9);
-            format!("limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s")
+            format!(
+                "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s"
+            )
         };
         self.peaks.iter().map(line).collect()
     }

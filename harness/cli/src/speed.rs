@@ -10,8 +10,8 @@ use indicatif::ProgressBar;
 use ternbench_kernels::Pool;
 use ternbench_measure::runner::{self, Event};
 use ternbench_measure::{Contender, Env, Host, Plan, RecordWriter, RunContext, interleave, record};
-use ternbench_model::breakdown::Part;
 use ternbench_model::Engine;
+use ternbench_model::breakdown::Part;
 use ternbench_report::{frame, table};
 
 use crate::console;
@@ -117,7 +117,8 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
 }
 
 fn load_all(args: &Args, env: &Env) -> Result<Vec<Loaded>> {
-    let names = if args.kernel.is_empty() { vec![None] } else { args.kernel.iter().map(|k| Some(k.as_str())).collect() };
+    let names =
+        if args.kernel.is_empty() { vec![None] } else { args.kernel.iter().map(|k| Some(k.as_str())).collect() };
     let kernels = names.into_iter().map(|name| open::kernel(name, env)).collect::<Result<Vec<_>>>()?;
     let pool = open::pool(open::threads(None, env))?;
     let mut loaded = Vec::new();
@@ -142,14 +143,17 @@ pub fn measure(
     plan: &Plan,
     probes: &Probes,
 ) -> Result<Vec<record::Speed>> {
-    let mut benches =
-        runs.iter().map(|&(loaded, pool, workload)| Bench::new(Engine::new(&loaded.model, pool), workload)).collect::<Result<Vec<_>>>()?;
+    let mut benches = runs
+        .iter()
+        .map(|&(loaded, pool, workload)| Bench::new(Engine::new(&loaded.model, pool), workload))
+        .collect::<Result<Vec<_>>>()?;
     let bar = console::bar(u64::from(plan.warmup + plan.repetitions) * runs.len() as u64, group);
     let mut contenders: Vec<Contender<'_>> = benches
         .iter_mut()
         .zip(runs)
         .map(|(bench, (loaded, pool, workload))| {
-            let name = format!("{} {workload}, {}, {}t", loaded.info.model, loaded.model.kernel_name(), pool.n_threads());
+            let name =
+                format!("{} {workload}, {}, {}t", loaded.info.model, loaded.model.kernel_name(), pool.n_threads());
             Contender::new(name, || bench.run().map_err(Into::into))
         })
         .collect();
@@ -197,7 +201,12 @@ fn breakdown(loaded: &Loaded, pool: &Pool, workloads: &[Workload]) -> Result<()>
             sum += ns;
             line += &format!(" {part:?} {:.3} ({:.0} %),", per_token(ns), 100.0 * ns / total);
         }
-        println!("{line} rest {:.3} ({:.1} %), total {:.3}", per_token(total - sum), 100.0 * (total - sum) / total, per_token(total));
+        println!(
+            "{line} rest {:.3} ({:.1} %), total {:.3}",
+            per_token(total - sum),
+            100.0 * (total - sum) / total,
+            per_token(total)
+        );
     }
     Ok(())
 }

@@ -51,8 +51,12 @@ impl Workload {
         let mean_context = (self.depth + self.tokens() / 2) as u64;
         let kv = KvCache::bytes_for(model.config(), 1) as u64 * mean_context;
         // The queries of a prefill read the cache together.
-        let parts =
-            [("linear", weights.linear / shared_by), ("lm_head", weights.head / shared_by), ("norms", weights.vectors / shared_by), ("kv", kv / shared_by)];
+        let parts = [
+            ("linear", weights.linear / shared_by),
+            ("lm_head", weights.head / shared_by),
+            ("norms", weights.vectors / shared_by),
+            ("kv", kv / shared_by),
+        ];
         parts.into_iter().map(|(part, bytes)| (part.to_owned(), bytes)).collect()
     }
 
@@ -105,7 +109,8 @@ impl<'m> Bench<'m> {
             bail!("{workload} needs {} positions, the model has {}", workload.positions(), config.context);
         }
         let prompt = prompt(config, workload.depth + workload.n_prompt.max(1), 1);
-        let mut bench = Self { cache: engine.new_cache(workload.positions()), engine, workload, prompt, checksum: None };
+        let mut bench =
+            Self { cache: engine.new_cache(workload.positions()), engine, workload, prompt, checksum: None };
         if workload.depth > 0 {
             let tokens = &bench.prompt[..workload.depth];
             let segment = Segment { cache: &mut bench.cache, tokens, logits: Logits::None };

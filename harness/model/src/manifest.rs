@@ -96,9 +96,8 @@ impl Manifest {
     /// The names of all manifests in `folder`, sorted.
     pub fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let toml = |path: PathBuf| {
-            (path.extension()? == "toml").then(|| path.file_stem()?.to_str().map(str::to_owned))?
-        };
+        let toml =
+            |path: PathBuf| (path.extension()? == "toml").then(|| path.file_stem()?.to_str().map(str::to_owned))?;
         let mut names: Vec<String> = entries.filter_map(|entry| toml(entry.path())).collect();
         names.sort();
         names

@@ -79,8 +79,7 @@ mod tests {
 
     #[test]
     fn llama3_scaling_keeps_fast_and_divides_slow_frequencies() {
-        let scaling =
-            RopeScaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let scaling = RopeScaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
         assert_eq!(scale(1.0, scaling), 1.0);
         assert_eq!(scale(1e-6, scaling), 1e-6 / 32.0);
         let middle = scale(2.0 * std::f32::consts::PI * 2.5 / 8192.0, scaling) / (2.0 * std::f32::consts::PI / 8192.0);

@@ -50,8 +50,7 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
 pub fn unpack(packed: &PackedMatrix) -> Vec<i8> {
     let mut trits = Vec::with_capacity(packed.n * packed.k);
     for row in 0..packed.n {
-        let tiles =
-            row_tiles(packed, row / TILE_ROWS * TILE_ROWS..(row / TILE_ROWS + 1) * TILE_ROWS).next().unwrap_or(&[]);
+        let tiles = row_tile(packed, row / TILE_ROWS);
         trits.extend((0..packed.k).map(|k| trit(dword(&tiles[k / TILE_K], row % TILE_ROWS), k % TILE_K)));
     }
     trits
@@ -60,10 +59,13 @@ pub fn unpack(packed: &PackedMatrix) -> Vec<i8> {
 /// The tiles of every 32 rows of `rows`, in order. `rows` starts and ends on a multiple of [`TILE_ROWS`].
 pub fn row_tiles(packed: &PackedMatrix, rows: Range<usize>) -> impl Iterator<Item = &[Tile]> {
     assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
+    (rows.start / TILE_ROWS..rows.end / TILE_ROWS).map(|index| row_tile(packed, index))
+}
+
+/// The tiles of rows `32 index .. 32 index + 32`, along `k`.
+pub fn row_tile(packed: &PackedMatrix, index: usize) -> &[Tile] {
     let tiles_per_row = packed.k.div_ceil(TILE_K);
-    let tiles = packed.data.as_chunks().0;
-    tiles[rows.start / TILE_ROWS * tiles_per_row..rows.end / TILE_ROWS * tiles_per_row]
-        .chunks_exact(tiles_per_row.max(1))
+    &packed.data.as_chunks().0[index * tiles_per_row..][..tiles_per_row]
 }
 
 /// The 16 codes of row `row` of a tile.

@@ -182,7 +182,8 @@ mod tests {
         assert_eq!(tensor(1), tensor(1));
         assert_ne!(tensor(1), tensor(2));
         for trit in -1..=1 {
-            let share = tensor(1).trits().iter().filter(|&&t| t == trit).count() as f64 / tensor(1).trits().len() as f64;
+            let share =
+                tensor(1).trits().iter().filter(|&&t| t == trit).count() as f64 / tensor(1).trits().len() as f64;
             assert!((share - 1.0 / 3.0).abs() < 0.01, "{trit}: {share}");
         }
     }

@@ -65,9 +65,9 @@ const FUSED_BLOCK: usize = 8;
 /// (82 against 104 G multiply-adds a second at 4 tokens on Zen 3).
 const UNPACK_FROM: usize = 8;
 
-/// Bytes to prefetch ahead: without it one stream stopped at 15.5 GB/s on Zen 3, with it it reaches
-/// 22 to 24; 4096 is no better.
-const AHEAD: usize = 2048;
+/// Row tiles that one token reads in turn, a block of each, from as many places: one stream stops at 15 GB/s on Zen 3, which
+/// reads 26 from four.
+const STREAMS: usize = 4;
 
 /// A column of 4 codes for each of the 32 rows.
 type Step = [[u8; 32]; VECTORS];
@@ -76,14 +76,14 @@ type Step = [[u8; 32]; VECTORS];
 fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
     let n_rows = rows.len();
     let mut codes = [[[0; 32]; VECTORS]; 4 * BLOCK];
+    if x.m < UNPACK_FROM {
+        for token in 0..x.m {
+            one_token(w, rows.clone(), x.row(token), x.sums[token], &mut acc[token * n_rows..][..n_rows]);
+        }
+        return;
+    }
     for (row_tile, tiles) in i2s::row_tiles(w, rows).enumerate() {
         let at = |token: usize| token * n_rows + row_tile * TILE_ROWS;
-        if x.m < UNPACK_FROM {
-            for token in 0..x.m {
-                one_token(tiles, x.row(token), x.sums[token], &mut acc[at(token)..][..TILE_ROWS]);
-            }
-            continue;
-        }
         for token in 0..x.m {
             acc[at(token)..][..TILE_ROWS].fill(-x.sums[token]);
         }
@@ -104,40 +104,59 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
     }
 }
 
-/// All of `k` for one token, the codes in registers: reads the tiles once, in order, at memory speed.
+/// All of `k` for one token, from [`STREAMS`] places of the packed rows in turn.
+#[target_feature(enable = "avx2")]
+fn one_token(w: &PackedMatrix, rows: Range<usize>, x: &[i8], sum: i32, acc: &mut [i32]) {
+    let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
+    let tile = |i: usize| i2s::row_tile(w, first + i);
+    let spacing = n_tiles / STREAMS;
+    for i in 0..spacing {
+        let tiles = [tile(i), tile(i + spacing), tile(i + 2 * spacing), tile(i + 3 * spacing)];
+        stream(tiles, x, sum, &mut acc[i * TILE_ROWS..], spacing * TILE_ROWS);
+    }
+    for i in STREAMS * spacing..n_tiles {
+        stream([tile(i)], x, sum, &mut acc[i * TILE_ROWS..], 0);
+    }
+}
+
+/// `S` row tiles for one token, the codes in registers; the sums of tile `s` start at `s * stride`.
 ///
 /// Bit pairs 1 and 3 are not shifted down to the end: their AND gives four times the code, and these products have their own
 /// sums, divided at the widening. Such a pair is at most 4·508, so it allows [`FUSED_BLOCK`] tiles with two of them each.
 #[target_feature(enable = "avx2")]
-fn one_token(tiles: &[Tile], x: &[i8], sum: i32, acc: &mut [i32]) {
+fn stream<const S: usize>(tiles: [&[Tile]; S], x: &[i8], sum: i32, acc: &mut [i32], stride: usize) {
     let (mask, mask4) = (_mm256_set1_epi8(0b0011), _mm256_set1_epi8(0b1100));
-    let mut sums = [_mm256_set1_epi32(-sum); VECTORS];
-    let x = x.as_chunks::<TILE_K>().0;
-    for (tiles, x) in tiles.chunks(FUSED_BLOCK).zip(x.chunks(FUSED_BLOCK)) {
-        let mut pairs = [_mm256_setzero_si256(); VECTORS];
-        let mut pairs4 = [_mm256_setzero_si256(); VECTORS];
-        for (tile, x) in tiles.iter().zip(x) {
-            prefetch(tile);
-            let x = x.as_chunks::<4>().0;
-            let x = [broadcast(x[0]), broadcast(x[1]), broadcast(x[2]), broadcast(x[3])];
+    let mut sums = [[_mm256_set1_epi32(-sum); VECTORS]; S];
+    for (block, x) in x.as_chunks::<TILE_K>().0.chunks(FUSED_BLOCK).enumerate() {
+        for s in 0..S {
+            let mut pairs = [_mm256_setzero_si256(); VECTORS];
+            let mut pairs4 = [_mm256_setzero_si256(); VECTORS];
+            for (tile, x) in tiles[s][block * FUSED_BLOCK..].iter().zip(x) {
+                let x = x.as_chunks::<4>().0;
+                let x = [broadcast(x[0]), broadcast(x[1]), broadcast(x[2]), broadcast(x[3])];
+                for v in 0..VECTORS {
+                    let low = load(&tile.as_chunks().0[v]);
+                    let high = _mm256_srli_epi16::<4>(low);
+                    let c0 = _mm256_maddubs_epi16(_mm256_and_si256(low, mask), x[0]);
+                    let c1 = _mm256_maddubs_epi16(_mm256_and_si256(low, mask4), x[1]);
+                    let c2 = _mm256_maddubs_epi16(_mm256_and_si256(high, mask), x[2]);
+                    let c3 = _mm256_maddubs_epi16(_mm256_and_si256(high, mask4), x[3]);
+                    pairs[v] = _mm256_add_epi16(pairs[v], _mm256_add_epi16(c0, c2));
+                    pairs4[v] = _mm256_add_epi16(pairs4[v], _mm256_add_epi16(c1, c3));
+                }
+            }
             for v in 0..VECTORS {
-                let low = load(&tile.as_chunks().0[v]);
-                let high = _mm256_srli_epi16::<4>(low);
-                let c0 = _mm256_maddubs_epi16(_mm256_and_si256(low, mask), x[0]);
-                let c1 = _mm256_maddubs_epi16(_mm256_and_si256(low, mask4), x[1]);
-                let c2 = _mm256_maddubs_epi16(_mm256_and_si256(high, mask), x[2]);
-                let c3 = _mm256_maddubs_epi16(_mm256_and_si256(high, mask4), x[3]);
-                pairs[v] = _mm256_add_epi16(pairs[v], _mm256_add_epi16(c0, c2));
-                pairs4[v] = _mm256_add_epi16(pairs4[v], _mm256_add_epi16(c1, c3));
+                let quarter = _mm256_srai_epi32::<2>(widen(pairs4[v]));
+                sums[s][v] = _mm256_add_epi32(sums[s][v], _mm256_add_epi32(widen(pairs[v]), quarter));
             }
         }
-        for v in 0..VECTORS {
-            let quarter = _mm256_srai_epi32::<2>(widen(pairs4[v]));
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_add_epi32(widen(pairs[v]), quarter));
-        }
     }
-    for (acc, sums) in acc.as_chunks_mut().0.iter_mut().zip(sums) {
-        store(acc, sums);
+    for s in 0..S {
+        for v in 0..VECTORS {
+            if let Some(acc) = acc[s * stride + 8 * v..].first_chunk_mut() {
+                store(acc, sums[s][v]);
+            }
+        }
     }
 }
 
@@ -202,15 +221,6 @@ fn widen(pairs: __m256i) -> __m256i {
 fn broadcast(x: [i8; 4]) -> __m256i {
     let [a, b, c, d] = x;
     _mm256_set1_epi32(i32::from_ne_bytes([a.cast_unsigned(), b.cast_unsigned(), c.cast_unsigned(), d.cast_unsigned()]))
-}
-
-/// Asks for the tile [`AHEAD`] bytes on. A prefetch never faults, so it may point past the end.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn prefetch(tile: &Tile) {
-    let ahead = tile.as_ptr().wrapping_add(AHEAD).cast();
-    _mm_prefetch::<_MM_HINT_T0>(ahead);
-    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
 }
 
 #[inline]

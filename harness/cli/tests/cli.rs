@@ -1,0 +1,160 @@
+//! The program as other programs and careless people use it: stable output, one clear line for each mistake.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn ternbench(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ternbench"))
+        .args(args)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .output()
+        .expect("the program starts")
+}
+
+fn stdout(args: &[&str]) -> String {
+    let output = ternbench(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(args)).expect("JSON")
+}
+
+/// The single line of standard error, after checking the exit code.
+fn complaint(args: &[&str]) -> String {
+    let output = ternbench(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{args:?}: {stderr}");
+    assert!(stderr.starts_with("ternbench: "), "{stderr}");
+    stderr
+}
+
+fn fixture(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/bitnet-tiny128");
+    folder.join(name).display().to_string()
+}
+
+fn write(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> String {
+    let path: PathBuf = folder.path().join(name);
+    std::fs::write(&path, contents).expect("a temporary file");
+    path.display().to_string()
+}
+
+#[test]
+fn logits_are_the_same_bits_on_every_kernel_and_position() {
+    let kernels = json(&["kernels", "list", "-o", "json"]);
+    let supported = kernels.as_array().unwrap().iter().filter(|k| k["supported"] == true);
+    let model = fixture("i2_s.gguf");
+    let logits = |extra: &[&str]| {
+        let mut args = vec!["model", "logits", "-m", &model, "--ids", "1,2,3", "-o", "json"];
+        args.extend(extra);
+        json(&args)["logits"].as_array().unwrap().clone()
+    };
+    let all = logits(&["--all-positions"]);
+    assert_eq!((all.len(), all[0].as_array().unwrap().len()), (3, 512));
+    assert_eq!(logits(&[]), all[2..]);
+    for kernel in supported {
+        assert_eq!(logits(&["--all-positions", "--kernel", kernel["name"].as_str().unwrap()]), all, "{kernel}");
+    }
+}
+
+#[test]
+fn kernels_are_listed_and_proved() {
+    let kernels = json(&["kernels", "list", "-o", "json"]);
+    let kernels = kernels.as_array().unwrap();
+    assert_eq!(kernels.iter().filter(|k| k["default"] == true).count(), 1);
+    for key in ["name", "isa", "layout", "bits_per_weight", "exactness", "source"] {
+        assert!(kernels.iter().all(|k| !k[key].is_null()), "{key}");
+    }
+    let proofs = json(&["kernels", "verify", "--shapes", "bitnet-tiny", "-o", "json"]);
+    let proofs = proofs.as_array().unwrap();
+    assert_eq!(proofs.len(), kernels.len());
+    assert!(proofs.iter().all(|p| p["ok"] == true || p["skipped"].is_string()), "{proofs:?}");
+}
+
+#[test]
+fn speed_records_can_be_read_back() {
+    let text = stdout(&[
+        "speed",
+        "-m",
+        "synthetic:bitnet-tiny",
+        "-m",
+        "synthetic:llama-tiny",
+        "-k",
+        "scalar-i8-naive,auto",
+        "-t",
+        "1,2",
+        "-p",
+        "16",
+        "-n",
+        "8",
+        "-r",
+        "3",
+        "-o",
+        "jsonl",
+    ]);
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a record a line")).collect();
+    // Two ternary and one dense contender, on two numbers of threads, in two workloads.
+    assert_eq!(records.len(), 12);
+    for record in &records {
+        assert_eq!(record["kind"], "speed");
+        assert_eq!(record["samples_tokens_per_s"].as_array().unwrap().len(), 3);
+        assert!(record["model"].is_string() && record["kernel"].is_string() && record["model_hash"].is_string());
+        assert!(["pp16", "tg8"].contains(&record["workload"].as_str().unwrap()));
+        assert!([1, 2].contains(&record["n_threads"].as_i64().unwrap()));
+    }
+    let checksums = |model: &str, workload: &str| {
+        let of = records.iter().filter(|r| r["model"] == model && r["workload"] == workload);
+        of.map(|r| r["output_checksum"].to_string()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(
+        checksums("synthetic:bitnet-tiny", "tg8").len(),
+        1,
+        "every kernel and thread count makes the same tokens"
+    );
+}
+
+#[test]
+fn models_are_inspected() {
+    let model = json(&["model", "inspect", "-m", "synthetic:bitnet-tiny", "-o", "json"]);
+    assert_eq!(model["config"]["hidden"], 256);
+    assert!((model["zero_share"].as_f64().unwrap() - 1.0 / 3.0).abs() < 0.01);
+    assert!(stdout(&["model", "inspect", "-m", &fixture("packed-offline")]).contains("at 2.00 bits a weight"));
+}
+
+#[test]
+fn every_mistake_gets_one_line_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(fixture("i2_s.gguf")).unwrap();
+    let cut = write(&folder, "cut.gguf", &whole[..whole.len() / 2]);
+    let empty = write(&folder, "empty.gguf", b"");
+    let cases: [(&[&str], &[&str]); 11] = [
+        (&["model", "inspect", "-m", "nowhere.gguf"], &["nowhere.gguf"]),
+        (&["model", "inspect", "-m", &cut], &["cut.gguf"]),
+        (&["model", "inspect", "-m", &empty], &["empty.gguf"]),
+        (&["model", "inspect", "-m", "synthetic:gpt-9"], &["gpt-9", "bitnet-2b4t"]),
+        (&["model", "inspect", "-m", "synthetic:bitnet-tiny@q9"], &["q9"]),
+        (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", "512"], &["512"]),
+        (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", "1", "-k", "tl9"], &["tl9", "scalar-i8-naive"]),
+        (&["generate", "-m", "synthetic:bitnet-tiny", "-p", "x"], &["tokenizer"]),
+        (&["eval", "-m", &fixture("i2_s.gguf"), "--task", "piqq"], &["piqq"]),
+        (&["claims", "--baseline", "synthetic:none"], &["none"]),
+        (&["speed", "-m", "synthetic:bitnet-tiny", "-p", "0", "-n", "0"], &["-p"]),
+    ];
+    for (args, words) in cases {
+        let line = complaint(args);
+        assert!(words.iter().all(|word| line.contains(word)), "{args:?}: {line}");
+    }
+    assert_eq!(ternbench(&["speed", "--no-such-flag"]).status.code(), Some(2));
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&["completions", shell]).contains("ternbench"));
+    }
+}

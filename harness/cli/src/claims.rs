@@ -195,12 +195,12 @@ impl<'e> Referee<'e> {
                 self.keep_agreement(l, &expected, &got)?;
             }
         }
-        let plan = Plan { repetitions: if self.args.quick { 3 } else { 5 }, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (16, 8) } else { (128, 32) };
-        let first_pool = if self.args.quick { self.pools.len() - 1 } else { 0 };
+        // All threads and few tokens: the portable kernels are fifty times slower than the best.
+        let plan = Plan { repetitions: 3, ..Plan::default() };
+        let (n_prompt, n_gen) = if self.args.quick { (16, 8) } else { (32, 16) };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
-            let pools = &self.pools[first_pool..];
-            let runs: Vec<_> = loaded.iter().flat_map(|l| pools.iter().map(move |pool| (l, pool, workload))).collect();
+            let pool = &self.pools[self.pools.len() - 1];
+            let runs: Vec<_> = loaded.iter().map(|l| (l, pool, workload)).collect();
             let speeds = speed::measure(&runs, &format!("kernels {workload}"), &plan, self.probes()?)?;
             speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
         }
@@ -256,17 +256,19 @@ impl<'e> Referee<'e> {
         self.score(&ternary, &self.model.clone(), &pool)?;
         let budget = |seconds| Some(Duration::from_secs(seconds));
         let plan = if self.args.quick {
-            Plan { repetitions: 3, min_repetitions: 3, budget: budget(12), ..Plan::default() }
+            Plan { repetitions: 3, min_repetitions: 3, budget: budget(10), ..Plan::default() }
         } else {
-            Plan { repetitions: 5, min_repetitions: 3, budget: budget(40), ..Plan::default() }
+            Plan { repetitions: 5, min_repetitions: 3, budget: budget(25), ..Plan::default() }
         };
-        // The ternary model alone, on every number of threads.
-        let alone: &[Workload] = match self.args.quick {
-            true => &[Workload::prefill(128), Workload::decode(32)],
-            false => &[Workload::prefill(128), Workload::prefill(512), Workload::decode(128)],
+        let all = self.pools.len() - 1;
+        // The ternary model alone: how it scales, and how long prompts do.
+        let (scaling, long): (&[Workload], Workload) = match self.args.quick {
+            true => (&[Workload::decode(32)], Workload::prefill(128)),
+            false => (&[Workload::prefill(128), Workload::decode(128)], Workload::prefill(512)),
         };
-        for &workload in alone {
-            let runs: Vec<_> = self.pools.iter().map(|pool| (&ternary, pool, workload)).collect();
+        for &workload in scaling.iter().chain([&long]) {
+            let pools = if workload == long { &self.pools[all..] } else { &self.pools[..] };
+            let runs: Vec<_> = pools.iter().map(|pool| (&ternary, pool, workload)).collect();
             let speeds = speed::measure(&runs, &workload.to_string(), &plan, self.probes()?)?;
             speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
         }
@@ -274,20 +276,22 @@ impl<'e> Referee<'e> {
             let source = open::source(name, self.args.layout.into())?;
             let baseline = self.load(&*source, kernel.info().name, &pool)?;
             self.score(&baseline, name, &pool)?;
-            // The first baseline gets the published decode length and every number of threads, the others what time allows.
-            let (workloads, pools) = match (self.args.quick, i) {
-                (true, _) => (vec![Workload::prefill(32), Workload::decode(16)], &self.pools[self.pools.len() - 1..]),
-                (false, 0) => (vec![Workload::prefill(128), Workload::decode(128)], &self.pools[..]),
-                (false, _) => (vec![Workload::prefill(128), Workload::decode(32)], &self.pools[self.pools.len() - 1..]),
+            // The first baseline gets the published decode length, and one thread as well; the others what time allows.
+            let mut runs = match (self.args.quick, i) {
+                (true, _) => vec![(all, Workload::prefill(32)), (all, Workload::decode(16))],
+                (false, 0) => vec![(all, Workload::prefill(128)), (all, Workload::decode(128))],
+                (false, _) => vec![(all, Workload::prefill(64)), (all, Workload::decode(16))],
             };
-            let mut speeds = Vec::new();
-            for workload in workloads {
-                let pair = |pool| [(&ternary, pool, workload), (&baseline, pool, workload)];
-                let runs: Vec<_> = pools.iter().flat_map(pair).collect();
-                let group = format!("{workload} against {}", baseline.info.model);
-                speeds.extend(speed::measure(&runs, &group, &plan, self.probes()?)?);
+            if !self.args.quick && i == 0 && all > 0 {
+                runs.extend([(0, Workload::prefill(128)), (0, Workload::decode(32))]);
             }
-            speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
+            for (pool, workload) in runs {
+                let pool = &self.pools[pool];
+                let pair = [(&ternary, pool, workload), (&baseline, pool, workload)];
+                let group = format!("{workload} against {}, {} threads", baseline.info.model, pool.n_threads());
+                let speeds = speed::measure(&pair, &group, &plan, self.probes()?)?;
+                speeds.into_iter().try_for_each(|speed| self.keep(speed))?;
+            }
         }
         Ok(())
     }

@@ -155,7 +155,7 @@ def evaluate(sum_):
 
 class Text(unittest.TestCase):
     def test_size(self):
-        text = (DATASETS / "sample" / "text" / "sample.txt").read_text(encoding="utf-8")
+        text = (DATASETS / "sample" / "perplexity" / "text.txt").read_text(encoding="utf-8")
         self.assertTrue(12_000 <= len(text.encode()) <= 16_384)
 
 

@@ -70,7 +70,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = madd::<FMA>(p, r, 8.333_452e-3);
     p = madd::<FMA>(p, r, 4.166_579_6e-2);
     p = madd::<FMA>(p, r, 1.666_666_5e-1);
-    p = madd::<FMA>(p, r, 5.000_000_1e-1);
+    p = madd::<FMA>(p, r, 0.5);
     let value = madd::<FMA>(p * r, r, r) + 1.0;
     // 2^power: its low 9 bits, biased, are the exponent field; the rest is shifted out.
     let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);

@@ -11,8 +11,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use support::{Random, activations, legal, matrix};
 use ternbench_kernels::dense::DENSE_KERNELS;
+use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, Exactness, Prepared, oracle};
 
 /// `n x k`: q and o; k and v; gate and up; down.

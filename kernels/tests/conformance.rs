@@ -4,8 +4,9 @@ mod support;
 
 use std::ops::Range;
 
-use support::{Random, activations, inputs, legal, matrix};
+use support::inputs;
 use ternbench_kernels::driver::{Scratch, multiply};
+use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{
     Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, TernaryKernel, TernaryMatrix, oracle,
 };

@@ -3,9 +3,9 @@
 mod support;
 
 use half::{bf16, f16};
-use support::Random;
 use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
 use ternbench_kernels::driver::{Scratch, multiply};
+use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
 
 /// Around the 8 lanes, the block of 32 and the column block of 512 (types with blocks keep the multiples of 32).

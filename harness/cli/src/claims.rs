@@ -415,5 +415,6 @@ fn memory_record(
         peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes.saturating_sub(loaded.rss_before)),
         baseline_rss_bytes: loaded.rss_before,
         peak_was_reset: loaded.peak_was_reset,
+        ..record::Memory::default()
     })
 }

@@ -189,6 +189,7 @@ impl Loaded {
             n_params_linear: census.linear_weights,
             n_params: census.linear_weights + config.embedding_parameters(),
             trits,
+            ..record::Load::default()
         };
         Ok(Self { model, info, load, rss_before, peak_was_reset })
     }

@@ -229,6 +229,7 @@ pub fn speed_record(
         limits,
         output_checksum: bench.checksum(),
         refused: failed,
+        ..record::Speed::default()
     };
     speed.check_limits();
     speed

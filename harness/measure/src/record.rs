@@ -6,6 +6,7 @@
 //! raises [`SCHEMA`].
 
 mod kinds;
+mod protocol;
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -14,7 +15,8 @@ use crate::git::GitState;
 use crate::host::Host;
 use crate::limits::Peaks;
 
-pub use kinds::{Accuracy, Agreement, Claim, Kernel, Load, Memory, Probe, Speed, TritCount, Verify};
+pub use kinds::{Accuracy, Agreement, Claim, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify};
+pub use protocol::{Opponent, Protocol};
 
 /// Version of this schema.
 pub const SCHEMA: u32 = 1;
@@ -117,6 +119,8 @@ bodies! {
     Verify;
     /// Tokens per second.
     Speed;
+    /// A contender measured against itself.
+    Noise;
     /// Loading a model.
     Load;
     /// Memory of a loaded model.

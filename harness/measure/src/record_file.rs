@@ -198,6 +198,14 @@ mod tests {
             Probe { samples_ns: vec![2, 1], work_per_sample: 100, ..Probe::default() }.into(),
             Verify { shapes: vec![[1, 2, 3]], ok: true, ..Verify::default() }.into(),
             speed().into(),
+            Speed {
+                protocol: Some(Protocol { precision: Some(0.01), stopped: "narrow".into(), ..Protocol::default() }),
+                opponent: Some(Opponent { program: "llama-bench".into(), ..Opponent::default() }),
+                samples_joules: vec![1.5],
+                ..speed()
+            }
+            .into(),
+            Noise { first_ns: vec![1, 2], second_ns: vec![2, 1], ..Noise::default() }.into(),
             Load { trits: Some(TritCount { minus: 1, zero: 2, plus: 3, other: 0 }), ..Load::default() }.into(),
             Memory { peak_rss_bytes: u64::MAX, ..Memory::default() }.into(),
             Kernel { compute_ns: vec![1], ..Kernel::default() }.into(),

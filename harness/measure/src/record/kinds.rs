@@ -180,10 +180,10 @@ pub struct Memory {
     pub packed_bytes: u64,
     /// Embedding and lm head in memory, once where they are tied.
     pub embedding_bytes: u64,
-    /// The part of `embedding_bytes` that is a window into the mapped file.
+    /// The part of `packed_bytes` and `embedding_bytes` that is windows into the mapped files, not memory of its own.
     #[serde(default)]
-    pub embedding_mapped_bytes: u64,
-    /// Norms, biases and rotation tables.
+    pub weights_mapped_bytes: u64,
+    /// Norms and biases.
     #[serde(default)]
     pub vector_bytes: u64,
     /// KV cache.
@@ -211,9 +211,8 @@ impl Memory {
     /// The parts that are resident, added up: what ternbench allocated and counted itself, and the file pages touched. To be
     /// held against `resident_bytes`, which the system counted.
     pub fn accounted_bytes(&self) -> u64 {
-        let owned_embedding = self.embedding_bytes.saturating_sub(self.embedding_mapped_bytes);
-        let owned = self.packed_bytes + owned_embedding + self.vector_bytes + self.kv_bytes + self.scratch_bytes;
-        owned + self.resident_file_bytes
+        let owned_weights = (self.packed_bytes + self.embedding_bytes).saturating_sub(self.weights_mapped_bytes);
+        owned_weights + self.vector_bytes + self.kv_bytes + self.scratch_bytes + self.resident_file_bytes
     }
 
     /// The share of `resident_bytes` that no part explains; negative where the parts add up to more. `None` where

@@ -1,5 +1,6 @@
 //! Ternary and baseline language models: weight files, tokenizers, and one forward pass that runs on any kernel.
 
+pub mod batch;
 pub mod breakdown;
 pub mod chat;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod tokenizer;
 pub mod transformer;
 pub mod weights;
 
+pub use batch::Batch;
 pub use config::ModelConfig;
 pub use engine::Engine;
 pub use error::LoadError;

@@ -65,9 +65,9 @@ pub enum Logits {
 }
 
 /// Tokens of one sequence, appended to its cache by a forward pass. A pass takes any number of segments.
-pub struct Segment<'a> {
+pub struct Segment<'a, C = KvCache> {
     /// The sequence so far.
-    pub cache: &'a mut KvCache,
+    pub cache: &'a mut C,
     /// What comes next, at least one token.
     pub tokens: &'a [u32],
     /// Where logits are wanted.
@@ -489,14 +489,24 @@ impl Transformer {
                 for i in 0..len {
                     let end = position + i + 1;
                     let start = window.map_or(0, |window| end.saturating_sub(window));
-                    let (keys, values) = cache.head(layer, head / group, start, end);
                     let at = ((row + i) * n_heads + head) * head_dim;
-                    scores.resize(end - start, 0.0);
-                    ops::attention_scores(&q[at..at + head_dim], keys, scale, &mut scores);
-                    ops::softmax(&mut scores);
                     // SAFETY: each (token, head) belongs to one item, and items are handed out once.
-                    let out = unsafe { out.slice(at..at + head_dim) };
-                    ops::weighted_sum(&scores, values, out);
+                    let (q, out) = (&q[at..at + head_dim], unsafe { out.slice(at..at + head_dim) });
+                    scores.resize(end - start, 0.0);
+                    let mut rest = &mut scores[..];
+                    for (keys, _) in cache.head(layer, head / group, start..end) {
+                        let (piece, behind) = rest.split_at_mut(keys.len() / head_dim);
+                        ops::attention_scores(q, keys, scale, piece);
+                        rest = behind;
+                    }
+                    ops::softmax(&mut scores);
+                    out.fill(0.0);
+                    let mut rest = &scores[..];
+                    for (_, values) in cache.head(layer, head / group, start..end) {
+                        let (piece, behind) = rest.split_at(values.len() / head_dim);
+                        ops::add_weighted_sum(piece, values, out);
+                        rest = behind;
+                    }
                 }
             }
         });

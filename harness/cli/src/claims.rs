@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ternbench_eval::{EngineModel, Options, Task};
+use ternbench_eval::{LocalModel, Options, Task};
 use ternbench_kernels::{Pool, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
 use ternbench_model::weights::WeightSource;
@@ -331,13 +331,15 @@ impl<'e> Referee<'e> {
             return Ok(());
         }
         let tokenizer: Tokenizer = open::tokenizer(name)?;
-        let mut lm = EngineModel::new(Engine::new(&loaded.model, pool), &tokenizer);
+        let limits = ternbench_model::batch::Limits::default();
+        let mut lm = LocalModel::new(Engine::new(&loaded.model, pool), &tokenizer, limits);
+        let by = eval::Answerer::loaded(loaded);
         for task in ["piqa", "gsm8k"] {
             let out = self.run.path().join(ternbench_measure::host::slug(&loaded.info.model));
             std::fs::create_dir_all(&out).with_context(|| format!("{}", out.display()))?;
-            let provenance = eval::provenance(loaded);
-            let options = Options { data: data.clone(), out, limit: self.args.limit, max_new_tokens: None, provenance };
-            let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, loaded, &options)?;
+            let provenance = by.provenance();
+            let options = Options { data: data.clone(), out, limit: self.args.limit, provenance, ..Options::default() };
+            let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, &by, &options)?;
             self.keep(accuracy)?;
         }
         Ok(())

@@ -4,6 +4,7 @@
 mod claims;
 mod console;
 mod eval;
+mod eval_runs;
 mod generate;
 mod kernels;
 mod model;

@@ -76,6 +76,14 @@ impl Linear {
         }
     }
 
+    /// Row tiles worth giving to one call of the kernel.
+    fn tiles_per_call(&self) -> usize {
+        match &self.weights {
+            Weights::Ternary { kernel, .. } => kernel.rows_per_call().div_ceil(self.row_tile()),
+            Weights::Dense { .. } => 1,
+        }
+    }
+
     fn row_tile(&self) -> usize {
         match &self.weights {
             Weights::Ternary { kernel, .. } => kernel.info().row_tile,
@@ -110,7 +118,7 @@ pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: 
     assert_eq!(x.len(), m * k, "the input does not hold m * k values");
     let mut ternary: Option<&'static dyn TernaryKernel> = None;
     let mut outputs = Vec::with_capacity(group.len());
-    let mut n_tiles = 0;
+    let (mut n_tiles, mut per_call) = (0, 1);
     for (linear, y) in group.iter_mut() {
         assert_eq!(linear.k(), k, "the matrices of a group share one input");
         if let Weights::Ternary { kernel, .. } = linear.weights {
@@ -120,6 +128,7 @@ pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: 
         assert_eq!(y.len(), m * linear.n(), "an output does not hold m * n values");
         let first_tile = n_tiles;
         n_tiles += linear.n().div_ceil(linear.row_tile());
+        per_call = per_call.max(linear.tiles_per_call());
         outputs.push((first_tile..n_tiles, *linear, SharedMut::new(y)));
     }
     if let Some(kernel) = ternary {
@@ -127,8 +136,9 @@ pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: 
         kernel.prepare(&scratch.quantized, &mut scratch.prepared);
     }
     let (prepared, scales) = (&scratch.prepared, &scratch.quantized.scales);
-    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream.
-    let grain = n_tiles.div_ceil(team.n_threads() * 8);
+    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. Fewer where the kernel wants more
+    // rows per call, but one for every worker.
+    let grain = n_tiles.div_ceil(team.n_threads() * 8).max(per_call.min(n_tiles.div_ceil(team.n_threads())));
     team.split(n_tiles, grain, |tiles| {
         for (range, linear, output) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
@@ -143,7 +153,8 @@ thread_local! {
     static ACC: RefCell<(Vec<i32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache.
+/// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache (or as many as the kernel
+/// wants).
 fn rows_of(
     linear: &Linear,
     x: &[f32],
@@ -155,7 +166,7 @@ fn rows_of(
 ) {
     const ACC_VALUES: usize = 32 * 1024;
     let tile = linear.row_tile();
-    let step = (ACC_VALUES / (tile * m).max(1)).max(1);
+    let step = (ACC_VALUES / (tile * m).max(1)).max(linear.tiles_per_call());
     ACC.with_borrow_mut(|(acc, sums)| {
         let mut start = tiles.start;
         while start < tiles.end {

@@ -19,11 +19,33 @@ use crate::trit::TernaryMatrix;
 pub enum Exactness {
     /// Equal, bit for bit, on every legal input.
     Exact,
-    /// Off by at most `per_k * k` (derived in the kernel's docs). Never ranked beside exact kernels unmarked.
+    /// Off by at most `per_group` for every `group` columns begun (derived in the kernel's docs). Never ranked beside exact
+    /// kernels unmarked.
     Bounded {
-        /// Largest possible error of one sum, divided by `k`.
-        per_k: f32,
+        /// Largest possible share of one group in the error of a sum.
+        per_group: f32,
+        /// Columns of a group.
+        group: usize,
     },
+}
+
+impl Exactness {
+    /// The largest legal difference between a sum over `k` columns and the oracle's.
+    pub fn allowed(self, k: usize) -> u32 {
+        match self {
+            Self::Exact => 0,
+            Self::Bounded { per_group, group } => (per_group * k.div_ceil(group) as f32).ceil() as u32,
+        }
+    }
+}
+
+impl fmt::Display for Exactness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::Bounded { per_group, group } => write!(f, "within {:.2} k", per_group / *group as f32),
+        }
+    }
 }
 
 /// What a kernel is, known at compile time and on every CPU.
@@ -109,6 +131,12 @@ impl Default for AlignedBytes {
 pub trait TernaryKernel: Send + Sync {
     /// What this kernel is.
     fn info(&self) -> &'static KernelInfo;
+
+    /// Rows worth giving to one [`compute`](Self::compute), where the matrix has them. A kernel that builds tables there
+    /// builds them once per call.
+    fn rows_per_call(&self) -> usize {
+        self.info().row_tile
+    }
 
     /// Lays out `w` for [`compute`](Self::compute); pads rows to `row_tile` and columns with zero trits.
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix;

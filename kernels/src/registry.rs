@@ -45,7 +45,31 @@ kernels! {
     /// Every ternary kernel built for this architecture, slowest first.
     KERNELS: KernelInfo, TernaryKernel;
     scalar::i8_naive::I8Naive;
+    scalar::vlut_add::VlutAdd;
+    scalar::bitplane_lookup::BitplaneLookup;
+    scalar::tl1_lookup::Tl1LookupLossy;
+    scalar::tl1_lookup::Tl1Lookup;
+    scalar::tl2_lookup::Tl2LookupLossy;
+    scalar::tl2_lookup::Tl2Lookup;
     scalar::i2s_unpack::I2sUnpack;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::bitplane_pshufb::BitplanePshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl1_pshufb::Tl1PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl1_pshufb::Tl1Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl2_pshufb::Tl2PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl2_pshufb::Tl2Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::vlut_add::VlutAdd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::tl2_pshufb::Tl2PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::tl2_pshufb::Tl2Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::vlut_add::VlutAdd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx2::i2s_maddubs::I2sMaddubs;
     #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,5 @@
 //! Kernels for x86-64.
 
 pub mod avx2;
+pub mod avx512bw;
 pub mod avx512vnni;

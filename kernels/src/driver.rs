@@ -13,6 +13,7 @@ use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
 
 /// A weight matrix, ready to multiply.
+#[derive(Clone)]
 pub enum Weights {
     /// Trits, packed; the input is quantised to int8 per token (BitLinear).
     Ternary(TernaryWeights),
@@ -26,6 +27,7 @@ pub enum Weights {
 }
 
 /// Trits packed for the kernels of a [`Pair`]: once where they share a layout, twice where they do not.
+#[derive(Clone)]
 pub struct TernaryWeights {
     pair: Pair,
     packed: PackedMatrix,
@@ -54,6 +56,7 @@ impl TernaryWeights {
 }
 
 /// `y = x · Wᵀ + bias`.
+#[derive(Clone)]
 pub struct Linear {
     /// The matrix.
     pub weights: Weights,

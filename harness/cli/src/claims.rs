@@ -236,7 +236,7 @@ impl<'e> Referee<'e> {
             model: loaded.info.clone(),
             reference_kernel: registry::ORACLE_KERNEL.to_owned(),
             code: loaded.code(),
-            layout: loaded.model.kernel().info().layout.to_owned(),
+            layout: loaded.model.kernels().default.decode.info().layout.to_owned(),
             n_prompts: expected.len() as u64,
             n_tokens: pairs().count() as u64,
             n_differ,

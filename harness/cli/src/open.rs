@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use ternbench_kernels::{Pool, TernaryKernel, registry};
+use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
 use ternbench_model::manifest::{Manifest, SyntheticType};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
 use ternbench_model::{ModelConfig, Tokenizer, Transformer};
+
+use crate::kernels::{layer_shapes, tuning};
 
 /// Seed of synthetic weights: the same everywhere, so that checksums can be compared.
 pub const SEED: u64 = 1;
@@ -21,7 +23,8 @@ pub struct ModelArgs {
     /// shape in half precision)
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
-    /// Kernel of the ternary layers; `auto` takes the fastest that is exact and runs here [env: TERNBENCH_KERNEL]
+    /// Kernel of the ternary layers, or DECODE+PREFILL; `auto` takes the exact ones that are fastest here, from a short
+    /// measurement kept per machine [env: TERNBENCH_KERNEL]
     #[arg(short, long)]
     pub kernel: Option<String>,
     /// Threads; all cores when not given [env: TERNBENCH_THREADS]
@@ -67,8 +70,8 @@ impl ModelArgs {
     pub fn load(&self, env: &Env) -> Result<(Loaded, Pool)> {
         let pool = pool(threads(self.threads, env))?;
         let source = source(&self.model, self.layout.into())?;
-        let kernel = kernel(self.kernel.as_deref(), env)?;
-        Ok((Loaded::new(&*source, kernel, &pool)?, pool))
+        let kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
+        Ok((Loaded::new(&*source, kernels, &pool)?, pool))
     }
 
     /// The model's tokenizer.
@@ -91,6 +94,15 @@ fn shape_name(config: &ModelConfig) -> Option<String> {
 /// The kernel called `name`, or the environment's, or the best.
 pub fn kernel(name: Option<&str>, env: &Env) -> Result<&'static dyn TernaryKernel> {
     Ok(registry::find(name.or(env.kernel.as_deref()).unwrap_or("auto"))?)
+}
+
+/// The kernels called `name` (`a`, or `a+b` for decode and prefill), or the environment's, or those measured to be the fastest on
+/// the model's shapes.
+pub fn dispatch(name: Option<&str>, config: &ModelConfig, pool: &Pool, env: &Env) -> Result<Dispatch> {
+    match name.or(env.kernel.as_deref()).unwrap_or("auto") {
+        "auto" => tuning::dispatch(&layer_shapes(config), pool, env),
+        name => Ok(Dispatch::parse(name)?),
+    }
 }
 
 /// The number asked for, or the environment's, or all cores.
@@ -154,15 +166,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads `source` for `kernel` on `pool`.
-    pub fn new(source: &dyn WeightSource, kernel: &'static dyn TernaryKernel, pool: &Pool) -> Result<Self> {
+    /// Loads `source` for `kernels` on `pool`.
+    pub fn new(source: &dyn WeightSource, kernels: impl Into<Dispatch>, pool: &Pool) -> Result<Self> {
         let config = source.config();
         let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
         ternbench_kernels::bytes::trim_heap();
         let rss_before = memory::read().map_or(0, |memory| memory.rss_bytes);
         let peak_was_reset = memory::reset_peak();
         let start = Instant::now();
-        let model = Transformer::load(source, kernel, pool, &|done| bar.set_position(done as u64))?;
+        let model = Transformer::load(source, kernels, pool, &|done| bar.set_position(done as u64))?;
         let load_ns = start.elapsed().as_nanos() as u64;
         bar.finish_and_clear();
         let census = model.census();
@@ -196,16 +208,17 @@ impl Loaded {
 
     /// The code that runs the linear layers.
     pub fn code(&self) -> record::Code {
-        code(self.model.kernel_name())
+        code(&self.model.kernel_name())
     }
 }
 
-/// A kernel's name, instruction set and exactness, as records hold them.
+/// A kernel's name, instruction set and exactness, as records hold them. `a+b` is exact if both are.
 pub fn code(kernel: &str) -> record::Code {
-    let info = registry::KERNELS.iter().map(|entry| entry.info).find(|info| info.name == kernel);
+    let info = |name: &str| registry::KERNELS.iter().map(|entry| entry.info).find(|info| info.name == name);
+    let exact = |name: &str| info(name).is_none_or(|info| info.exactness == Exactness::Exact);
     record::Code {
         kernel: kernel.to_owned(),
         isa: kernel.split('-').next().unwrap_or(kernel).to_owned(),
-        exact: info.is_none_or(|info| info.exactness == ternbench_kernels::Exactness::Exact),
+        exact: kernel.split('+').all(exact),
     }
 }

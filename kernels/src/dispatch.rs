@@ -62,7 +62,8 @@ impl Dispatch {
     /// When a name is unknown, or its kernel cannot run here.
     pub fn parse(name: &str) -> Result<Self, LookupError> {
         let (decode, prefill) = name.split_once('+').unwrap_or((name, name));
-        let pair = Pair { decode: registry::find(decode)?, prefill: registry::find(prefill)?, prefill_from: PREFILL_FROM };
+        let pair =
+            Pair { decode: registry::find(decode)?, prefill: registry::find(prefill)?, prefill_from: PREFILL_FROM };
         Ok(pair.into())
     }
 

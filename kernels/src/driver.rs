@@ -214,14 +214,7 @@ thread_local! {
 
 /// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache (or as many as the kernel
 /// wants).
-fn rows_of(
-    linear: &Linear,
-    x: &[f32],
-    m: usize,
-    scratch: &Scratch,
-    tiles: Range<usize>,
-    output: &SharedMut<'_, f32>,
-) {
+fn rows_of(linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, output: &SharedMut<'_, f32>) {
     const ACC_VALUES: usize = 32 * 1024;
     let tile = linear.row_tile(m);
     let step = (ACC_VALUES / (tile * m).max(1)).max(linear.tiles_per_call(m));

@@ -89,7 +89,8 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
                 Ok(kernels.into_iter().map(|kernel| Packed::new(kernel, &w, limits.cache_bytes)).collect())
             };
             let packed = pack(kernels.clone())?;
-            let (scalar, vectorised): (Vec<_>, Vec<_>) = packed.into_iter().partition(|p| p.kernel.info().isa() == "scalar");
+            let (scalar, vectorised): (Vec<_>, Vec<_>) =
+                packed.into_iter().partition(|p| p.kernel.info().isa() == "scalar");
             for &m in &args.batch {
                 for &cache in &args.cache {
                     let spinner = console::spinner(&format!("timing {n}x{k}, {m} tokens, {}", cache.name()));
@@ -118,7 +119,9 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
         println!("* the dispatcher's pick (--kernel auto). GB/s counts packed weights, once a run.");
     }
     if args.check && late > 0 {
-        eprintln!("check failed: the dispatcher's pick is more than 5 % behind the fastest exact kernel in {late} places (marked 'late')");
+        eprintln!(
+            "check failed: the dispatcher's pick is more than 5 % behind the fastest exact kernel in {late} places (marked 'late')"
+        );
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -197,7 +200,9 @@ fn render(rows: &[Row], output: table::Output) -> String {
         .iter()
         .map(|Row { record: r, exact, bits_per_weight, pick, late, ns }| {
             let (bytes, macs) = (r.packed_bytes as f64 / ns, (r.n * r.k * r.m) as f64 / ns);
-            let share = |per_ns: f64, limit: f64| if limit > 0.0 { format!("{:.0} %", per_ns * 1e11 / limit) } else { "-".into() };
+            let share = |per_ns: f64, limit: f64| {
+                if limit > 0.0 { format!("{:.0} %", per_ns * 1e11 / limit) } else { "-".into() }
+            };
             let mark = if *pick { " *" } else { "" };
             let mut remarks: Vec<String> = r.refused.iter().cloned().collect();
             if *late {
@@ -219,13 +224,33 @@ fn render(rows: &[Row], output: table::Output) -> String {
             ]
         })
         .collect();
-    let names = ["shape", "kernel", "ns", "GB/s", "of limit", "GMAC/s", "of limit", "prepare ns", "pack ms", "bits", "sums", ""];
-    let align = |name| (name, if matches!(name, "shape" | "kernel" | "sums" | "") { Align::Left } else { Align::Right });
+    let names = [
+        "shape",
+        "kernel",
+        "ns",
+        "GB/s",
+        "of limit",
+        "GMAC/s",
+        "of limit",
+        "prepare ns",
+        "pack ms",
+        "bits",
+        "sums",
+        "",
+    ];
+    let align =
+        |name| (name, if matches!(name, "shape" | "kernel" | "sums" | "") { Align::Left } else { Align::Right });
     table::render(&names.map(align), &cells, output)
 }
 
 /// Probes, proofs and timings as a run of their own.
-fn write_run(root: &std::path::Path, host: &Host, probes: &Probes, proved: &[record::Verify], rows: &[Row]) -> Result<()> {
+fn write_run(
+    root: &std::path::Path,
+    host: &Host,
+    probes: &Probes,
+    proved: &[record::Verify],
+    rows: &[Row],
+) -> Result<()> {
     let run = RunDir::create(root, &clock::today(), "kernels-bench", host)?;
     let context = RunContext::new(run.run_id(), host);
     let mut records = run.records()?;

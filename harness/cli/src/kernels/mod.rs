@@ -9,9 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use ternbench_kernels::TernaryKernel;
 use ternbench_kernels::registry::{self, KERNELS};
 use ternbench_kernels::verify;
-use ternbench_kernels::{Exactness, TernaryKernel};
 use ternbench_measure::{Env, record};
 use ternbench_model::ModelConfig;
 use ternbench_model::weights::LinearName;
@@ -60,13 +60,6 @@ pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
     }
 }
 
-fn exactness(exactness: Exactness) -> String {
-    match exactness {
-        Exactness::Exact => "exact".to_owned(),
-        Exactness::Bounded { per_k } => format!("within {per_k} k"),
-    }
-}
-
 fn list(output: Output, env: &Env) -> Result<ExitCode> {
     if output == Output::Json {
         let kernels: Vec<_> = KERNELS
@@ -75,7 +68,7 @@ fn list(output: Output, env: &Env) -> Result<ExitCode> {
                 let i = entry.info;
                 json!({
                     "name": i.name, "summary": i.summary, "isa": i.isa(), "layout": i.layout, "bits_per_weight": i.bits_per_weight,
-                    "exactness": exactness(i.exactness), "features": i.features.iter().map(|f| f.name()).collect::<Vec<_>>(),
+                    "exactness": i.exactness.to_string(), "features": i.features.iter().map(|f| f.name()).collect::<Vec<_>>(),
                     "source": i.source, "supported": entry.kernel().is_ok(),
                     "unsupported_because": entry.kernel().err().map(|reason| reason.to_string()),
                     "default": i.name == registry::default_kernel().info().name,
@@ -97,7 +90,7 @@ fn list(output: Output, env: &Env) -> Result<ExitCode> {
                 Err(reason) => reason.to_string(),
             };
             let bits = i.bits_per_weight.to_string();
-            let texts = [i.name, i.layout, &bits, &exactness(i.exactness), &here, i.summary, i.source];
+            let texts = [i.name, i.layout, &bits, &i.exactness.to_string(), &here, i.summary, i.source];
             texts.map(str::to_owned).to_vec()
         })
         .collect();

@@ -104,15 +104,16 @@ pub fn time(
         y: Vec<f32>,
         scratch: Scratch,
     }
-    let new_state = |_: &&Packed| State { next: 0, prepare_ns: Vec::new(), y: vec![0.0; m * n], scratch: Scratch::default() };
+    let new_state =
+        |_: &&Packed| State { next: 0, prepare_ns: Vec::new(), y: vec![0.0; m * n], scratch: Scratch::default() };
     let mut states: Vec<State> = packed.iter().map(new_state).collect();
-    let contender = |(state, packed): (_, &&Packed)| {
-        let (x, state): (&[f32], &mut State) = (&x, state);
-        let copies = &packed.copies;
-        Contender::new(packed.kernel.info().name, move || {
-            let linear = &copies[state.next % copies.len()];
-            state.next += usize::from(cache == Cache::Cold);
-            let State { prepare_ns, y, scratch, .. } = &mut *state;
+    let mut contenders = Vec::with_capacity(packed.len());
+    for (state, packed) in states.iter_mut().zip(packed) {
+        let (x, copies) = (&x, &packed.copies);
+        contenders.push(Contender::new(packed.kernel.info().name, move || {
+            let State { next, prepare_ns, y, scratch } = &mut *state;
+            let linear = &copies[*next % copies.len()];
+            *next += usize::from(cache == Cache::Cold);
             let (prepare, compute) = pool.run(|team| {
                 let group = &mut [(linear, &mut y[..])];
                 let start = Instant::now();
@@ -123,9 +124,8 @@ pub fn time(
             });
             prepare_ns.push(prepare.as_nanos() as u64);
             Ok(compute.as_nanos() as u64)
-        })
-    };
-    let mut contenders: Vec<Contender<'_>> = states.iter_mut().zip(packed).map(contender).collect();
+        }));
+    }
     let plan = Plan { repetitions, warmup: 1, budget, ..Plan::default() };
     let outcome = interleave(&mut contenders, &plan, &mut |_| ControlFlow::Continue(()))?;
     drop(contenders);

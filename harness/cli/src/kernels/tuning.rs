@@ -61,7 +61,8 @@ pub fn dispatch(shapes: &[(usize, usize)], pool: &Pool, env: &Env) -> Result<Dis
     }
     let features: Vec<&str> = isa::detected().iter().map(|feature| feature.name()).collect();
     let host = Host::describe(&features);
-    let key = Key { cpu: host.cpu.clone(), features: host.features.clone(), program: program(), n_threads: pool.n_threads() };
+    let key =
+        Key { cpu: host.cpu.clone(), features: host.features.clone(), program: program(), n_threads: pool.n_threads() };
     let path = env.cache.as_ref().map(|folder| folder.join(format!("tuning-{}t.json", pool.n_threads())));
     let mut table = path.as_deref().and_then(|path| read(path, &key)).unwrap_or(Table { key, shapes: Vec::new() });
     let missing: Vec<_> = shapes.iter().filter(|(n, k)| !table.shapes.iter().any(|s| (s.n, s.k) == (*n, *k))).collect();
@@ -103,7 +104,8 @@ fn write(path: &PathBuf, table: &Table) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     // Written beside and renamed, so that two programs that tune at once leave one whole table.
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&temporary, serde_json::to_vec(table)?).with_context(|| format!("writing {}", temporary.display()))?;
+    std::fs::write(&temporary, serde_json::to_vec(table)?)
+        .with_context(|| format!("writing {}", temporary.display()))?;
     std::fs::rename(&temporary, path).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -112,7 +114,14 @@ fn measure(n: usize, k: usize, pool: &Pool, cache_bytes: u64) -> Result<Shape> {
     let w = timing::random_matrix(n, k)?;
     let packed: Vec<_> = candidates().into_iter().map(|kernel| Packed::new(kernel, &w, cache_bytes)).collect();
     let batch = |m| -> Result<Batch> {
-        let timings = timing::time(&packed.iter().collect::<Vec<_>>(), [n, k, m], Cache::Cold, pool, 7, Some(Duration::from_secs(1)))?;
+        let timings = timing::time(
+            &packed.iter().collect::<Vec<_>>(),
+            [n, k, m],
+            Cache::Cold,
+            pool,
+            7,
+            Some(Duration::from_secs(1)),
+        )?;
         let ns = timings.iter().filter(|t| t.failed.is_none()).map(|t| (t.name.to_owned(), t.total_ns()));
         Ok(Batch { m, ns: ns.collect() })
     };
@@ -146,7 +155,8 @@ fn pair(shapes: &[&Shape], candidates: &[&'static dyn TernaryKernel], present: O
         let fitting = candidates.iter().copied().filter(|kernel| fits(*kernel));
         fitting.min_by(|a, b| time(*a, m).total_cmp(&time(*b, m)))
     };
-    let keep = |found: &'static dyn TernaryKernel, present: Option<&'static dyn TernaryKernel>, m: usize| match present {
+    let keep = |found: &'static dyn TernaryKernel, present: Option<&'static dyn TernaryKernel>, m: usize| match present
+    {
         Some(present) if time(present, m) < time(found, m) * SHAPE_GAIN => present,
         _ => found,
     };
@@ -167,7 +177,8 @@ mod tests {
 
     /// A table from `(n, k, [(m, [(kernel, ns)])])`.
     fn table(shapes: &[(usize, usize, &[(usize, [f64; 3])])], names: [&str; 3]) -> Table {
-        let batch = |&(m, ns): &(usize, [f64; 3])| Batch { m, ns: names.map(str::to_owned).into_iter().zip(ns).collect() };
+        let batch =
+            |&(m, ns): &(usize, [f64; 3])| Batch { m, ns: names.map(str::to_owned).into_iter().zip(ns).collect() };
         let shapes = shapes.iter().map(|&(n, k, batches)| Shape { n, k, batches: batches.iter().map(batch).collect() });
         Table { key: Key::default(), shapes: shapes.collect() }
     }
@@ -194,7 +205,8 @@ mod tests {
         let found = select(&[(1, 1, &far)]).default;
         assert_eq!((found.name().as_str(), found.prefill_from), ("scalar-i2s-unpack+scalar-i8-naive", 16));
         // The second shape alone would take the other kernel by 2 %: noise. By 50 %: its own.
-        let (big, noise, clear) = (times([10.0, 20.0], [10.0, 20.0]), times([1.02, 1.0], [1.02, 1.0]), times([2.0, 1.0], [2.0, 1.0]));
+        let (big, noise, clear) =
+            (times([10.0, 20.0], [10.0, 20.0]), times([1.02, 1.0], [1.02, 1.0]), times([2.0, 1.0], [2.0, 1.0]));
         assert!(select(&[(1, 1, &big), (2, 2, &noise)]).by_shape.is_empty());
         let found = select(&[(1, 1, &big), (2, 2, &clear)]);
         assert_eq!(found.default.name(), "scalar-i2s-unpack");

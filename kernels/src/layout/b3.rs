@@ -1,11 +1,11 @@
-//! Layout `b3`: five trits a byte in base 3, 1.6 bits per weight, rows interleaved (see [`super::lanes`]).
+//! Layout `b3`: five trits a byte in base 3, 1.6 bits per weight, rows interleaved (see [`super::interleaved`]).
 //!
 //! A tile is 32 rows x 20 columns in one plane. Byte `j` of a row's dword holds columns `j`, `4 + j` .. `16 + j`: their codes
 //! `w + 1` are the digits, the first column's the most significant, of a number `v` in 0..243. What is stored is the fraction
 //! `v / 243` in 256ths, rounded up: `q = ⌈256 v / 243⌉`. Then `⌊3 q / 256⌋` is the first digit and `3 q mod 256` the fraction of
 //! the rest: a decoder multiplies by 3 in a byte, lets it wrap, and compares with 256/3 and 512/3.
 
-use super::lanes::Shape;
+use super::interleaved::Shape;
 use crate::kernel::PackedMatrix;
 use crate::trit::TernaryMatrix;
 

@@ -1,9 +1,9 @@
-//! Layout `i2s`: two bits per weight, rows interleaved (see [`super::lanes`]).
+//! Layout `i2s`: two bits per weight, rows interleaved (see [`super::interleaved`]).
 //!
 //! A tile is 32 rows x 16 columns in one plane. In byte `j` of a row's dword the bit pair `p` (bits `2p+1..2p`) holds the code
 //! `w + 1` of column `4p + j`: a shift and an AND leave the codes of 4 neighbouring columns in every dword.
 
-use super::lanes::Shape;
+use super::interleaved::Shape;
 use crate::kernel::PackedMatrix;
 use crate::trit::TernaryMatrix;
 

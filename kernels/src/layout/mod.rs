@@ -6,7 +6,7 @@ pub mod bitplane;
 pub mod blocks;
 pub mod i2s;
 pub mod i8;
-pub mod lanes;
+pub mod interleaved;
 pub mod t5;
 pub mod tl1;
 pub mod tl2;

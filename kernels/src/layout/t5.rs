@@ -1,4 +1,4 @@
-//! Layout `t5`: three trits in five bits, 1.67 bits per weight, rows interleaved (see [`super::lanes`]).
+//! Layout `t5`: three trits in five bits, 1.67 bits per weight, rows interleaved (see [`super::interleaved`]).
 //!
 //! A tile is 32 rows x 96 columns in five planes. In every byte position there are eight codes of five bits. Code `c` of
 //! position `j` stands for columns `12 c + j`, `12 c + 4 + j`, `12 c + 8 + j`, its digits `w + 1` in base 3, the first column's the
@@ -8,7 +8,7 @@
 //! The codes are cut into 4 + 1 bits, not laid end to end, because byte shuffles look up 16 entries and vectors shift by the same
 //! count everywhere: the fifth bit chooses between two look-ups. A code across two bytes costs AVX2 nine instructions, this two.
 
-use super::lanes::{PLANE_BYTES, Shape};
+use super::interleaved::{PLANE_BYTES, Shape};
 use crate::kernel::PackedMatrix;
 use crate::trit::TernaryMatrix;
 

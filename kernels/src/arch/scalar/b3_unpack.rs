@@ -1,10 +1,10 @@
 //! `scalar-b3-unpack`: 5 base-3 digits a byte, looked up, one row at a time.
 
-use super::unpack::{Layout, Unpack, read_lanes};
+use super::unpack::{Layout, Unpack, read_interleaved};
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::b3::{self, SHAPE};
-use crate::layout::lanes::TILE_ROWS;
+use crate::layout::interleaved::TILE_ROWS;
 use crate::trit::TernaryMatrix;
 
 /// The kernel.
@@ -31,6 +31,6 @@ impl Layout for B3 {
     }
 
     fn read(w: &PackedMatrix, row: usize, first: usize, trits: &mut [i8]) {
-        read_lanes(SHAPE, w, row, first, trits, b3::read);
+        read_interleaved(SHAPE, w, row, first, trits, b3::read);
     }
 }

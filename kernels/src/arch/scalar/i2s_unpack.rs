@@ -1,10 +1,10 @@
 //! `scalar-i2s-unpack`: 2-bit codes unpacked to bytes, one row at a time.
 
-use super::unpack::{Layout, Unpack, read_lanes};
+use super::unpack::{Layout, Unpack, read_interleaved};
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::i2s::{self, SHAPE};
-use crate::layout::lanes::TILE_ROWS;
+use crate::layout::interleaved::TILE_ROWS;
 use crate::trit::TernaryMatrix;
 
 /// The kernel.
@@ -31,6 +31,6 @@ impl Layout for I2s {
     }
 
     fn read(w: &PackedMatrix, row: usize, first: usize, trits: &mut [i8]) {
-        read_lanes(SHAPE, w, row, first, trits, i2s::read);
+        read_interleaved(SHAPE, w, row, first, trits, i2s::read);
     }
 }

@@ -1,9 +1,9 @@
 //! `scalar-t5-unpack`: 3 trits in 5 bits, unpacked to bytes, one row at a time.
 
-use super::unpack::{Layout, Unpack, read_lanes};
+use super::unpack::{Layout, Unpack, read_interleaved};
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
-use crate::layout::lanes::TILE_ROWS;
+use crate::layout::interleaved::TILE_ROWS;
 use crate::layout::t5::{self, SHAPE};
 use crate::trit::TernaryMatrix;
 
@@ -31,6 +31,6 @@ impl Layout for T5 {
     }
 
     fn read(w: &PackedMatrix, row: usize, first: usize, trits: &mut [i8]) {
-        read_lanes(SHAPE, w, row, first, trits, t5::read);
+        read_interleaved(SHAPE, w, row, first, trits, t5::read);
     }
 }

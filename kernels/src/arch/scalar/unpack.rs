@@ -8,7 +8,7 @@ use crate::activation::QuantizedActivations;
 use crate::isa::{Scalar, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::blocks::{self, BLOCK};
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// What one layout adds to the loop.
@@ -26,7 +26,7 @@ pub trait Layout: Send + Sync + 'static {
 }
 
 /// The trits of consecutive tiles of one row of an interleaved layout.
-pub fn read_lanes(
+pub fn read_interleaved(
     shape: Shape,
     w: &PackedMatrix,
     row: usize,

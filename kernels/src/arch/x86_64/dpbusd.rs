@@ -19,7 +19,7 @@ macro_rules! dpbusd_loops {
         use crate::activation::QuantizedActivations;
         use crate::isa::{Token, $token};
         use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-        use crate::layout::lanes::{PLANE_BYTES, Shape, TILE_ROWS};
+        use crate::layout::interleaved::{PLANE_BYTES, Shape, TILE_ROWS};
         use crate::trit::TernaryMatrix;
 
         /// Row vectors of a tile.

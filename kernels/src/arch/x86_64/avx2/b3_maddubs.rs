@@ -1,4 +1,4 @@
-//! `avx2-b3-maddubs`: base-3 digits. The loops are in [`super::lanes`].
+//! `avx2-b3-maddubs`: base-3 digits. The loops are in [`super::interleaved`].
 //!
 //! A byte is a fraction `q` in 256ths; its next digit is how many of 256/3 and 512/3 it exceeds, and `3 q mod 256` is the rest.
 //! AVX2 compares signed bytes only, so `q - 128` is held instead: `3 (q - 128) = 3 q - 128` modulo 256, the same form. Six
@@ -6,11 +6,11 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Maddubs, Plane, load};
+use super::interleaved::{Decode, Maddubs, Plane, load};
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::b3::{self, DIGITS};
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// The kernel.

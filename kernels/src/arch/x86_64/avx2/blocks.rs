@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::lanes::{Aligned, UNPACK_FROM, load, store_bytes, widen};
+use super::interleaved::{Aligned, UNPACK_FROM, load, store_bytes, widen};
 use crate::activation::QuantizedActivations;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};

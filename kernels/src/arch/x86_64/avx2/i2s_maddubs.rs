@@ -1,12 +1,12 @@
-//! `avx2-i2s-maddubs`: 2-bit codes, an AND and half a shift for 16 columns of a row each. The loops are in [`super::lanes`].
+//! `avx2-i2s-maddubs`: 2-bit codes, an AND and half a shift for 16 columns of a row each. The loops are in [`super::interleaved`].
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Maddubs, Plane, load};
+use super::interleaved::{Decode, Maddubs, Plane, load};
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::i2s;
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// The kernel.

@@ -4,7 +4,7 @@ pub mod b3_maddubs;
 pub mod bitplane_pshufb;
 pub mod blocks;
 pub mod i2s_maddubs;
-pub mod lanes;
+pub mod interleaved;
 pub mod lookup;
 pub mod t5_maddubs;
 pub mod tl1_pshufb;

@@ -1,14 +1,14 @@
-//! `avx2-t5-maddubs`: three trits in five bits, looked up. The loops are in [`super::lanes`].
+//! `avx2-t5-maddubs`: three trits in five bits, looked up. The loops are in [`super::interleaved`].
 //!
 //! The low four bits of a code index two tables of 16, its fifth bit chooses between them. A table entry holds the three codes
 //! `w + 1` in bit pairs, placed so that an AND (and one shift) puts every other step two bits up, as the loops allow.
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Maddubs, Plane, load};
+use super::interleaved::{Decode, Maddubs, Plane, load};
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::layout::t5::{self, trits_of};
 use crate::trit::TernaryMatrix;
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::blocks::{Decode, Maddubs, VECTORS};
-use super::lanes::load;
+use super::interleaved::load;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::blocks;

@@ -2,7 +2,7 @@
 
 pub mod t5_dpbusd;
 
-pub mod lanes {
+pub mod interleaved {
     //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes, compiled with VBMI so that decoders are inlined.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {

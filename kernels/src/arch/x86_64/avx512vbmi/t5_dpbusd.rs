@@ -1,14 +1,14 @@
-//! `avx512vbmi-t5-dpbusd`: three trits in five bits, looked up. The loops are in [`super::lanes`].
+//! `avx512vbmi-t5-dpbusd`: three trits in five bits, looked up. The loops are in [`super::interleaved`].
 //!
 //! `vpermb` takes a table of 64 and ignores the top two bits of an index, so a code needs no masking: its low four bits and its
 //! fifth are joined by one ternary-logic instruction, bit 5 is whatever lies there (the tables repeat after 32), and three
 //! look-ups give its three columns. One look-up and three shifts and ANDs would take twice the instructions.
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Dpbusd, Plane, load};
+use super::interleaved::{Decode, Dpbusd, Plane, load};
 use crate::isa::{Avx512Vbmi, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::layout::t5;
 use crate::trit::TernaryMatrix;
 

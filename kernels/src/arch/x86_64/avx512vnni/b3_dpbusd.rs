@@ -1,13 +1,13 @@
-//! `avx512vnni-b3-dpbusd`: base-3 digits. The loops are in [`super::lanes`].
+//! `avx512vnni-b3-dpbusd`: base-3 digits. The loops are in [`super::interleaved`].
 //!
 //! A byte is a fraction `q` in 256ths: its next digit is how many of 256/3 and 512/3 it exceeds, `3 q mod 256` is the rest.
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Dpbusd, Plane, load};
+use super::interleaved::{Decode, Dpbusd, Plane, load};
 use crate::isa::{Avx512Vnni, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::b3;
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// The kernel.

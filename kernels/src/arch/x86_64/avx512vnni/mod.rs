@@ -3,7 +3,7 @@
 pub mod b3_dpbusd;
 pub mod i2s_dpbusd;
 
-pub mod lanes {
+pub mod interleaved {
     //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {

@@ -1,12 +1,12 @@
-//! `avxvnni-i2s-dpbusd`: 2-bit codes by shifts and ANDs. The loops are in [`super::lanes`].
+//! `avxvnni-i2s-dpbusd`: 2-bit codes by shifts and ANDs. The loops are in [`super::interleaved`].
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Decode, Dpbusd, Plane, load};
+use super::interleaved::{Decode, Dpbusd, Plane, load};
 use crate::isa::{AvxVnni, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::i2s;
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// The kernel.

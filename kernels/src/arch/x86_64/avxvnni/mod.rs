@@ -2,7 +2,7 @@
 
 pub mod i2s_dpbusd;
 
-pub mod lanes {
+pub mod interleaved {
     //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 32 bytes.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::activation::QuantizedActivations;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::layout::lanes::{Shape, TILE_ROWS};
+use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
 /// Row vectors of a tile: 4 of 8 rows each.

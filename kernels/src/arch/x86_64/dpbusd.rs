@@ -126,10 +126,24 @@ macro_rules! dpbusd_loops {
                         *tiles = row_tile::<D>(w, first + i + s * spacing);
                     }
                     let acc = &mut acc[token * n_rows + i * TILE_ROWS..];
-                    // `vpdpbusd` takes 4 to 5 cycles: one token needs several chains of sums to keep it busy.
+                    // `vpdpbusd` takes 4 to 5 cycles: eight sums at once keep it busy, and leave registers for the codes.
                     match n_tokens {
-                        1 => stream::<D, 1, 4>(&tiles[..n_streams], x, token, acc, spacing * TILE_ROWS, n_rows),
-                        _ => stream::<D, 2, 2>(&tiles[..n_streams], x, token, acc, spacing * TILE_ROWS, n_rows),
+                        1 => stream::<D, 1, { 8 / VECTORS }>(
+                            &tiles[..n_streams],
+                            x,
+                            token,
+                            acc,
+                            spacing * TILE_ROWS,
+                            n_rows,
+                        ),
+                        _ => stream::<D, 2, { 4 / VECTORS }>(
+                            &tiles[..n_streams],
+                            x,
+                            token,
+                            acc,
+                            spacing * TILE_ROWS,
+                            n_rows,
+                        ),
                     }
                 }
                 token += n_tokens;
@@ -156,13 +170,18 @@ macro_rules! dpbusd_loops {
                     for (i, tile) in tiles.iter().take(per_turn).enumerate() {
                         let column = (turn * per_turn + i) * D::SHAPE.columns;
                         for part in 0..D::SHAPE.columns / 4 / D::STEPS {
+                            let mut columns: [&[[i8; 4]]; T] = [&[]; T];
+                            for t in 0..T {
+                                let x = &x.row(first + t)[column + 4 * part * D::STEPS..][..4 * D::STEPS];
+                                columns[t] = x.as_chunks().0;
+                            }
                             for v in 0..VECTORS {
                                 // SAFETY: this function runs with the features.
                                 let codes = unsafe { D::decode(tile, v, part) };
-                                for t in 0..T {
-                                    let x = &x.row(first + t)[column + 4 * part * D::STEPS..][..4 * D::STEPS];
-                                    for (i, (&codes, &x)) in codes.as_ref().iter().zip(x.as_chunks().0).enumerate() {
-                                        chains[t][i % C][v] = $dpbusd(chains[t][i % C][v], codes, broadcast(x));
+                                for (i, &codes) in codes.as_ref().iter().enumerate() {
+                                    for t in 0..T {
+                                        let sum = &mut chains[t][i % C][v];
+                                        *sum = $dpbusd(*sum, codes, broadcast(columns[t][i]));
                                     }
                                 }
                             }

@@ -115,6 +115,32 @@ impl Prepared {
         }
     }
 
+    /// Blocks of `block` columns one after the other, each of them all tokens in turn: what a kernel that works through a block
+    /// for all tokens reads from end to end. Columns are padded with zeros to a multiple of `multiple`; the last block may be
+    /// narrower. See [`block`](Self::block).
+    pub fn fill_in_blocks(&mut self, x: &QuantizedActivations, multiple: usize, block: usize) {
+        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
+        self.bytes.ensure_len(self.m * self.stride);
+        self.sums.resize(self.m, 0);
+        let values = self.bytes.as_i8_mut();
+        for token in 0..x.m {
+            let row = x.row(token);
+            self.sums[token] = row.iter().map(|&x| i32::from(x)).sum();
+            for first in (0..self.stride).step_by(block) {
+                let width = block.min(self.stride - first);
+                let out = &mut values[first * x.m + token * width..][..width];
+                let row = &row[first.min(x.k)..(first + width).min(x.k)];
+                out[..row.len()].copy_from_slice(row);
+                out[row.len()..].fill(0);
+            }
+        }
+    }
+
+    /// The values of one token in the block that starts at column `first` and is `width` columns wide.
+    pub fn block(&self, first: usize, width: usize, token: usize) -> &[i8] {
+        &self.bytes.as_i8()[first * self.m + token * width..][..width]
+    }
+
     /// The values of token `token`, where they are int8.
     pub fn row(&self, token: usize) -> &[i8] {
         &self.bytes.as_i8()[token * self.stride..][..self.stride]

@@ -227,10 +227,14 @@ proptest::proptest! {
 
     #[test]
     fn every_layout_keeps_every_trit(n in 1usize..100, k in 1usize..300, seed: u64) {
-        use ternbench_kernels::layout::{bitplane, i2s, tl1, tl2, vlut};
+        use ternbench_kernels::layout::{b3, bitplane, i2s, t5, tl1, tl2, tq1, tq2, vlut};
         let mut random = Random::new(seed);
         let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
         assert_eq!(i2s::unpack(&i2s::pack(&w)), w.trits());
+        assert_eq!(b3::unpack(&b3::pack(&w)), w.trits());
+        assert_eq!(t5::unpack(&t5::pack(&w)), w.trits());
+        assert_eq!(tq1::unpack(&tq1::pack(&w)), w.trits());
+        assert_eq!(tq2::unpack(&tq2::pack(&w)), w.trits());
         assert_eq!(tl1::unpack(&tl1::pack(&w)), w.trits());
         assert_eq!(tl2::unpack(&tl2::pack(&w)), w.trits());
         assert_eq!(bitplane::unpack(&bitplane::pack(&w)), w.trits());

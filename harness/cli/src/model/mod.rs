@@ -2,6 +2,7 @@
 
 mod convert;
 mod inspect;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,12 @@ pub enum Command {
     /// Convert between GGUF and safetensors, and between storage types
     #[command(after_help = convert::EXAMPLES)]
     Convert(convert::Args),
+    /// Compare two files of one model: trits, scales, floats and logits
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Args),
+    /// Write a synthetic model of a known shape to a file that other engines can load
+    #[command(after_help = convert::SYNTH_EXAMPLES)]
+    Synth(convert::SynthArgs),
     /// Print the logits behind given token ids
     #[command(after_help = "Example:\n  ternbench model logits -m model.gguf --ids 1,2,3 --all-positions -o json")]
     Logits {
@@ -80,6 +87,8 @@ pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
     match command {
         Command::Inspect { model, layout, output } => inspect::run(&model, layout, output)?,
         Command::Convert(args) => convert::run(args)?,
+        Command::Verify(args) => return verify::run(args, env),
+        Command::Synth(args) => convert::synth(args)?,
         Command::Logits { model, ids, all_positions, output } => logits(&model, &ids, all_positions, output, env)?,
         Command::Tokenize { model, text, text_file, special } => tokenize(&model, text, text_file, special)?,
     }

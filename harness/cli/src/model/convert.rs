@@ -10,6 +10,7 @@ use ternbench_model::manifest::SyntheticType;
 use ternbench_model::weights::WeightSource;
 use ternbench_model::weights::convert::{Conversion, TokenizerFrom, convert};
 use ternbench_model::weights::encode::StoredType;
+use ternbench_model::weights::gguf::GgufFile;
 use ternbench_model::weights::synthetic::SyntheticModel;
 
 use crate::console::{bar, bytes};
@@ -164,6 +165,11 @@ pub fn synth(args: SynthArgs) -> Result<()> {
 /// The tokenizer that the input has itself.
 fn own_tokenizer(input: &str) -> TokenizerFrom<'static> {
     let path = PathBuf::from(input);
-    let there = path.is_file() || ["tokenizer.json", "tokenizer.model"].iter().any(|name| path.join(name).is_file());
+    let has = |file: GgufFile| file.metadata().contains_key("tokenizer.ggml.model");
+    let there = if path.is_file() {
+        GgufFile::open(&path).is_ok_and(has)
+    } else {
+        ["tokenizer.json", "tokenizer.model"].iter().any(|name| path.join(name).is_file())
+    };
     if there { TokenizerFrom::Path(path) } else { TokenizerFrom::None }
 }

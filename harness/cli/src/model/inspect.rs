@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::json;
+use ternbench_measure::Env;
 use ternbench_model::weights::gguf::{GgufFile, unpack};
 use ternbench_model::weights::{LinearName, LinearWeights, ModelPart, WeightSource};
+use ternbench_model::{Engine, Transformer, sanity};
 
 use super::Output;
 use crate::console::{bytes, count};
-use crate::open::{self, LayoutArg};
+use crate::open::{self, I2sLayoutArg, LayoutArg};
 
 /// Sums over the tensors of one part and storage type.
 #[derive(Default, Serialize)]
@@ -178,4 +181,41 @@ fn read(source: &dyn WeightSource) -> Result<(Parts, Trits)> {
         add(ModelPart::Embedding, embedding.ty().name(), weights, embedding.data().len() as u64);
     }
     Ok((parts, trits))
+}
+
+/// Reads English in every I2_S layout.
+pub fn check_layout(model: &str, output: Output, env: &Env) -> Result<()> {
+    let tokenizer = open::tokenizer(model)?;
+    let pool = open::pool(open::threads(None, env))?;
+    let kernel = open::kernel(None, env)?;
+    let mut found = Vec::new();
+    for layout in I2sLayoutArg::value_variants() {
+        let name = layout.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        // A layout that the shapes rule out, or that has codes which are no trits, is not the file's.
+        let loaded = open::source(model, LayoutArg { i2s_layout: *layout }.into())
+            .and_then(|source| Ok(Transformer::load(&*source, kernel, &pool, &|_| {})?));
+        let surprise = match loaded {
+            Ok(transformer) => Some(sanity::surprise(&mut Engine::new(&transformer, &pool), &tokenizer)?),
+            Err(_) => None,
+        };
+        found.push((name, surprise));
+    }
+    if output == Output::Json {
+        let layouts: Vec<_> = found
+            .iter()
+            .map(|(name, s)| json!({ "layout": name, "nats_per_token": s.map(|s| s.nats), "noise": s.is_none_or(|s| s.is_noise()) }))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&layouts)?);
+        return Ok(());
+    }
+    for (name, surprise) in found {
+        match surprise {
+            None => println!("  {name:16} cannot be read"),
+            Some(s) if s.is_noise() => {
+                println!("  {name:16} noise: {:.2} nats a token, chance is {:.2}", s.nats, s.chance)
+            }
+            Some(s) => println!("  {name:16} makes sense: {:.2} nats a token, chance is {:.2}", s.nats, s.chance),
+        }
+    }
+    Ok(())
 }

@@ -27,6 +27,9 @@ pub enum Command {
         model: String,
         #[command(flatten)]
         layout: LayoutArg,
+        /// Read a short English text in every I2_S layout, and say which one makes sense
+        #[arg(long)]
+        check_layout: bool,
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -85,7 +88,8 @@ pub enum Output {
 
 pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
     match command {
-        Command::Inspect { model, layout, output } => inspect::run(&model, layout, output)?,
+        Command::Inspect { model, check_layout: true, output, .. } => inspect::check_layout(&model, output, env)?,
+        Command::Inspect { model, layout, output, .. } => inspect::run(&model, layout, output)?,
         Command::Convert(args) => convert::run(args)?,
         Command::Verify(args) => return verify::run(args, env),
         Command::Synth(args) => convert::synth(args)?,

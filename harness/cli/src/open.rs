@@ -9,7 +9,7 @@ use ternbench_measure::{Env, memory, record};
 use ternbench_model::manifest::{Manifest, SyntheticType};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
-use ternbench_model::{ModelConfig, Tokenizer, Transformer};
+use ternbench_model::{Engine, ModelConfig, Tokenizer, Transformer, sanity};
 
 use crate::kernels::{layer_shapes, tuning};
 
@@ -71,7 +71,24 @@ impl ModelArgs {
         let pool = pool(threads(self.threads, env))?;
         let source = source(&self.model, self.layout.into())?;
         let kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
-        Ok((Loaded::new(&*source, kernels, &pool)?, pool))
+        let loaded = Loaded::new(&*source, kernels, &pool)?;
+        if source.stored().iter().any(|tensor| tensor.ty == "I2_S") {
+            self.warn_of_noise(&loaded.model, &pool);
+        }
+        Ok((loaded, pool))
+    }
+
+    /// I2_S files do not say how their bits lie: a model that reads English like noise was probably read wrongly.
+    fn warn_of_noise(&self, model: &Transformer, pool: &Pool) {
+        let Ok(tokenizer) = self.tokenizer() else { return };
+        match sanity::surprise(&mut Engine::new(model, pool), &tokenizer) {
+            Ok(surprise) if surprise.is_noise() => eprintln!(
+                "warning: {} reads English like noise ({:.1} nats a token, chance is {:.1}): another I2_S layout? \
+                 `ternbench model inspect --check-layout` tries all",
+                self.model, surprise.nats, surprise.chance
+            ),
+            _ => {}
+        }
     }
 
     /// The model's tokenizer.

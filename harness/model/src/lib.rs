@@ -11,6 +11,7 @@ mod layer;
 pub mod manifest;
 pub mod rope;
 pub mod sampler;
+pub mod sanity;
 pub mod tokenizer;
 pub mod transformer;
 pub mod weights;

@@ -16,7 +16,7 @@ use ternbench_model::{Engine, Tokenizer};
 
 use crate::console;
 use crate::eval_runs::{self, Finished};
-use crate::open::{self, Loaded, ModelArgs};
+use crate::open::{self, LayoutArg, Loaded, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -30,8 +30,18 @@ Without --data the project's own sample set is used: it shows that everything wo
 pub struct Args {
     #[command(subcommand)]
     finished: Option<Finished>,
+    /// A GGUF file, a folder with config.json and safetensors, or synthetic:NAME (see --tokenizer)
+    // Not of `ModelArgs`: a subcommand needs none.
+    #[arg(short, long, value_name = "MODEL", required = true)]
+    model: Option<String>,
+    /// Kernel of the ternary layers; `auto` takes the fastest that is exact and runs here [env: TERNBENCH_KERNEL]
+    #[arg(short, long)]
+    kernel: Option<String>,
+    /// Threads; all cores when not given [env: TERNBENCH_THREADS]
+    #[arg(short, long)]
+    threads: Option<usize>,
     #[command(flatten)]
-    model: Option<ModelArgs>,
+    layout: LayoutArg,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -122,6 +132,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     }
     let run = args.run;
     let model = args.model.context("a model is needed: -m MODEL")?;
+    let model = ModelArgs { model, kernel: args.kernel, threads: args.threads, layout: args.layout };
     let tasks = run.task.iter().map(|name| Task::find(name)).collect::<Result<Vec<_>, _>>()?;
     let tokenizer = match &run.tokenizer {
         Some(path) => Tokenizer::for_model(path)?,

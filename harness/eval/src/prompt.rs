@@ -230,6 +230,70 @@ mod tests {
         assert_eq!(set.choices(1).unwrap(), (vec!["xx ".to_owned(), "y".to_owned()], 1));
     }
 
+    fn sample(task: &str) -> (Task, std::path::PathBuf) {
+        let datasets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+        let example = datasets.join("tasks/examples").join(task).with_extension("toml");
+        let name = if example.exists() { example.display().to_string() } else { task.to_owned() };
+        (Task::find(&name).unwrap(), datasets.join("sample"))
+    }
+
+    #[test]
+    fn mmlu_style_prompts_have_a_description_and_examples_of_the_subject() {
+        let (task, data) = sample("mmlu_style");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let prompt = set.prompt(1).unwrap();
+        assert_eq!(prompt.shots, [3, 4, 5]);
+        let text = prompt.text.shown();
+        assert!(text.starts_with(
+            "The following are multiple choice questions (with answers) about small arithmetic.\n\n\
+             What is 6 times 7?\nA. 36\nB. 40\nC. 49\nD. 42\nAnswer: D\n\nWhat is half"
+        ));
+        assert!(text.ends_with("What is 9 plus 8?\nA. 16\nB. 18\nC. 17\nD. 15\nAnswer:"));
+        assert_eq!(set.choices(1).unwrap(), (["A", "B", "C", "D"].map(str::to_owned).to_vec(), 2));
+        let few = include_str!("../../../datasets/tasks/examples/mmlu_style.toml").replace("count = 3", "count = 4");
+        let few = Task::parse(&few, "t").unwrap();
+        let error = PromptSet::load(&few, &data, None).unwrap_err().to_string();
+        assert!(error.contains("4 examples are needed, subject = \"kitchen physics\" has 3"), "{error}");
+    }
+
+    #[test]
+    fn hellaswag_style_endings_are_the_choices() {
+        let (task, data) = sample("hellaswag_style");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let text = "Planting a tree: A boy digs a deep hole in the lawn. he";
+        assert_eq!(set.prompt(1).unwrap().text.shown(), text);
+        let (choices, gold) = set.choices(1).unwrap();
+        assert_eq!((choices.len(), choices[gold].as_str()), (4, "sets the roots of a small tree into it."));
+    }
+
+    #[test]
+    fn chat_prompts_are_turns_or_one_message() {
+        let (task, data) = sample("gsm8k_4shot_chat");
+        let set = PromptSet::load(&task, &data, Some(1)).unwrap();
+        let Text::Chat(turns) = set.prompt(0).unwrap().text else { panic!("no conversation") };
+        let roles: Vec<_> = turns.iter().map(|turn| turn.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant", "user", "assistant", "user", "assistant", "user", "assistant", "user"]);
+        assert!(turns[0].content.starts_with("Question: ") && turns[0].content.ends_with("\nAnswer:"));
+        assert!(turns[1].content.contains("\n#### ") && !turns[1].content.ends_with('\n'));
+        let text = include_str!("../../../datasets/tasks/gsm8k_4shot_chat.toml");
+        let single = Task::parse(&text.replace("\"turns\"", "\"single\""), "t").unwrap();
+        let set = PromptSet::load(&single, &data, Some(1)).unwrap();
+        let Text::Chat(turns) = set.prompt(0).unwrap().text else { panic!("no conversation") };
+        assert_eq!(turns.len(), 1);
+        assert_eq!(turns[0].content.matches("Question: ").count(), 5);
+    }
+
+    #[test]
+    fn chain_of_thought_examples_are_the_users() {
+        let (task, data) = sample("gsm8k_cot");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let text = set.prompt(3).unwrap().text.shown();
+        assert_eq!((text.matches("Q: ").count(), text.matches("The answer is").count()), (9, 8));
+        let Method::Generate(_, generate) = &task.method else { panic!("not generated") };
+        assert_eq!(generate.extract[0].extract("So 3. The answer is 1,234. The answer is 5."), "1,234.");
+        assert!(set.answer(3).unwrap().chars().all(|c| c.is_ascii_digit()));
+    }
+
     #[test]
     fn too_few_examples_and_wrong_labels_are_named() {
         let folder = testing::data_folder();

@@ -351,6 +351,9 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/tasks");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
             let stem = path.file_stem().unwrap().to_str().unwrap();
             assert!(Task::builtin_names().any(|name| name == stem), "{} is in no list", path.display());
         }
@@ -375,6 +378,7 @@ mod tests {
             (gsm8k, "gsm8k/train", "gsm8k/test", "examples"),
             (gsm8k, "max_new_tokens = 256", "max_new_tokens = 0", "max_new_tokens"),
             (gsm8k, "python_random", "random", "random"),
+            (piqa, "[prompt]", "[prompt]\nchat = \"turns\"", "plain text"),
         ] {
             assert!(text.contains(from), "{from}");
             let message = Task::parse(&text.replace(from, to), "t").unwrap_err().to_string();

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use ternbench_eval::{LocalModel, Options, Task};
 use ternbench_kernels::{Pool, registry};
-use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
+use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, interrupt, record, runner};
 use ternbench_model::weights::WeightSource;
 use ternbench_model::{Engine, Tokenizer};
 use ternbench_report::{frame, markdown, plots, table};
 
 use crate::console;
 use crate::eval;
+use crate::footprint;
 use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
 use crate::probes::Probes;
@@ -80,6 +81,7 @@ pub struct Args {
 
 pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
+    interrupt::listen();
     let start = Instant::now();
     let mut referee = Referee::start(args, env)?;
     referee.measure_limits()?;
@@ -308,10 +310,7 @@ impl<'e> Referee<'e> {
     /// Loads a model, runs it once for its memory, and records both.
     fn load(&mut self, source: &dyn WeightSource, kernel: &str, pool: &Pool) -> Result<Loaded> {
         let loaded = Loaded::new(source, open::kernel(Some(kernel), self.env)?, pool)?;
-        let workload = Workload::prefill(128);
-        let mut bench = workload::Bench::new(Engine::new(&loaded.model, pool), workload)?;
-        bench.run()?;
-        let memory = memory_record(source, &loaded, &mut bench)?;
+        let (load, memory) = footprint::measure(source, &loaded, pool, 128)?;
         let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
         let name = &loaded.info.model;
         println!(
@@ -319,7 +318,7 @@ impl<'e> Referee<'e> {
             console::bytes(memory.peak_rss_bytes),
             loaded.model.kernel_name()
         );
-        self.keep(loaded.load.clone())?;
+        self.keep(load)?;
         self.keep(memory)?;
         Ok(loaded)
     }
@@ -381,42 +380,4 @@ fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<
         (0..n_prompts).map(|seed| workload::greedy(&mut engine, &workload::prompt(config, 8, seed), n)).collect();
     spinner.finish_and_clear();
     generations
-}
-
-/// The memory of a model that has run `bench`.
-fn memory_record(
-    source: &dyn WeightSource,
-    loaded: &Loaded,
-    bench: &mut workload::Bench<'_>,
-) -> Result<record::Memory> {
-    let config = loaded.model.config();
-    let weights = loaded.model.weight_bytes();
-    let embedding = source.embedding()?.data().len() as u64 + source.head()?.map_or(0, |head| head.data().len() as u64);
-    let now = memory::read();
-    let synthetic_linear = match loaded.info.weights.as_str() {
-        "ternary" => config.linear_parameters() / 4,
-        _ => weights.linear,
-    };
-    let stored = match source.stored_bytes() {
-        0 => synthetic_linear + embedding + weights.vectors,
-        bytes => bytes,
-    };
-    Ok(record::Memory {
-        model: loaded.info.clone(),
-        kernel: loaded.model.kernel_name().to_owned(),
-        n_threads: loaded.load.n_threads,
-        workload: "pp128".to_owned(),
-        stored_bytes: stored,
-        stored_embedding_bytes: embedding,
-        mapped_bytes: source.stored_bytes(),
-        packed_bytes: weights.linear,
-        embedding_bytes: weights.head + weights.embedding,
-        kv_bytes: bench.kv_bytes(),
-        scratch_bytes: bench.engine().scratch_bytes(),
-        n_params_linear: config.linear_parameters(),
-        peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes.saturating_sub(loaded.rss_before)),
-        baseline_rss_bytes: loaded.rss_before,
-        peak_was_reset: loaded.peak_was_reset,
-        ..record::Memory::default()
-    })
 }

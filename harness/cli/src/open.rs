@@ -133,6 +133,20 @@ pub fn pool(n_threads: usize) -> Result<Pool> {
     Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
 }
 
+/// Binds every worker of `pool` to a core of its own.
+pub fn pin(pool: &Pool) -> Result<()> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let n_threads = pool.n_threads();
+    if cores.len() < n_threads {
+        bail!("cannot bind {n_threads} threads to cores: the system offers {}", cores.len());
+    }
+    let bound = pool.rayon().broadcast(|worker| core_affinity::set_for_current(cores[worker.index()]));
+    if bound.contains(&false) {
+        bail!("the system does not let threads be bound to cores");
+    }
+    Ok(())
+}
+
 /// The repository's `datasets` folder: beside the current folder, or where the program was built.
 pub fn datasets() -> PathBuf {
     let local = PathBuf::from("datasets");
@@ -176,8 +190,8 @@ pub struct Loaded {
     pub info: record::Model,
     /// How loading went.
     pub load: record::Load,
-    /// Resident bytes before.
-    pub rss_before: u64,
+    /// The process's memory before.
+    pub before: memory::ProcessMemory,
     /// Whether the peak of the resident bytes started over.
     pub peak_was_reset: bool,
 }
@@ -188,7 +202,7 @@ impl Loaded {
         let config = source.config();
         let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
         ternbench_kernels::bytes::trim_heap();
-        let rss_before = memory::read().map_or(0, |memory| memory.rss_bytes);
+        let before = memory::read().unwrap_or_default();
         let peak_was_reset = memory::reset_peak();
         let start = Instant::now();
         let model = Transformer::load(source, kernels, pool, &|done| bar.set_position(done as u64))?;
@@ -220,7 +234,7 @@ impl Loaded {
             trits,
             ..record::Load::default()
         };
-        Ok(Self { model, info, load, rss_before, peak_was_reset })
+        Ok(Self { model, info, load, before, peak_was_reset })
     }
 
     /// The code that runs the linear layers.

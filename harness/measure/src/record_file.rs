@@ -60,6 +60,18 @@ impl RecordWriter {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// Writes to standard output, with the same care: where that is a file, a record that did not fit is taken back.
+    ///
+    /// # Errors
+    /// When there is no standard output.
+    pub fn stdout() -> Result<Self, RecordFileError> {
+        let path = PathBuf::from("standard output");
+        match stdout_file() {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(RecordFileError::Io { doing: "opening", path, source }),
+        }
+    }
+
     /// Appends one record in one write and hands it to the system. A record that did not fit on the disk is taken back.
     ///
     /// # Errors
@@ -82,6 +94,19 @@ impl RecordWriter {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Standard output without Rust's line buffer, which would write half a record and forget it.
+#[cfg(unix)]
+fn stdout_file() -> io::Result<File> {
+    use std::os::fd::AsFd;
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(windows)]
+fn stdout_file() -> io::Result<File> {
+    use std::os::windows::io::AsHandle;
+    Ok(io::stdout().as_handle().try_clone_to_owned()?.into())
 }
 
 /// A line that is no record.

@@ -249,6 +249,11 @@ impl Transformer {
         bytes
     }
 
+    /// Bytes of the embedding, whether or not it is the head as well.
+    pub fn embedding_bytes(&self) -> u64 {
+        self.embedding.data().len() as u64
+    }
+
     /// Multiply-adds per token in the linear layers, and in the head (which prefill runs for one token only).
     pub fn macs_per_token(&self) -> (u64, u64) {
         (self.config.linear_parameters(), (self.config.vocab * self.config.hidden) as u64)

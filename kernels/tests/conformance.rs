@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use support::{inputs, sample};
 use ternbench_kernels::driver::{Scratch, multiply};
+use ternbench_kernels::layout::LAYOUTS;
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{
     Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, TernaryKernel, TernaryMatrix, oracle,
@@ -139,81 +140,6 @@ fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
     }
 }
 
-/// The inputs are strong enough: a kernel that widens its int16 sums too late fails on them.
-#[test]
-fn a_careless_int16_sum_is_found_out() {
-    let careless = |w: &TernaryMatrix, x: &QuantizedActivations, row: usize, token: usize| {
-        let pairs = w.row(row).chunks(2).zip(x.row(token).chunks(2));
-        let code_sum = pairs.fold(0i16, |sum, (w, x)| {
-            let products = w.iter().zip(x).map(|(&w, &x)| i16::from(w + 1) * i16::from(x));
-            sum.wrapping_add(products.sum())
-        });
-        i32::from(code_sum) - x.row(token).iter().map(|&x| i32::from(x)).sum::<i32>()
-    };
-    let caught = |k| {
-        let wrong = |(what, w, x): (_, TernaryMatrix, QuantizedActivations)| {
-            (oracle::gemm(&w, &x)[0] != careless(&w, &x, 0, 0)).then_some(what)
-        };
-        inputs(1, k, 1).into_iter().filter_map(wrong).collect::<Vec<&str>>()
-    };
-    assert!(caught(128).is_empty(), "64 pairs of at most 508 fit into int16");
-    assert_eq!(caught(2560)[..2], ["all +1 by +127", "all +1 by -127"]);
-    assert_eq!(caught(6912)[..2], ["all +1 by +127", "all +1 by -127"]);
-}
-
-/// The lossy kernels do lose, by no more than they say (every test above checks that), and not by much less: an input of odd
-/// entries that all round the same way reaches nearly the whole bound. All of one layout agree with each other.
-#[test]
-fn a_lossy_kernel_reaches_its_bound_and_no_more() {
-    let lossy = |layout: &str| {
-        let wanted =
-            |kernel: &&dyn TernaryKernel| kernel.info().layout == layout && kernel.info().exactness != Exactness::Exact;
-        support::ternary_kernels().into_iter().filter(wanted).collect::<Vec<_>>()
-    };
-    let run = |kernel: &dyn TernaryKernel, w: &TernaryMatrix, x: &QuantizedActivations| {
-        let mut prepared = Prepared::default();
-        kernel.prepare(x, &mut prepared);
-        let n_rows = w.n().next_multiple_of(kernel.info().row_tile);
-        let mut acc = vec![POISON; x.m * n_rows];
-        kernel.compute(&kernel.pack(w), &prepared, 0..n_rows, &mut acc);
-        acc.chunks_exact(n_rows).flat_map(|acc| acc[..w.n()].to_vec()).collect::<Vec<i32>>()
-    };
-    let worst =
-        |got: &[i32], expected: &[i32]| got.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
-    // The first group has the largest entry, 254 or 380, and the others half of it: 63.5 steps.
-    let adverse = [
-        ("tl1", matrix(3, 2560, |_, _| 1), activations(2, 2560, |_, k| if k < 2 { 127 } else { [126, 1][k % 2] })),
-        (
-            "tl2",
-            matrix(3, 2550, |_, _| 1),
-            activations(2, 2550, |_, k| if k < 3 { [127, 127, 126][k] } else { [64, 63, 63][k % 3] }),
-        ),
-    ];
-    for (layout, w, x) in adverse {
-        let kernels = lossy(layout);
-        assert!(!kernels.is_empty(), "the scalar ones run everywhere");
-        for kernel in &kernels {
-            let allowed = kernel.info().exactness.allowed(w.k());
-            let error = worst(&run(*kernel, &w, &x), &oracle::gemm(&w, &x));
-            assert!(error <= allowed && error * 10 >= allowed * 9, "{}: {error} of {allowed}", kernel.info().name);
-            // Zeros in place of sums would not pass.
-            assert!(worst(&[0], &oracle::gemm(&w, &x)[..1]) > 10 * allowed);
-        }
-        let mut random = Random::new(3);
-        let w = matrix(65, 2561, |_, _| random.below(3) as i8 - 1);
-        let x = activations(5, 2561, |_, _| legal(random.below(255)));
-        let (first, expected) = (run(kernels[0], &w, &x), oracle::gemm(&w, &x));
-        let error = worst(&first, &expected);
-        assert!(
-            error > 0 && error * 5 < kernels[0].info().exactness.allowed(2561),
-            "{layout}: {error} on random input"
-        );
-        for kernel in &kernels[1..] {
-            assert_eq!(run(*kernel, &w, &x), first, "{}", kernel.info().name);
-        }
-    }
-}
-
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
@@ -227,17 +153,22 @@ proptest::proptest! {
 
     #[test]
     fn every_layout_keeps_every_trit(n in 1usize..100, k in 1usize..300, seed: u64) {
-        use ternbench_kernels::layout::{b3, bitplane, i2s, t5, tl1, tl2, tq1, tq2, vlut};
         let mut random = Random::new(seed);
         let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
-        assert_eq!(i2s::unpack(&i2s::pack(&w)), w.trits());
-        assert_eq!(b3::unpack(&b3::pack(&w)), w.trits());
-        assert_eq!(t5::unpack(&t5::pack(&w)), w.trits());
-        assert_eq!(tq1::unpack(&tq1::pack(&w)), w.trits());
-        assert_eq!(tq2::unpack(&tq2::pack(&w)), w.trits());
-        assert_eq!(tl1::unpack(&tl1::pack(&w)), w.trits());
-        assert_eq!(tl2::unpack(&tl2::pack(&w)), w.trits());
-        assert_eq!(bitplane::unpack(&bitplane::pack(&w)), w.trits());
-        assert_eq!(vlut::unpack(&vlut::pack(&w)), w.trits());
+        for (name, pack, unpack) in LAYOUTS {
+            assert!(unpack(&pack(&w)) == w.trits(), "{name}, {n} x {k}");
+        }
+    }
+}
+
+/// A layout that a kernel names is in the list, so that its round trip is tested. (`i8` is the trits themselves.)
+#[test]
+fn every_layout_of_a_kernel_is_listed() {
+    for entry in ternbench_kernels::registry::KERNELS {
+        let layout = entry.info.layout;
+        assert!(
+            layout == "i8" || LAYOUTS.iter().any(|(name, ..)| *name == layout),
+            "{layout} is not in layout::LAYOUTS"
+        );
     }
 }

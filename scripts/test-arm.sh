@@ -7,7 +7,8 @@ usage() {
 usage: scripts/test-arm.sh [--setup | --build] [CARGO TEST ARGUMENTS...]
 
 Builds the tests of ternbench-kernels for aarch64 and runs them under qemu on three CPUs: cortex-a72 (NEON),
-neoverse-n1 (+ dotprod), max (+ i8mm and more). On an aarch64 machine it runs them natively.
+neoverse-n1 (+ dotprod), max (+ i8mm and more). A kernel that the CPU should run and does not is a failure. On an aarch64
+machine it runs them natively.
 
   --setup   only install the toolchain and print its version
   --build   build the tests, do not run them
@@ -16,7 +17,7 @@ environment:
   ARM_CPUS          the qemu CPUs, default "cortex-a72 neoverse-n1 max"
   ARM_PACKAGE       the crate, default ternbench-kernels
   XDG_CACHE_HOME    the toolchain goes to $XDG_CACHE_HOME/ternbench-arm (default ~/.cache), about 0.8 GB
-  TERNBENCH_REQUIRE is passed on to the tests
+  TERNBENCH_TEST_KERNELS, TERNBENCH_TEST_EVERY   choose kernels and shapes; by default every 31st shape, of all kernels
 
 Where rustup has the target (rustup target add aarch64-unknown-linux-gnu) that is used, and only the linker and qemu
 come from Debian. Else a Rust of Debian's own is unpacked into the cache beside yours, never installed; this needs
@@ -146,9 +147,16 @@ if [ "$mode" = build ]; then
   tests --target "$target" --no-run "$@"
   exit
 fi
+export TERNBENCH_TEST_EVERY=${TERNBENCH_TEST_EVERY-31} PROPTEST_CASES=${PROPTEST_CASES-16}
 for cpu in ${ARM_CPUS:-cortex-a72 neoverse-n1 max}; do
-  echo "== aarch64, qemu -cpu $cpu"
+  case $cpu in
+    cortex-a72) has=neon ;;
+    neoverse-n1) has=neon,dotprod ;;
+    *) has=neon,dotprod,i8mm ;;
+  esac
+  echo "== aarch64, qemu -cpu $cpu: must run what needs $has"
   # No doctests: Debian's rustc comes without rustdoc.
-  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $cpu" \
+  TERNBENCH_REQUIRE=$has \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $cpu" \
     tests --target "$target" "$@"
 done

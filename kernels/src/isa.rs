@@ -138,4 +138,6 @@ tokens! {
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.
     NeonDot = [Neon, Dotprod];
+    /// NEON with `smmla`.
+    NeonI8mm = [Neon, I8mm];
 }

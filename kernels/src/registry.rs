@@ -1,5 +1,7 @@
 //! The one list of ternary kernels. Tests, benches, the command line and the reports iterate it.
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64;
 use crate::arch::scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64;
@@ -93,6 +95,52 @@ kernels! {
     x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::i2s_dpbusd::I2sDpbusd;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::bitplane_tbl::BitplaneTbl;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::tl1_tbl::Tl1TblLossy;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::tl1_tbl::Tl1Tbl;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::tl2_tbl::Tl2TblLossy;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::tl2_tbl::Tl2Tbl;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::I8Smlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::Tq1Smlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::Tq2Smlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::B3Smlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::T5Smlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::smlal::I2sSmlal;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::I8Sdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::Tq1Sdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::Tq2Sdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::B3Sdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::T5Sdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::sdot::I2sSdot;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::I8Smmla;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::Tq1Smmla;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::Tq2Smmla;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::B3Smmla;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::T5Smmla;
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::smmla::I2sSmmla;
 }
 
 /// The name of the kernel that stands for the oracle inside a model.

@@ -1,0 +1,3 @@
+//! Kernels for NEON with `sdot`.
+
+pub mod sdot;

@@ -1,0 +1,3 @@
+//! Kernels for NEON with `smmla`.
+
+pub mod smmla;

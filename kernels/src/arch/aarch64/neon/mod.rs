@@ -1,0 +1,7 @@
+//! Kernels for NEON.
+
+pub mod bitplane_tbl;
+mod lookup;
+pub mod smlal;
+pub mod tl1_tbl;
+pub mod tl2_tbl;

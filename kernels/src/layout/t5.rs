@@ -6,7 +6,7 @@
 //! its high nibbles; bit `c` of the last plane is the fifth bit of code `c`.
 //!
 //! The codes are cut into 4 + 1 bits, not laid end to end, because byte shuffles look up 16 entries and vectors shift by the same
-//! count everywhere: the fifth bit chooses between two look-ups. A code across two bytes costs AVX2 nine instructions, this two.
+//! count everywhere: the fifth bit chooses between two look-ups. A code across two bytes costs AVX2 nine instructions, this two and a half.
 
 use super::interleaved::{PLANE_BYTES, Shape};
 use crate::kernel::PackedMatrix;

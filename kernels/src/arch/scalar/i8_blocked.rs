@@ -52,7 +52,7 @@ impl TernaryKernel for I8Blocked {
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
         let (k, n_rows) = (w.k, rows.len());
         acc.fill(0);
-        for (group, weights) in w.data.as_i8()[rows.start * k..rows.end * k].chunks(ROWS * k).enumerate() {
+        for (group, weights) in w.data.as_i8()[rows.start * k..rows.end * k].chunks((ROWS * k).max(1)).enumerate() {
             for first in (0..k).step_by(COLUMNS) {
                 let len = COLUMNS.min(k - first);
                 for token in 0..x.m {

@@ -63,7 +63,7 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens.
+        /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Not measured yet.
         const UNPACK_FROM: usize = 8;
         /// Row tiles that one token reads in turn, from as many places: a single stream leaves bandwidth unused.
         const STREAMS: usize = 4;

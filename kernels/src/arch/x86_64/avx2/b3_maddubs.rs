@@ -34,6 +34,7 @@ impl Decode for B3 {
     type Tile = [Plane; b3::SHAPE.planes];
     const LIFT: i32 = 0;
     type Codes = [__m256i; DIGITS];
+    const UNPACK_FROM: usize = 2;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {
         b3::pack(w)

@@ -31,6 +31,7 @@ impl Decode for I2s {
     // Bit pairs 1 and 3 stay where they are: an AND gives four times the code.
     const LIFT: i32 = 2;
     type Codes = [__m256i; 4];
+    const UNPACK_FROM: usize = 4;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {
         i2s::pack(w)

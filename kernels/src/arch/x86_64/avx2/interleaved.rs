@@ -36,6 +36,10 @@ pub trait Decode: Send + Sync + 'static {
     /// Steps that one call decodes.
     const STEPS: usize = size_of::<Self::Codes>() / size_of::<__m256i>();
 
+    /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Below, unpacking costs more
+    /// than it saves. Measured on Zen 3: the cheaper a code in registers, the later.
+    const UNPACK_FROM: usize;
+
     /// Lays out `w`.
     fn pack(w: &TernaryMatrix) -> PackedMatrix;
 
@@ -59,9 +63,6 @@ impl<D: Decode> Maddubs<D> {
     }
 }
 
-/// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Below, unpacking costs more than
-/// it saves (82 against 104 G multiply-adds a second at 4 tokens of `i2s` on Zen 3).
-pub const UNPACK_FROM: usize = 8;
 /// Row tiles that one token reads in turn, from as many places: one stream stops at 15 GB/s on Zen 3, which reads 26 from four.
 const STREAMS: usize = 4;
 /// Product pairs that an int16 lane holds, see the module.
@@ -96,7 +97,7 @@ impl<D: Decode> TernaryKernel for Maddubs<D> {
     }
 
     fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        if x.m < UNPACK_FROM {
+        if x.m < D::UNPACK_FROM {
             out.fill_in_order(x, D::SHAPE.columns);
         } else {
             out.fill_in_blocks(x, D::SHAPE.columns, Sizes::<D>::COLUMNS);
@@ -108,7 +109,7 @@ impl<D: Decode> TernaryKernel for Maddubs<D> {
         assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
         assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
         let n_rows = rows.len();
-        if x.m < UNPACK_FROM {
+        if x.m < D::UNPACK_FROM {
             for token in 0..x.m {
                 let acc = &mut acc[token * n_rows..][..n_rows];
                 // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.

@@ -29,6 +29,7 @@ impl Decode for Tq1 {
         source: "llama.cpp TQ1_0 (PR 8151)",
     };
     type Block = [u8; BYTES];
+    const UNPACK_FROM: usize = 2;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {
         tq1::pack(w)

@@ -28,6 +28,7 @@ impl Decode for Tq2 {
         source: "llama.cpp TQ2_0 (PR 8151)",
     };
     type Block = [u8; BYTES];
+    const UNPACK_FROM: usize = 12;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {
         tq2::pack(w)

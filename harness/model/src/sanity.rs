@@ -25,8 +25,7 @@ pub struct Surprise {
 impl Surprise {
     /// Whether the weights are noise, or were read in the wrong layout.
     pub fn is_noise(self) -> bool {
-        // Not-a-number is noise too.
-        !(self.nats < self.chance - MARGIN.min(self.chance / 2.0))
+        self.nats.is_nan() || self.nats >= self.chance - MARGIN.min(self.chance / 2.0)
     }
 }
 

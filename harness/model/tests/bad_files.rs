@@ -237,6 +237,30 @@ fn gguf_tensor_lies() {
     refused(&with(q, &|tensor| tensor.1 = vec![1; 5]), &[q, "5 dimensions"]);
     refused(&with(q, &|tensor| tensor.1 = vec![64, 256]), &[q, "[64, 256]", "[128, 128]"]);
     refused(&with(q, &|tensor| tensor.2 = 999), &[q, "unknown tensor type 999"]);
+    for (ty, block, at) in [(2, 18, 0), (3, 20, 2), (8, 34, 0), (6, 22, 0), (7, 24, 2)] {
+        for bad in [half::f16::NAN, half::f16::INFINITY] {
+            let mut data = vec![0; 128 * 128 / 32 * block];
+            data[5 * block + at..][..2].copy_from_slice(&bad.to_le_bytes());
+            refused(
+                &with(q, &|tensor| (tensor.2, tensor.3) = (ty, data.clone())),
+                &[q, "block 5", "not a finite number"],
+            );
+        }
+    }
+    for (ty, block, at) in [(12, 144, 2), (13, 176, 0), (14, 210, 208)] {
+        let down = "blk.0.ffn_down.weight";
+        let mut data = vec![0; 128 * block];
+        data[7 * block + at..][..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        refused(
+            &with(down, &|tensor| (tensor.2, tensor.3) = (ty, data.clone())),
+            &[down, "block 7", "not a finite number"],
+        );
+    }
+    for (ty, row, scale) in [(134, 2 + 2 * 13, 1), (135, 4 + 2 * 16, 3)] {
+        let mut data = vec![0; 128 * row];
+        data[9 * row + scale - 1..][..2].copy_from_slice(&[0xc0, 0x7f]);
+        refused(&with(q, &|tensor| (tensor.2, tensor.3) = (ty, data.clone())), &[q, "row 9", "not a finite number"]);
+    }
     refused(&with(q, &|tensor| tensor.2 = 38), &[q, "TL1", "I2_S or safetensors"]);
     refused(&with(q, &|tensor| tensor.2 = 39), &[q, "TL2", "I2_S or safetensors"]);
     refused(&with(q, &|tensor| tensor.2 = 135), &[q, "is 3, which is no trit"]);

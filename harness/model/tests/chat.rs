@@ -167,7 +167,7 @@ fn minicpm() {
 /// JSON as Python writes it, which is what models were trained with.
 #[test]
 fn json_has_pythons_spaces() {
-    let template = "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}";
-    let text = render(&with_template(template), &[Message::user("é<")], false, july()).unwrap();
-    assert_eq!(text, "[{\"role\": \"user\", \"content\": \"é<\"}]|{\n  \"role\": \"user\",\n  \"content\": \"é<\"\n}");
+    let template = "{{ [1, 'é<'] | tojson }}|{{ {'a': 1, 'b': [2, 3]} | tojson }}|{{ [1] | tojson(indent=2) }}";
+    let text = render(&with_template(template), &[Message::user("x")], false, july()).unwrap();
+    assert_eq!(text, "[1, \"é<\"]|{\"a\": 1, \"b\": [2, 3]}|[\n  1\n]");
 }

@@ -62,7 +62,10 @@ pub(crate) fn gguf(tokenizer: &Tokenizer, rows: usize, origin: &Path) -> Result<
     } else {
         let ignore_merges = model["ignore_merges"] == true;
         let pre = pre_name(&json, ignore_merges).ok_or_else(|| {
-            bad(format!("its way to split words has no name in GGUF: {}", shown(&json["pre_tokenizer"].to_string())))
+            bad(format!(
+                "its way to split words has no name in GGUF (--tokenizer none leaves it out): {}",
+                shown(&json["pre_tokenizer"].to_string())
+            ))
         })?;
         let merges: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
         entries.push(Entry::str("tokenizer.ggml.model", "gpt2"));

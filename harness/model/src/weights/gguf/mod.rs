@@ -10,6 +10,7 @@ pub(super) mod write;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use half::f16;
 use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, TernaryMatrix};
 
 pub use self::file::GgufFile;
@@ -173,6 +174,13 @@ impl GgufModel {
     fn dense(&self, name: &str, n: usize, k: usize) -> Result<DenseMatrix, LoadError> {
         let tensor = matrix(&self.file, name, n, k)?;
         let data = self.file.data(tensor)?;
+        for at in unpack::scales(tensor.ty) {
+            let scale = |block: &[u8]| f16::from_le_bytes([block[*at], block[at + 1]]);
+            if let Some(block) = data.chunks_exact(tensor.ty.block_bytes).position(|block| !scale(block).is_finite()) {
+                let reason = format!("a scale of block {block} is not a finite number");
+                return Err(self.file.tensor_error(name, reason));
+            }
+        }
         let matrix = match (tensor.ty.dense(), unpack::block(tensor.ty)) {
             (Some(ty), _) => DenseMatrix::new(n, k, ty, data),
             (None, Some(unpack)) => {

@@ -26,6 +26,16 @@ pub fn block(ty: GgmlType) -> Option<Block> {
 /// The names of the types of this module.
 pub const NAMES: [&str; 5] = ["Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"];
 
+/// Where the f16 scales and minima of a block lie.
+pub fn scales(ty: GgmlType) -> &'static [usize] {
+    match ty.name {
+        "Q8_0" | "Q4_0" | "Q5_0" => &[0],
+        "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" => &[0, 2],
+        "Q6_K" => &[208],
+        _ => &[],
+    }
+}
+
 fn half(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }

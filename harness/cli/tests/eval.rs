@@ -79,7 +79,7 @@ fn batches_and_shards_give_the_same_bytes() {
     for (out, extra) in [
         ("one", &["--batch", "1"][..]),
         ("eight", &["--batch", "8", "--pass-tokens", "50"]),
-        ("tight", &["--kv-gb", "0.006", "-t", "1"]),
+        ("tight", &["--kv-gb", "0.006"]),
     ] {
         assert!(setup.whole(out, extra) == expected, "{out}");
     }

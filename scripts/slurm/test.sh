@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs eval-array on a Slurm of its own: one controller and three nodes on this host, with Debian's slurm-wlm and munge, as root.
-# The merged items must be the bytes of a run without shards, also when shards are killed and requeued.
+# The merged items must be the bytes of a run without shards, also when shards are killed and submitted again.
 #
 # Usage: test.sh PROGRAM MODEL [EVAL OPTIONS]     (default options: --task piqa --limit 30)
 set -euo pipefail
@@ -100,17 +100,19 @@ for shards in 1 3 5; do
     same "$work/shards-$shards"
 done
 
-echo "== 3 shards, killed by requeueing while they run"
-ids=$(submit "$work/killed" 3)
-array=${ids#shards: } array=${array%%,*}
+echo "== 3 shards, killed twice while they run and submitted again"
 for _ in 1 2; do
+    ids=$(submit "$work/killed" 3)
+    array=${ids#shards: } array=${array%%,*}
     for _ in $(seq 100); do [ "$(squeue -h -j "$array" -t R | wc -l)" = 3 ] && break; sleep 0.1; done
-    sleep "0.$((RANDOM % 9))"
-    scontrol requeue "$array" || true
+    sleep "$((2 + RANDOM % 5))"
+    scancel --signal=KILL --full "$array" || true
+    scancel "$array" "${ids##*merge: }" || true
+    wait_for "$array"
+    wait_for "${ids##*merge: }"
+    echo "killed with $(cat "$work"/killed/items-*.part 2>/dev/null | wc -l) items on disk"
 done
-for _ in $(seq 3); do scontrol release "$array" 2>/dev/null || true; sleep 0.5; done
-# Requeued jobs start again after a pause of Slurm's own; it need not be waited for.
-scontrol update jobid="$array" StartTime=now 2>/dev/null || true
+ids=$(submit "$work/killed" 3)
 wait_for "${ids##*merge: }"
 same "$work/killed"
 echo "slurm: all runs gave the same bytes"

@@ -160,5 +160,27 @@ class Text(unittest.TestCase):
         self.assertTrue(12_000 <= len(text.encode()) <= 16_384)
 
 
+class OtherTasks(unittest.TestCase):
+    def test_chains_of_thought(self):
+        shots = [json.loads(line) for line in lines("gsm8k/cot.jsonl")]
+        self.assertEqual(len(shots), 8)
+        for shot in shots:
+            with self.subTest(shot["question"]):
+                steps = re.findall(r"(\d+(?: [*/+-] \d+)+) = (\d+)", shot["target"])
+                self.assertTrue(steps)
+                for expression, result in steps:
+                    self.assertEqual(evaluate(expression.replace(" ", "")), int(result))
+                self.assertRegex(shot["target"], rf"The answer is {steps[-1][1]}\.$")
+
+    def test_choices(self):
+        for name, choices, gold in [("mmlu/test", "choices", "answer"), ("mmlu/dev", "choices", "answer"),
+                                    ("hellaswag/valid", "endings", "label")]:
+            for line in lines(f"{name}.jsonl"):
+                item = json.loads(line)
+                with self.subTest(item):
+                    self.assertEqual(len(set(item[choices])), 4)
+                    self.assertIn(item[gold], range(4))
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -161,11 +161,14 @@ pub fn evaluate(tasks: &[Task], backend: &mut impl Backend, by: &Answerer, mut o
     let mut records = RecordWriter::open(&options.out.join(format!("records{suffix}.jsonl")))?;
     for task in tasks {
         let (summary, accuracy) = score(task, backend, by, &options)?;
+        let seconds = accuracy.wall_ns as f64 / 1e9;
         records.append(&context(&options.out).record(accuracy))?;
         if options.shard.is_none() {
             write_page(task, &store::read(&summary.items)?, &summary, &options.data)?;
         }
         summary.lines().iter().for_each(|line| println!("{line}"));
+        let notes = backend.take_notes().into_iter().map(|note| format!("; {note}")).collect::<String>();
+        println!("  {seconds:.1} s{notes}");
     }
     Ok(())
 }

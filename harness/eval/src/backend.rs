@@ -91,6 +91,11 @@ pub trait Backend {
     /// Tokens answered for so far, prompts included: for the display of speed.
     fn tokens_done(&self) -> u64;
 
+    /// How the questions since the last call were answered, for people: speeds and memory.
+    fn take_notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The tokens of a text, for windows of it.
     fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError>;
 

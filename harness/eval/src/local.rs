@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use ternbench_model::batch::{self, Event, ForwardPass, Limits, RequestId, TokenScore};
+use ternbench_model::batch::{self, Event, ForwardPass, Limits, RequestId, Stats, TokenScore};
 use ternbench_model::chat::{ChatFormat, Message};
 use ternbench_model::config::Architecture;
 use ternbench_model::sampler::Sampler;
@@ -63,6 +63,12 @@ pub struct LocalModel<M: ForwardPass, T> {
     /// The item and, for scores, the continuations that each request is about.
     requests: HashMap<RequestId, (usize, Vec<usize>)>,
     ready: VecDeque<(usize, Result<Answer, EvalError>)>,
+    /// Tokens of statistics that were taken.
+    tokens_before: u64,
+}
+
+fn n_tokens(stats: &Stats) -> u64 {
+    stats.prefill_tokens + stats.decode_tokens + stats.shared_tokens
 }
 
 /// What is known so far.
@@ -83,7 +89,7 @@ impl<'m> LocalModel<Engine<'m>, ModelText<'m>> {
 impl<M: ForwardPass, T: TextCodec> LocalModel<M, T> {
     /// Evaluates on `batch` with the tokens of `text`.
     pub fn with_text(batch: Batch<M>, text: T) -> Self {
-        Self { batch, text, open: HashMap::new(), requests: HashMap::new(), ready: VecDeque::new() }
+        Self { batch, text, open: HashMap::new(), requests: HashMap::new(), ready: VecDeque::new(), tokens_before: 0 }
     }
 
     /// The batch, for its statistics.
@@ -284,8 +290,31 @@ impl<M: ForwardPass, T: TextCodec> Backend for LocalModel<M, T> {
     }
 
     fn tokens_done(&self) -> u64 {
-        let stats = self.batch.stats();
-        stats.prefill_tokens + stats.decode_tokens + stats.shared_tokens
+        self.tokens_before + n_tokens(&self.batch.stats())
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        let stats = self.batch.take_stats();
+        self.tokens_before += n_tokens(&stats);
+        let speed = |tokens: u64, time: std::time::Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
+        let mut notes = Vec::new();
+        if stats.prefill_only_tokens > 0 {
+            notes.push(format!("prefill {:.1} tokens/s", speed(stats.prefill_only_tokens, stats.prefill_time)));
+        }
+        if stats.decode_only_tokens > 0 {
+            notes.push(format!("decode {:.1} tokens/s", speed(stats.decode_only_tokens, stats.decode_time)));
+        }
+        if !stats.mixed_time.is_zero() {
+            let (prefill, decode) =
+                (stats.prefill_tokens - stats.prefill_only_tokens, stats.decode_tokens - stats.decode_only_tokens);
+            let speed = speed(prefill + decode, stats.mixed_time);
+            notes.push(format!("both in one pass {speed:.1} tokens/s ({decode} of {} decoded)", prefill + decode));
+        }
+        let computed = stats.prefill_tokens + stats.decode_tokens;
+        notes.push(format!("{computed} tokens computed in {} passes, {} shared", stats.passes, stats.shared_tokens));
+        let bytes = stats.peak_blocks * self.batch.model().block_bytes();
+        notes.push(format!("keys and values at most {:.2} GB", bytes as f64 / 1e9));
+        notes
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {

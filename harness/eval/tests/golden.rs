@@ -45,6 +45,38 @@ fn gsm8k_prompts() {
     }
 }
 
+/// The published shots are the user's to bring: here they are taken out of a reference prompt.
+#[test]
+fn gsm8k_cot_prompts() {
+    let Some(shared) = common::shared("gsm8k_cot_prompts") else {
+        return;
+    };
+    #[derive(Deserialize)]
+    struct Reference {
+        index: usize,
+        sha256: String,
+        prompt: Option<String>,
+    }
+    let references: Vec<Reference> =
+        common::read_lines(shared.join("golden/refs/gsm8k_cot_8shot_prompts_first100.jsonl"));
+    assert_eq!(references.len(), 100);
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("gsm8k")).unwrap();
+    std::fs::copy(shared.join("datasets/gsm8k/test.jsonl"), data.path().join("gsm8k/test.jsonl")).unwrap();
+    let prompt = references[0].prompt.as_ref().unwrap();
+    let shot = |block: &str| {
+        let (question, target) = block.strip_prefix("Q: ").unwrap().split_once("\nA: ").unwrap();
+        serde_json::json!({ "question": question, "target": target }).to_string()
+    };
+    let shots: Vec<_> = prompt.split("\n\n").take(8).map(shot).collect();
+    std::fs::write(data.path().join("gsm8k/cot.jsonl"), shots.join("\n")).unwrap();
+    let task = Task::find("gsm8k_cot").unwrap();
+    let set = PromptSet::load(&task, data.path(), Some(100)).unwrap();
+    for reference in references {
+        assert_eq!(set.prompt(reference.index).unwrap().sha256(), reference.sha256, "item {}", reference.index);
+    }
+}
+
 #[test]
 fn gsm8k_extraction() {
     let Some(shared) = common::shared("gsm8k_extraction") else {

@@ -191,6 +191,11 @@ impl<M: ForwardPass> Batch<M> {
         self.stats
     }
 
+    /// The same, and counts from nothing again.
+    pub fn take_stats(&mut self) -> Stats {
+        std::mem::take(&mut self.stats)
+    }
+
     /// Requests that wait for room.
     pub fn n_waiting(&self) -> usize {
         self.waiting.len()

@@ -79,7 +79,8 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
             Contender::metered(name, move || match (&mut *ready, entrant) {
                 (Ready::Bench(bench), _) => bench.run_metered(counters).map_err(Into::into),
                 (Ready::Opponent(last), Entrant::Opponent(opponent, n_threads)) => {
-                    let row = opponent.run(workload, *n_threads)?;
+                    // In one line: the runner keeps no causes.
+                    let row = opponent.run(workload, *n_threads).map_err(|error| console::one_line(&error))?;
                     let ns = row.total_ns()?;
                     *last = Some(row);
                     Ok(Cost { ns, joules: None })

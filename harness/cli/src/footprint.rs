@@ -41,7 +41,7 @@ fn memory_of(
     let config = loaded.model.config();
     let weights = loaded.model.weight_bytes();
     let embedding = source.embedding()?.data().len() as u64 + source.head()?.map_or(0, |head| head.data().len() as u64);
-    let is_ternary = loaded.info.weights == "ternary";
+    let is_ternary = loaded.is_ternary();
     let stored = match source.stored_bytes() {
         // As a file would hold them: four trits to a byte.
         0 if is_ternary => config.linear_parameters() / 4 + embedding + weights.vectors,

@@ -62,6 +62,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before the first thread, which would make an arena of its own.
+    ternbench_measure::memory::return_freed_blocks();
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(code) => code,

@@ -237,6 +237,11 @@ impl Loaded {
         Ok(Self { model, info, load, before, peak_was_reset })
     }
 
+    /// Whether the linear layers are ternary.
+    pub fn is_ternary(&self) -> bool {
+        self.info.weights == "ternary"
+    }
+
     /// The code that runs the linear layers.
     pub fn code(&self) -> record::Code {
         code(&self.model.kernel_name())

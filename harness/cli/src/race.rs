@@ -79,7 +79,8 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
             Contender::metered(name, move || match (&mut *ready, entrant) {
                 (Ready::Bench(bench), _) => bench.run_metered(counters).map_err(Into::into),
                 (Ready::Opponent(last), Entrant::Opponent(opponent, n_threads)) => {
-                    let row = opponent.run(workload, *n_threads)?;
+                    // In one line: the runner keeps no causes.
+                    let row = opponent.run(workload, *n_threads).map_err(|error| console::one_line(&error))?;
                     let ns = row.total_ns()?;
                     *last = Some(row);
                     Ok(Cost { ns, joules: None })
@@ -116,11 +117,11 @@ fn results(
     }
     let protocol = rules.plan.protocol(outcome.stopped, rules.pinned);
     let mut speeds: Vec<record::Speed> = Vec::new();
+    let mut probed = Vec::new();
     for ((entrant, ready), series) in entrants.iter().zip(ready).zip(&outcome.series) {
         let mut speed = match (entrant, ready) {
             (Entrant::Model(loaded, pool), Ready::Bench(bench)) => {
-                let limits = rules.probes.limits(pool.n_threads(), loaded.info.weights == "ternary");
-                workload::speed_record(loaded, bench, limits)
+                workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.is_ternary()))
             }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
                 opponent.speed_record(row.as_ref(), workload, *n_threads)
@@ -137,14 +138,41 @@ fn results(
         });
         speed.protocol = Some(protocol.clone());
         speed.refused = series.failed.clone().or_else(|| wrong(&speed, rules.proofs));
-        speed.check_limits();
+        if let Entrant::Model(loaded, pool) = entrant {
+            probed.extend(hold_to_limits(&mut speed, loaded, pool, rules.probes));
+        }
         speeds.push(speed);
     }
     refuse_disagreement(&mut speeds);
     let noise = outcome.twin.and_then(|(index, twin)| noise(speeds.get(index)?, &outcome.series[index], &twin));
     // An interrupted contender without samples is no result; a failed one is.
     speeds.retain(|speed| !speed.samples.ns.is_empty() || speed.refused.is_some());
-    Results { records: speeds.into_iter().map(Body::from).chain(noise.map(Body::from)).collect(), interrupted }
+    let speeds = speeds.into_iter().map(Body::from);
+    Results {
+        records: probed.into_iter().map(Body::from).chain(speeds).chain(noise.map(Body::from)).collect(),
+        interrupted,
+    }
+}
+
+/// Refuses a result above its limit, but not before the limit was probed again, up to three times: a probe that had to share the machine
+/// shows less than what is possible. Returns the new probes.
+fn hold_to_limits(speed: &mut record::Speed, loaded: &Loaded, pool: &Pool, probes: &Probes) -> Vec<record::Probe> {
+    let mut probed = Vec::new();
+    if speed.refused.is_some() {
+        return probed;
+    }
+    for attempt in 0..4 {
+        if attempt > 0 {
+            probed.extend(probes.again(pool, 2.0));
+        }
+        speed.refused = None;
+        speed.limits = probes.limits(pool.n_threads(), loaded.is_ternary());
+        speed.check_limits();
+        if speed.refused.is_none() {
+            break;
+        }
+    }
+    probed
 }
 
 /// Why a kernel's result cannot be right, by its proof.

@@ -1,0 +1,283 @@
+//! `speed` and `import` beyond the happy path: opponents, interruption, a full disk, and parts that must add up.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const TINY: [&str; 4] = ["-m", "synthetic:bitnet-tiny", "-t", "1"];
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
+    command.args(args).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+    command
+}
+
+fn speed(args: &[&str]) -> Output {
+    command(&["speed"]).args(args).output().expect("the program starts")
+}
+
+fn records(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    records(&std::fs::read_to_string(path).expect("records"))
+}
+
+fn of_kind<'r>(records: &'r [Value], kind: &str) -> Vec<&'r Value> {
+    records.iter().filter(|record| record["kind"] == kind).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A program that answers as llama-bench does, or does what `body` says instead.
+#[cfg(unix)]
+fn fake(folder: &Path, name: &str, body: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let script = r#"#!/bin/sh
+while [ $# -gt 1 ]; do
+    case $1 in -m) m=$2 ;; -t) t=$2 ;; -p) p=$2 ;; -n) n=$2 ;; -d) d=$2 ;; esac
+    shift 2
+done
+BODY
+printf '{"build_commit": "abc1234", "build_number": 7, "backends": "CPU", "cpu_info": "Fake", "model_filename": "%s", ' "$m"
+printf '"model_type": "bitnet 2B TQ2_0", "n_threads": %s, "n_prompt": %s, "n_gen": %s, "n_depth": %s, ' "$t" "$p" "$n" "${d:-0}"
+printf '"test_time": "2026-01-31T00:00:00Z", "avg_ns": 1000000, "samples_ns": [ 1000000 ], "samples_ts": [ 1.0 ]}\n'
+"#;
+    let path = folder.join(name);
+    std::fs::write(&path, script.replace("BODY", body)).expect("a script");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    path.display().to_string()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_opponent_runs_in_the_same_rounds() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let calls = folder.path().join("calls");
+    let program = fake(folder.path(), "llama-bench", &format!("echo \"$p $n ${{d:-0}} $t\" >> {}", calls.display()));
+    let opponent = format!("llama-bench={program}:models/m.gguf");
+    let file = folder.path().join("records.jsonl");
+    let mut args = vec!["-w", "pp8,tg4@d8", "-r", "4", "-o", "jsonl", "--opponent", &opponent];
+    args.extend(["--records", file.to_str().expect("UTF-8")]);
+    args.extend(TINY);
+    let output = speed(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let lines = records(&text(&output.stdout));
+    assert_eq!(lines.len(), 4, "two contenders in two workloads");
+    for (pair, workload) in lines.chunks(2).zip(["pp8", "tg4@d8"]) {
+        for record in pair {
+            assert_eq!((&record["workload"], &record["n_threads"]), (&workload.into(), &1.into()));
+            assert_eq!(record["samples_round"], serde_json::json!([0, 1, 2, 3]));
+            assert_eq!(record["group"], pair[0]["group"]);
+            assert!(record["refused"].is_null(), "{record}");
+        }
+        assert_eq!(pair[1]["model"], "m.gguf");
+        assert_eq!((&pair[1]["opponent"]["build"], &pair[1]["weights"]), (&"abc1234 (7)".into(), &"ternary".into()));
+        assert_eq!(pair[1]["samples_tokens_per_s"][0], if workload == "pp8" { 8000.0 } else { 4000.0 });
+        let places = |record: &Value| record["samples_position"].as_array().expect("positions").clone();
+        assert!(places(&pair[0]).iter().zip(places(&pair[1])).all(|(a, b)| *a != b), "one place each");
+    }
+    // One call of warm-up and one a round, with the workload asked for; the twin of the fastest may add one a round.
+    let calls = std::fs::read_to_string(calls).expect("calls");
+    assert!(calls.lines().filter(|line| *line == "8 0 0 1").count() >= 5, "{calls}");
+    assert!(calls.lines().filter(|line| *line == "0 4 8 1").count() >= 5, "{calls}");
+    assert_eq!(of_kind(&read(&file), "noise").len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_opponent_that_fails_is_a_row_with_the_reason() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let crash = fake(folder.path(), "crash", "echo loading; echo 'error: no such model' >&2; exit 3");
+    let garbage = fake(folder.path(), "garbage", "echo '| model | t/s |'; exit 0");
+    let other = fake(folder.path(), "other", "n=99");
+    for (program, reason) in [
+        ("/no/such/llama-bench", "No such file"),
+        (&crash, "no such model"),
+        (&garbage, "not llama-bench's JSON"),
+        (&other, "printed no result for tg4 with 1 threads"),
+    ] {
+        let opponent = format!("llama-bench={program}:m.gguf");
+        let mut args = vec!["-w", "tg4", "-r", "3", "-o", "jsonl", "--opponent", &opponent];
+        args.extend(TINY);
+        let output = speed(&args);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let lines = records(&text(&output.stdout));
+        assert_eq!(lines.len(), 2);
+        assert_eq!((&lines[0]["refused"], lines[0]["samples_ns"].as_array().map(Vec::len)), (&Value::Null, Some(3)));
+        let refused = lines[1]["refused"].as_str().expect("a reason");
+        assert!(refused.contains(reason) && refused.contains(program), "{refused}");
+        assert_eq!((&lines[1]["model"], &lines[1]["workload"]), (&"m.gguf".into(), &"tg4".into()));
+        let stderr = text(&output.stderr);
+        assert!(
+            stderr.starts_with("ternbench: 1 of 2 results do not count: ") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_whole_records_and_says_so() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("records.jsonl");
+    let file_name = file.to_str().expect("UTF-8");
+    let mut child = command(&["speed", "-w", "tg1,tg4000", "-r", "1000", "--records", file_name])
+        .args(TINY)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(300);
+    let first_group_done = || std::fs::read_to_string(&file).is_ok_and(|text| text.contains(r#""kind":"noise""#));
+    while !first_group_done() {
+        assert!(std::time::Instant::now() < deadline, "the first group never ended");
+        assert!(child.try_wait().expect("a child").is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(text(&output.stderr), "ternbench: interrupted; the records written so far are complete\n");
+    let records = read(&file);
+    let speeds = of_kind(&records, "speed");
+    assert_eq!(speeds[0]["samples_ns"].as_array().map(Vec::len), Some(1000));
+    assert_eq!(speeds[0]["protocol"]["stopped"], "repetitions");
+    if let Some(cut) = speeds.get(1) {
+        assert_eq!(cut["protocol"]["stopped"], "interrupted");
+        assert!(cut["samples_ns"].as_array().is_some_and(|samples| (3..1000).contains(&samples.len())), "{cut}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_one_line_and_no_half_record() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let program = env!("CARGO_BIN_EXE_ternbench");
+    // A limit on the size of files stands in for the end of the disk: it, too, cuts a write in the middle.
+    for redirect in ["--records FILE > /dev/null", "-o jsonl > FILE"] {
+        let file = folder.path().join("records.jsonl");
+        let redirect = redirect.replace("FILE", &file.display().to_string());
+        let run = format!(
+            "trap '' XFSZ; ulimit -f 2; exec {program} speed -m synthetic:bitnet-tiny -t 1 -w tg1,tg2,tg3 -r 40 {redirect}"
+        );
+        let output = Command::new("bash").args(["-c", &run]).output().expect("bash");
+        assert_eq!(output.status.code(), Some(1), "{run}: {output:?}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.starts_with("ternbench: writing ") && stderr.lines().count() == 1, "{stderr}");
+        let written = std::fs::read_to_string(&file).expect("what was written before");
+        assert!(written.is_empty() || written.ends_with('\n'), "half a record: {written}");
+        assert!(written.len() <= 2048 && records(&written).len() < 8, "{written}");
+        std::fs::remove_file(&file).expect("removes");
+    }
+    let mut full = command(&["speed", "-w", "tg1", "-r", "1"]);
+    let device = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = full.args(TINY).stdout(device).output().expect("starts");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(text(&output.stderr).lines().count(), 1, "{output:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_parts_of_memory_add_up_to_what_is_resident() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("records.jsonl");
+    let args = ["-m", "synthetic:bitnet-2b4t-4layer", "-t", "2", "-w", "pp32", "-r", "1"];
+    let output = speed(&[&args[..], &["--records", file.to_str().expect("UTF-8")]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let records = read(&file);
+    let memory = of_kind(&records, "memory")[0];
+    let bytes = |name: &str| memory[name].as_f64().unwrap_or_else(|| panic!("{name}: {memory}"));
+    let owned = ["packed_bytes", "embedding_bytes", "vector_bytes", "kv_bytes", "scratch_bytes"].map(bytes);
+    let accounted = owned.iter().sum::<f64>() - bytes("weights_mapped_bytes") + bytes("resident_file_bytes");
+    let resident = bytes("resident_bytes");
+    assert!((resident - accounted).abs() <= 0.02 * resident, "{accounted} of {resident} accounted for: {memory}");
+    assert!(bytes("peak_rss_bytes") >= resident);
+    let load = of_kind(&records, "load")[0];
+    let first = |name: &str| load[name][0].as_u64().unwrap_or_else(|| panic!("{name}: {load}"));
+    assert!(first("first_token_ns") > first("samples_ns"));
+    assert_eq!(load["first_token_n_prompt"], 32);
+}
+
+#[test]
+fn every_record_says_how_it_was_made() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("records.jsonl");
+    let file = file.to_str().expect("UTF-8");
+    let args = ["-w", "tg2@d4", "--precision", "0.9", "--seed", "7", "-o", "csv", "--records", file];
+    let output = speed(&[&args[..], &TINY].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("workload,model,"), "{}", text(&output.stdout));
+    let records = read(Path::new(file));
+    let proofs = of_kind(&records, "verify");
+    assert!(proofs.len() == 1 && proofs[0]["ok"] == true, "proved before it was timed");
+    let speed = of_kind(&records, "speed")[0];
+    assert_eq!(proofs[0]["kernel"], speed["kernel"]);
+    assert_eq!((&speed["protocol"]["seed"], &speed["protocol"]["precision"]), (&7.into(), &0.9.into()));
+    assert!(["narrow", "repetitions"].contains(&speed["protocol"]["stopped"].as_str().expect("a reason")));
+    assert!(speed["samples_ns"].as_array().is_some_and(|samples| samples.len() >= 10));
+    assert!(!speed["output_checksum"].as_str().expect("a checksum").is_empty());
+    assert!(speed["energy"].is_string());
+    let parts = speed["bytes_per_token_parts"].as_object().expect("parts");
+    assert_eq!(parts.keys().collect::<Vec<_>>(), ["embedding", "kv", "linear", "lm_head", "norms"]);
+    assert_eq!(
+        parts.values().filter_map(Value::as_u64).sum::<u64>(),
+        speed["bytes_per_token"].as_u64().expect("bytes")
+    );
+    let noise = of_kind(&records, "noise")[0];
+    assert_eq!(noise["first_ns"].as_array().map(Vec::len), speed["samples_ns"].as_array().map(Vec::len));
+}
+
+#[test]
+fn suites_are_listed_and_tried_without_measuring() {
+    let list = speed(&["--list"]);
+    assert!(list.status.success() && text(&list.stdout).contains("quick"), "{list:?}");
+    let dry = speed(&["--suite", "quick", "-t", "1,2", "--dry-run"]);
+    let plan = text(&dry.stdout);
+    assert!(
+        dry.status.success() && plan.contains("pp32: 5 rounds") && plan.contains("@f16, its dense kernel, 2t"),
+        "{plan}"
+    );
+    assert_eq!(plan.lines().filter(|line| line.contains("synthetic:bitnet-2b4t-4layer,")).count(), 4, "{plan}");
+    let unknown = speed(&["--suite", "no-such"]);
+    assert!(unknown.status.code() == Some(1) && text(&unknown.stderr).contains("quick"), "{unknown:?}");
+    assert_eq!(speed(&[]).status.code(), Some(2), "neither a model nor a suite");
+    assert_eq!(speed(&["-m", "x", "--opponent", "vllm=x"]).status.code(), Some(2));
+}
+
+#[test]
+fn saved_results_are_imported_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let row = r#"{"build_commit": "abc", "cpu_info": "Other CPU", "model_filename": "m/x.gguf", "model_type": "llama 1B F16", "n_threads": 4,
+        "n_prompt": 512, "n_gen": 0, "test_time": "2025-01-31T00:00:00Z", "samples_ns": [ 1000000000, 2000000000 ]}"#
+        .replace('\n', " ");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("writes");
+        path.display().to_string()
+    };
+    let (lines, array) = (file("a.jsonl", &format!("{row}\n{row}\n")), file("b.json", &format!("[{row}]")));
+    let output = command(&["import", &lines, &array]).output().expect("starts");
+    assert!(output.status.success(), "{output:?}");
+    let imported = records(&text(&output.stdout));
+    assert_eq!(imported.len(), 3);
+    for record in &imported {
+        assert_eq!((&record["cpu"], &record["host_id"]), (&"Other CPU".into(), &"imported".into()));
+        assert_eq!((&record["workload"], &record["weights"]), (&"pp512".into(), &"f16".into()));
+        assert_eq!(record["samples_tokens_per_s"], serde_json::json!([512.0, 256.0]));
+        assert_eq!((&record["opponent"]["how"], &record["time"]), (&"imported".into(), &"2025-01-31T00:00:00Z".into()));
+    }
+    let bad = file("c.jsonl", &format!("{row}\nllama_model_loader: oops\n"));
+    let records = folder.path().join("records.jsonl");
+    let output =
+        command(&["import", &lines, &bad, "--records", records.to_str().expect("UTF-8")]).output().expect("starts");
+    let stderr = text(&output.stderr);
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    assert!(stderr.contains("c.jsonl") && stderr.contains("line 2"), "{stderr}");
+    assert!(!records.exists());
+}

@@ -1,0 +1,105 @@
+//! What METHODOLOGY.md promises about differences, tried out on this project's reference machine's own noise: `data/noise.jsonl` is one A/A
+//! record of 300 rounds, outliers and all.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use ternbench_measure::record::{Body, Noise};
+use ternbench_measure::rng::Rng;
+use ternbench_measure::runner::DebugBuilds;
+use ternbench_measure::stats::{self, Compared, Estimate};
+use ternbench_measure::{Contender, Plan, RecordFile, interleave};
+
+/// Rounds of a trial, as `speed --aa` runs them.
+const ROUNDS: usize = 30;
+/// False alarms are stated as 1 - 95 %.
+const STATED: f64 = 1.0 - stats::CONFIDENCE;
+
+fn measured() -> Noise {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/noise.jsonl");
+    let mut records = RecordFile::read(&path).expect("the file is part of the repository").records;
+    match records.pop().expect("one record").body {
+        Body::Noise(noise) => noise,
+        other => panic!("not an A/A record: {other:?}"),
+    }
+}
+
+/// `rounds` consecutive rounds from anywhere in the measurement. Which of the two runs belongs to whom is drawn anew, as the runner
+/// draws the order; the second contender's is then made slower by `slowdown`.
+fn rounds_of(noise: &Noise, rounds: usize, slowdown: f64, rng: &mut Rng) -> Vec<(f64, f64)> {
+    let start = rng.below(noise.first_ns.len() + 1 - rounds);
+    let round = |i: usize| {
+        let (a, b) = (noise.first_ns[start + i] as f64, noise.second_ns[start + i] as f64);
+        let (a, b) = if rng.below(2) == 0 { (a, b) } else { (b, a) };
+        (a, b * (1.0 + slowdown))
+    };
+    (0..rounds).map(round).collect()
+}
+
+fn excludes_one(ratio: Estimate) -> bool {
+    ratio.low > 1.0 || ratio.high < 1.0
+}
+
+/// The share of trials in which the two contenders are said to differ.
+fn alarms(slowdown: f64, trials: u64) -> f64 {
+    let (noise, mut rng) = (measured(), Rng::new(11));
+    let alarm = |seed| {
+        let pairs = rounds_of(&noise, ROUNDS, slowdown, &mut rng);
+        excludes_one(Compared::Paired(pairs).interval(seed).expect("positive times"))
+    };
+    (0..trials).map(alarm).filter(|&alarm| alarm).count() as f64 / trials as f64
+}
+
+#[test]
+fn one_kernel_against_itself_covers_one_and_has_a_floor() {
+    let noise = measured();
+    let ratio = noise.ratio().expect("rounds");
+    assert!(!excludes_one(ratio), "{ratio:?}");
+    let floor = noise.floor().expect("rounds");
+    assert!((ratio.low - 1.0).abs() <= floor && (ratio.high - 1.0).abs() <= floor, "{ratio:?} {floor}");
+}
+
+#[test]
+fn no_slowdown_is_not_found_more_often_than_stated() {
+    let rate = alarms(0.0, 4000);
+    println!("false alarms: {:.2} %", 100.0 * rate);
+    assert!(rate <= STATED, "{rate} of trials see a difference where there is none, {STATED} stated");
+}
+
+#[test]
+fn three_percent_of_slowdown_is_found() {
+    let rate = alarms(0.03, 1000);
+    println!("3 % found: {:.1} %", 100.0 * rate);
+    assert!(rate >= 0.9, "3 % was seen in {rate} of trials");
+}
+
+#[test]
+fn stopping_when_the_interval_is_narrow_makes_no_false_alarms_either() {
+    let (noise, mut rng) = (measured(), Rng::new(12));
+    let plan = Plan {
+        repetitions: 100,
+        precision: Some(0.01),
+        warmup: 0,
+        debug_builds: DebugBuilds::AllowInTests,
+        ..Plan::default()
+    };
+    let trials = 300;
+    let mut rounds = 0;
+    let mut alarm = |seed| {
+        let pairs = rounds_of(&noise, 100, 0.0, &mut rng);
+        let (mut first, mut second) = (pairs.iter(), pairs.iter());
+        let mut contenders = [
+            Contender::new("a", move || first.next().map(|pair| pair.0 as u64).ok_or_else(|| "over".into())),
+            Contender::new("b", move || second.next().map(|pair| pair.1 as u64).ok_or_else(|| "over".into())),
+        ];
+        let plan = Plan { seed, ..plan.clone() };
+        let outcome = interleave(&mut contenders, &plan, &mut |_| ControlFlow::Continue(())).expect("runs");
+        rounds += outcome.rounds;
+        let pairs = outcome.series[0].pairs_with(&outcome.series[1]);
+        excludes_one(Compared::Paired(pairs).interval(seed).expect("positive times"))
+    };
+    let rate = (0..trials).filter(|&seed| alarm(seed)).count() as f64 / trials as f64;
+    println!("false alarms when stopping early: {:.2} %, after {} rounds on average", 100.0 * rate, rounds / 300);
+    // The rate of 300 trials has a standard error of 1.3 points.
+    assert!(rate <= STATED + 0.026, "{rate}");
+}

@@ -14,7 +14,7 @@ use ternbench_kernels::{Pool, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, interrupt, record, runner};
 use ternbench_model::weights::WeightSource;
 use ternbench_model::{Engine, Tokenizer};
-use ternbench_report::{frame, markdown, plots, table};
+use ternbench_report::{Document, Ledger, Run, frame, sections, table};
 
 use crate::console;
 use crate::eval;
@@ -72,6 +72,9 @@ pub struct Args {
     /// Score only the first so many items of each task
     #[arg(long)]
     limit: Option<usize>,
+    /// End with exit code 3 if a judged claim was not reproduced
+    #[arg(long)]
+    judge: bool,
     #[command(flatten)]
     layout: LayoutArg,
     /// Folder that the run's folder is made in [default: results/runs] [env: TERNBENCH_RESULTS]
@@ -89,6 +92,12 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     referee.compare_kernels()?;
     referee.compare_with_baselines()?;
     referee.finish(start)
+}
+
+/// 0, or, where the ledger is to be judged and a judged claim was not reproduced, 3. Undecided, not comparable and not measured
+/// claims were not judged.
+pub fn exit_code(ledger: &Ledger, judge: bool) -> ExitCode {
+    if judge && !ledger.all_judged_hold() { ExitCode::from(3) } else { ExitCode::SUCCESS }
 }
 
 /// The state of a run.
@@ -349,16 +358,16 @@ impl<'e> Referee<'e> {
         for claim in ledger.to_records() {
             self.keep(claim)?;
         }
-        let rows = frame::speed_rows(&self.records)?;
-        let plots = plots::all(&self.records, &rows, &self.host.summary(), self.run.path())?;
-        let report = markdown::report(&self.records, Some(&self.host), &plots)?;
-        self.run.write("report.md", report.as_bytes())?;
         let output = console::tables(self.env);
-        println!("\n{}\n", table::speeds(&rows, output));
+        println!("\n{}\n", sections::speed(&frame::speed_rows(&self.records)?).text(output));
         println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());
-        println!("report: {}", self.run.path().join("report.md").display());
+        let folder = self.run.path().to_owned();
+        let run = Run { folder: folder.clone(), records: self.records, host: Some(self.host), damaged: Vec::new() };
+        for path in Document::new(&run)?.save(&folder, true)? {
+            println!("report: {}", path.display());
+        }
         println!("this took {:.0} s", start.elapsed().as_secs_f64());
-        Ok(ExitCode::SUCCESS)
+        Ok(exit_code(&ledger, self.args.judge))
     }
 
     fn probes(&self) -> Result<&Probes> {

@@ -1,8 +1,12 @@
 //! `ternbench`: the referee for ternary LLMs. One file per subcommand; this one parses the command line and turns an error into
-//! one line and an exit code: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+//! one line and an exit code: 0 done, 1 failed, 2 wrong usage, 3 a judged claim was not reproduced (only with `--judge`),
+//! 130 ended by Ctrl-C.
 
+mod check;
 mod claims;
+mod cmp;
 mod console;
+mod diff;
 mod eval;
 mod eval_runs;
 mod footprint;
@@ -12,8 +16,11 @@ mod kernels;
 mod model;
 mod open;
 mod opponent;
+mod output;
 mod probes;
 mod race;
+mod rank;
+mod report;
 mod speed;
 mod suite;
 mod workload;
@@ -44,6 +51,16 @@ enum Command {
     Speed(speed::Args),
     /// Turn saved results of llama-bench into records
     Import(import::Args),
+    /// Write the report of a finished run: Markdown, HTML, plots, CSV, Parquet
+    Report(report::Args),
+    /// Compare the contenders of a run: kernels, models, threads
+    Cmp(cmp::Args),
+    /// Compare two runs: which change is real
+    Diff(diff::Args),
+    /// Rank kernels by the geometric mean over shapes
+    Rank(rank::Args),
+    /// Fail if a run is worse than a baseline run
+    Check(check::Args),
     /// Score PIQA, GSM8K or the perplexity of a text
     Eval(eval::Args),
     /// Continue a prompt, streaming
@@ -83,6 +100,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kernels(command) => kernels::run(command, &env),
         Command::Speed(args) => speed::run(args, &env),
         Command::Import(args) => import::run(args),
+        Command::Report(args) => report::run(args, &env),
+        Command::Cmp(args) => cmp::run(args, &env),
+        Command::Diff(args) => diff::run(args, &env),
+        Command::Rank(args) => rank::run(args, &env),
+        Command::Check(args) => check::run(args, &env),
         Command::Eval(args) => eval::run(args, &env),
         Command::Generate(args) => generate::run(args, &env),
         Command::Model(command) => model::run(command, &env),

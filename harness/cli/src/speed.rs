@@ -14,7 +14,8 @@ use ternbench_measure::{Env, Host, Plan, Record, RecordWriter, RunContext, clock
 use ternbench_model::Engine;
 use ternbench_model::breakdown::Part;
 use ternbench_model::weights::{LinearName, LinearWeights, WeightSource};
-use ternbench_report::{frame, markdown, table};
+use ternbench_report::export::{self, Format};
+use ternbench_report::{frame, sections};
 
 use crate::console;
 use crate::footprint;
@@ -402,12 +403,14 @@ fn show(records: &[Record], probes: &Probes, output: Output, env: &Env) -> Resul
             let speeds: Vec<&Record> = records.iter().filter(|r| matches!(r.body, Body::Speed(_))).collect();
             writeln!(out, "{}", serde_json::to_string_pretty(&speeds)?)?;
         }
-        Output::Csv => write!(out, "{}", frame::to_csv(&frame::speed_summary(records)?))?,
+        Output::Csv => {
+            out.write_all(&export::write(&sections::speed(&frame::speed_rows(records)?), Format::Csv)?)?;
+        }
         Output::Text | Output::Md => {
-            let rows = frame::speed_rows(records)?;
+            let table = sections::speed(&frame::speed_rows(records)?);
             let text = match output {
-                Output::Md => markdown::speeds(&rows),
-                _ => table::speeds(&rows, console::tables(env)),
+                Output::Md => table.markdown(),
+                _ => table.text(console::tables(env)),
             };
             let gap = if output == Output::Md { "\n" } else { "" };
             for line in probes.lines() {

@@ -115,6 +115,7 @@ pub enum Rule {
     LessMemory,
     PackedBytes { gb: f64 },
     EnergyFormula,
+    EnergyMeasured,
     SameShapeF16 { arch: String, low: f64, high: f64 },
     UpToF16 { layout: String, ratio: f64 },
     UpToKernel { layout: String, over: String, ratio: f64 },

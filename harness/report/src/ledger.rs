@@ -14,20 +14,24 @@ pub enum Verdict {
     NotReproduced,
     /// Published for other hardware, or an "up to" that this machine does not reach.
     NotComparable,
-    /// Nothing to judge by, or not sure enough.
+    /// Measured, but the interval straddles the claim.
+    Undecided,
+    /// Nothing to judge by.
     NotMeasured,
 }
 
 impl Verdict {
     /// All verdicts, in the order of summaries.
-    pub const ALL: [Self; 4] = [Self::Reproduced, Self::NotReproduced, Self::NotComparable, Self::NotMeasured];
+    pub const ALL: [Self; 5] =
+        [Self::Reproduced, Self::NotReproduced, Self::Undecided, Self::NotComparable, Self::NotMeasured];
 
     /// In words.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Reproduced => "reproduced",
             Self::NotReproduced => "not reproduced",
             Self::NotComparable => "not comparable",
+            Self::Undecided => "undecided",
             Self::NotMeasured => "not measured",
         }
     }
@@ -39,7 +43,7 @@ impl Verdict {
         } else if estimate.high < low {
             Self::NotReproduced
         } else {
-            Self::NotMeasured
+            Self::Undecided
         }
     }
 }
@@ -59,12 +63,14 @@ pub struct Finding {
     pub verdict: Verdict,
     /// Why.
     pub reason: String,
+    /// The command that would decide, where it is another than the one that measures.
+    pub decide: Option<String>,
 }
 
 impl Finding {
     /// A finding.
     pub fn new(verdict: Verdict, measured: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { measured: measured.into(), verdict, reason: reason.into() }
+        Self { measured: measured.into(), verdict, reason: reason.into(), decide: None }
     }
 
     /// Nothing to judge by.
@@ -88,17 +94,26 @@ pub struct Row {
     pub published: String,
     /// What was found.
     pub finding: Finding,
-    /// The command that would measure it, for [`Verdict::NotMeasured`].
+    /// The command that would measure or decide it, for [`Verdict::NotMeasured`] and [`Verdict::Undecided`].
     pub command: Option<String>,
     /// Where or how to run the command.
     pub note: Option<String>,
 }
 
 impl Row {
-    /// What to do about a claim that was not measured: ``. To measure: `command` (note)``, or nothing.
+    /// `2x (decode, F16 baselines)`.
+    pub fn published_with_conditions(&self) -> String {
+        match self.conditions.as_str() {
+            "" => self.published.clone(),
+            conditions => format!("{} ({conditions})", self.published),
+        }
+    }
+
+    /// What to do about a claim that has no verdict yet: ``. To measure: `command` (note)``, or nothing.
     pub fn advice(&self) -> String {
+        let aim = if self.finding.verdict == Verdict::Undecided { "decide" } else { "measure" };
         let note = self.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
-        self.command.as_ref().map_or(String::new(), |command| format!(". To measure: `{command}`{note}"))
+        self.command.as_ref().map_or(String::new(), |command| format!(". To {aim}: `{command}`{note}"))
     }
 }
 
@@ -115,12 +130,12 @@ impl Ledger {
         self.rows.iter().filter(|row| row.finding.verdict == verdict).count()
     }
 
-    /// Whether no claim that could be judged was refuted.
+    /// Whether no claim that could be judged was refuted. What is undecided, not comparable or not measured was not judged.
     pub fn all_judged_hold(&self) -> bool {
         self.count(Verdict::NotReproduced) == 0
     }
 
-    /// `3 reproduced, 1 not reproduced, 2 not comparable, 10 not measured`.
+    /// `3 reproduced, 1 not reproduced, 0 undecided, 2 not comparable, 10 not measured`.
     pub fn summary(&self) -> String {
         let parts = Verdict::ALL.map(|verdict| format!("{} {verdict}", self.count(verdict)));
         parts.join(", ")
@@ -148,6 +163,6 @@ mod tests {
         let estimate = |low, high| Estimate { value: (low + high) / 2.0, low, high, n: 5 };
         assert_eq!(Verdict::at_least(estimate(2.0, 2.5), 2.0), Verdict::Reproduced);
         assert_eq!(Verdict::at_least(estimate(1.5, 1.99), 2.0), Verdict::NotReproduced);
-        assert_eq!(Verdict::at_least(estimate(1.9, 2.1), 2.0), Verdict::NotMeasured);
+        assert_eq!(Verdict::at_least(estimate(1.9, 2.1), 2.0), Verdict::Undecided);
     }
 }

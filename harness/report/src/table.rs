@@ -1,9 +1,9 @@
-//! Tables for a terminal, and plain ones for a pipe.
+//! Tables: one definition, shown to people (terminal, Markdown, HTML) rounded and with units, and to programs (CSV, JSON, Parquet:
+//! see [`crate::export`]) in full.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table as TextTable, TableStyle, presets};
+use ternbench_measure::stats::Estimate;
 
-use crate::claims::short_number;
-use crate::frame::SpeedRow;
 use crate::ledger::{Ledger, Row};
 
 /// Lines above, below and under the header; none between rows.
@@ -30,9 +30,192 @@ pub enum Align {
     Right,
 }
 
-/// A table as text, without a newline at its end.
+/// What a column holds. It decides how values are shown to people and how many columns programs get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Words.
+    Text,
+    /// A whole number.
+    Count,
+    /// A number, shown with three digits that matter.
+    Number,
+    /// A number of bytes, shown as GB (10⁹ bytes).
+    Bytes,
+    /// A share of one, shown in percent.
+    Share,
+    /// A median with its interval and n: three columns for people, four for programs.
+    Estimate,
+    /// A ratio with its interval and n, shown as `2.31x`.
+    Ratio,
+}
+
+/// One column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Name for programs, with its unit: `tokens_per_s`.
+    pub key: &'static str,
+    /// Name for people; empty where only programs get the column.
+    pub title: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+}
+
+/// Shorthand for a column.
+pub const fn column(key: &'static str, title: &'static str, kind: Kind) -> Column {
+    Column { key, title, kind }
+}
+
+/// One value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Nothing was measured.
+    None,
+    /// Words.
+    Text(String),
+    /// A whole number.
+    Count(u64),
+    /// Any other number.
+    Number(f64),
+    /// A number with its interval.
+    Estimate(Estimate),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(count: u64) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(count: usize) -> Self {
+        Self::Count(count as u64)
+    }
+}
+
+impl From<f64> for Value {
+    fn from(number: f64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<Estimate> for Value {
+    fn from(estimate: Estimate) -> Self {
+        Self::Estimate(estimate)
+    }
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::None, Into::into)
+    }
+}
+
+/// Columns and rows; every row has one value per column.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// The columns.
+    pub columns: Vec<Column>,
+    /// The rows.
+    pub rows: Vec<Vec<Value>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(columns: impl Into<Vec<Column>>) -> Self {
+        Self { columns: columns.into(), rows: Vec::new() }
+    }
+
+    /// Adds rows.
+    pub fn with_rows(mut self, rows: impl IntoIterator<Item = Vec<Value>>) -> Self {
+        self.rows.extend(rows);
+        self
+    }
+
+    /// The header for people.
+    pub fn header(&self) -> Vec<(&'static str, Align)> {
+        let mut header = Vec::new();
+        for column in self.columns.iter().filter(|column| !column.title.is_empty()) {
+            let align = if column.kind == Kind::Text { Align::Left } else { Align::Right };
+            header.push((column.title, align));
+            if matches!(column.kind, Kind::Estimate | Kind::Ratio) {
+                header.extend([("95 % interval", Align::Right), ("n", Align::Right)]);
+            }
+        }
+        header
+    }
+
+    /// The rows for people: as many cells as [`Table::header`].
+    pub fn cells(&self) -> Vec<Vec<String>> {
+        let row = |row: &Vec<Value>| {
+            let shown = self.columns.iter().zip(row).filter(|(column, _)| !column.title.is_empty());
+            shown.flat_map(|(column, value)| show(column.kind, value)).collect()
+        };
+        self.rows.iter().map(row).collect()
+    }
+
+    /// As text, without a newline at its end.
+    pub fn text(&self, output: Output) -> String {
+        render(&self.header(), &self.cells(), output)
+    }
+
+    /// As a Markdown table.
+    pub fn markdown(&self) -> String {
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let header = self.header();
+        let mut out = line(header.iter().map(|(name, _)| (*name).to_owned()).collect());
+        let rule = |align| if align == Align::Right { "---:" } else { "---" };
+        out += &line(header.iter().map(|(_, align)| rule(*align).to_owned()).collect());
+        for row in self.cells() {
+            out += &line(row.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect());
+        }
+        out
+    }
+}
+
+/// The cells of one value.
+fn show(kind: Kind, value: &Value) -> Vec<String> {
+    let unit = |text: String| if kind == Kind::Ratio { format!("{text}x") } else { text };
+    let digits = |x: f64| if kind == Kind::Ratio { format!("{x:.2}") } else { short_number(x) };
+    match value {
+        Value::None if matches!(kind, Kind::Estimate | Kind::Ratio) => vec!["–".into(); 3],
+        Value::None => vec!["–".into()],
+        Value::Text(text) => vec![text.clone()],
+        Value::Count(count) if kind == Kind::Bytes => vec![format!("{:.3}", *count as f64 / 1e9)],
+        Value::Count(count) => vec![count.to_string()],
+        Value::Number(x) if kind == Kind::Share => vec![format!("{:.0} %", x * 100.0)],
+        Value::Number(x) => vec![unit(digits(*x))],
+        Value::Estimate(e) => {
+            vec![unit(digits(e.value)), format!("{} to {}", digits(e.low), digits(e.high)), e.n.to_string()]
+        }
+    }
+}
+
+/// A number with three digits that matter: `123`, `12.3`, `1.23`.
+pub fn short_number(x: f64) -> String {
+    let decimals = match x.abs() {
+        x if x >= 99.95 => 0,
+        x if x >= 9.995 => 1,
+        x if x >= 0.0995 || x == 0.0 => 2,
+        _ => 4,
+    };
+    format!("{x:.decimals$}")
+}
+
+/// A table of ready cells as text, without a newline at its end.
 pub fn render(header: &[(&str, Align)], rows: &[Vec<String>], output: Output) -> String {
-    let mut table = Table::new();
+    let mut table = TextTable::new();
     match output {
         Output::Terminal(width) => {
             table.load_style(LINES).set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(40));
@@ -98,66 +281,59 @@ fn wrap(text: &str, width: usize) -> String {
     lines + &line + "\n"
 }
 
-/// Speeds: model, kernel, threads, workload, median, interval, n, share of the limit.
-pub fn speeds(rows: &[SpeedRow], output: Output) -> String {
-    render(&SPEED_HEADER, &rows.iter().map(speed_cells).collect::<Vec<_>>(), output)
-}
-
-/// Columns of speed tables.
-pub(crate) const SPEED_HEADER: [(&str, Align); 10] = [
-    ("workload", Align::Left),
-    ("model", Align::Left),
-    ("weights", Align::Left),
-    ("kernel", Align::Left),
-    ("ISA", Align::Left),
-    ("threads", Align::Right),
-    ("tok/s (median)", Align::Right),
-    ("95 % interval", Align::Right),
-    ("n", Align::Right),
-    ("of limit", Align::Right),
-];
-
-/// Cells of one row of a speed table.
-pub(crate) fn speed_cells(row: &SpeedRow) -> Vec<String> {
-    let speed = row.tokens_per_s;
-    vec![
-        row.workload.clone(),
-        crate::catalogue::Catalogue::get().title(&row.shape).to_owned(),
-        if row.exact { row.weights.clone() } else { format!("{} (lossy)", row.weights) },
-        row.kernel.clone(),
-        row.isa.clone(),
-        row.n_threads.to_string(),
-        short_number(speed.value),
-        format!("{} to {}", short_number(speed.low), short_number(speed.high)),
-        speed.n.to_string(),
-        row.share_of_limit().map_or("–".into(), |share| format!("{:.0} %", share * 100.0)),
-    ]
+#[cfg(test)]
+pub(crate) fn sample() -> Table {
+    let columns = [
+        column("name", "name", Kind::Text),
+        column("raw", "", Kind::Text),
+        column("tokens_per_s", "tok/s", Kind::Estimate),
+        column("ratio", "ratio", Kind::Ratio),
+        column("share", "of limit", Kind::Share),
+        column("size_bytes", "GB", Kind::Bytes),
+    ];
+    let estimate = Estimate { value: 12.345, low: 12.0, high: 123.4, n: 5 };
+    Table::new(columns).with_rows([
+        vec!["a|b".into(), "x,\"y\"".into(), estimate.into(), 2.0.into(), 0.875.into(), 1_500_000_000_u64.into()],
+        vec!["c".into(), "z".into(), Value::None, Value::None, Value::None, Value::None],
+    ])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample() -> (Vec<(&'static str, Align)>, Vec<Vec<String>>) {
-        let header = vec![("name", Align::Left), ("tok/s", Align::Right)];
-        let words = "a long name of many words that no narrow terminal could show on one line";
-        (header, vec![vec!["short".into(), "1.0".into()], vec![words.into(), "12.5".into()]])
-    }
-
     #[test]
     fn a_terminal_is_never_overrun() {
-        let (header, rows) = sample();
-        let text = render(&header, &rows, Output::Terminal(44));
+        let words = "a long name of many words that no narrow terminal could show on one line";
+        let table = Table::new([column("a", "name", Kind::Text), column("b", "tok/s", Kind::Number)])
+            .with_rows([vec!["short".into(), 1.0.into()], vec![words.into(), 12.5.into()]]);
+        let text = table.text(Output::Terminal(44));
         assert!(text.lines().all(|line| line.chars().count() <= 44), "{text}");
         assert!(text.lines().count() > 6, "{text}");
+        let plain = table.text(Output::Plain);
+        assert_eq!(plain.lines().count(), 3, "{plain}");
+        assert!(plain.is_ascii() && !plain.contains('|'), "{plain}");
+        assert!(plain.lines().nth(1).is_some_and(|line| line.ends_with("  1.00")), "{plain}");
     }
 
     #[test]
-    fn a_pipe_gets_one_line_per_row() {
-        let (header, rows) = sample();
-        let text = render(&header, &rows, Output::Plain);
-        assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.is_ascii() && !text.contains('|'), "{text}");
-        assert!(text.lines().nth(1).is_some_and(|line| line.ends_with("  1.0")), "{text}");
+    fn markdown_shows_what_people_get() {
+        let expected = "\
+| name | tok/s | 95 % interval | n | ratio | 95 % interval | n | of limit | GB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| a\\|b | 12.3 | 12.0 to 123 | 5 | 2.00x | 88 % | 1.500 |
+| c | – | – | – | – | – | – | – | – |
+";
+        let mut table = sample();
+        assert!(table.markdown().contains("| a\\|b | 12.3 | 12.0 to 123 | 5 |"), "{}", table.markdown());
+        table.rows[0][3] = Value::Estimate(Estimate { value: 2.0, low: 1.0, high: 3.0, n: 4 });
+        let expected = expected.replace("2.00x | 88 %", "2.00x | 1.00 to 3.00 | 4 | 88 %");
+        assert_eq!(table.markdown(), expected);
+    }
+
+    #[test]
+    fn three_digits_that_matter() {
+        let shown = [123.4, 12.34, 1.234, 0.123, 0.0123, 0.0, 99.96].map(short_number);
+        assert_eq!(shown, ["123", "12.3", "1.23", "0.12", "0.0123", "0.00", "100"]);
     }
 }

@@ -9,7 +9,7 @@ use ternbench_measure::git::GitState;
 use ternbench_measure::record::*;
 use ternbench_measure::rng::Rng;
 use ternbench_measure::{Host, RecordFile};
-use ternbench_report::{Verdict, frame, judge, markdown, plots, table};
+use ternbench_report::{Document, Run, Verdict, frame, html, judge, markdown, table};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -41,18 +41,47 @@ fn host() -> Host {
     }
 }
 
-fn report(plot_names: &[String]) -> String {
-    markdown::report(&frozen(), Some(&host()), plot_names).expect("a report")
+fn document() -> Document {
+    let run = Run { records: frozen(), host: Some(host()), ..Run::default() };
+    Document::new(&run).expect("a document")
+}
+
+/// The page without its plots, which are compared by eye.
+fn page() -> String {
+    html::report(&Document { plots: Vec::new(), ..document() }).expect("a page").replace("<tr>", "\n<tr>")
+}
+
+fn compare(new: &str, frozen: &str) {
+    let old = std::fs::read_to_string(data(frozen)).expect("the frozen report");
+    for (number, (new, old)) in new.lines().zip(old.lines()).enumerate() {
+        assert_eq!(new, old, "{frozen}, line {}", number + 1);
+    }
+    assert_eq!(new.lines().count(), old.lines().count());
 }
 
 #[test]
-fn the_report_is_the_frozen_one() {
-    let expected = std::fs::read_to_string(data("report.md")).expect("the frozen report");
-    let report = report(&["speed-tg128".into(), "memory".into()]);
-    for (number, (new, old)) in report.lines().zip(expected.lines()).enumerate() {
-        assert_eq!(new, old, "line {}", number + 1);
+fn the_reports_are_the_frozen_ones() {
+    compare(&markdown::report(&document()), "report.md");
+    compare(&page(), "report.html");
+}
+
+#[test]
+fn the_page_needs_no_network_and_escapes_what_records_say() {
+    let mut records = frozen();
+    if let Some(Body::Speed(speed)) =
+        records.iter_mut().map(|record| &mut record.body).find(|b| matches!(b, Body::Speed(_)))
+    {
+        speed.model.model = "<script>alert(1)</script>".into();
+        speed.model.shape = None;
+        speed.refused = Some("a < b & \"c\"".into());
     }
-    assert_eq!(report.lines().count(), expected.lines().count());
+    let document = Document::new(&Run { records, ..Run::default() }).expect("a document");
+    let page = html::report(&document).expect("a page");
+    assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"), "not escaped");
+    assert!(page.contains("a &lt; b &amp; &quot;c&quot;"));
+    let links = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!links.contains("http:") && !links.contains("https:") && !links.contains("@import"), "it asks the network");
+    assert_eq!(page.matches("<svg").count(), document.plots.len());
 }
 
 #[test]
@@ -77,22 +106,39 @@ fn verdicts_of_the_frozen_records() {
 fn refused_results_enter_no_table() {
     let rows = frame::speed_rows(&frozen()).expect("rows");
     assert!(rows.iter().all(|row| row.kernel != "avx512vnni-i2s-impossible"));
-    let report = report(&[]);
-    assert!(report.contains("impossible: 162.0 tok/s"));
+    assert!(markdown::report(&document()).contains("impossible: 162.0 tok/s"));
 }
 
 #[test]
 fn plots_are_drawn_as_svg_and_png() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    let records = frozen();
-    let rows = frame::speed_rows(&records).expect("rows");
-    let names = plots::all(&records, &rows, "Synthetic Test CPU, 2 cores", folder.path()).expect("plots");
-    assert_eq!(names, ["speed-tg128", "limit-tg128", "speed-pp128", "limit-pp128", "memory"]);
+    let document = document();
+    document.save(folder.path(), true).expect("writes");
+    let names: Vec<&str> = document.plots.iter().map(|plot| plot.name.as_str()).collect();
+    let expected = [
+        "speed-tg128",
+        "speed-pp128",
+        "scaling-tg128",
+        "scaling-pp128",
+        "latency-depth",
+        "roofline",
+        "memory",
+        "bytes-per-token",
+        "accuracy-piqa",
+        "heat-m1-t2-cold",
+    ];
+    assert_eq!(names, expected);
     for name in names {
         let svg = std::fs::read_to_string(folder.path().join(format!("{name}.svg"))).expect("an SVG");
-        assert!(svg.starts_with("<svg") && svg.contains("BitNet b1.58 2B4T"), "{name}");
+        assert!(svg.starts_with("<svg") && svg.contains("prefers-color-scheme:dark"), "{name}");
         let png = std::fs::read(folder.path().join(format!("{name}.png"))).expect("a PNG");
         assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000, "{name}");
+    }
+    for table in ["speed", "side-by-side", "kernels-by-shape", "ranking-of-kernels", "memory", "accuracy", "claims"] {
+        let csv = std::fs::read_to_string(folder.path().join(format!("{table}.csv"))).expect("a CSV");
+        assert!(csv.lines().count() > 1, "{table}");
+        let parquet = std::fs::read(folder.path().join(format!("{table}.parquet"))).expect("Parquet");
+        assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"), "{table}");
     }
 }
 
@@ -100,7 +146,8 @@ fn plots_are_drawn_as_svg_and_png() {
 #[ignore = "rewrites the frozen report"]
 fn freeze_the_report() {
     std::fs::write(data("records.jsonl"), make_frozen_records()).expect("writes");
-    std::fs::write(data("report.md"), report(&["speed-tg128".into(), "memory".into()])).expect("writes");
+    std::fs::write(data("report.md"), markdown::report(&document())).expect("writes");
+    std::fs::write(data("report.html"), page()).expect("writes");
 }
 
 /// A run of made-up numbers near those of a 2-core machine.
@@ -184,6 +231,9 @@ fn make_frozen_records() -> String {
                 samples,
                 bytes_per_token: if prefill { work.0 / 128 } else { work.0 },
                 macs_per_token: work.1,
+                bytes_per_token_parts: [("linear", work.0 / 10 * 7), ("lm_head", work.0 / 10 * 2), ("kv", work.0 / 10)]
+                    .map(|(part, bytes)| (part.to_owned(), if prefill { bytes / 128 } else { bytes }))
+                    .into(),
                 limits: Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes: 32 << 20 },
                 output_checksum: "0".repeat(16),
                 ..Speed::default()
@@ -260,6 +310,64 @@ fn make_frozen_records() -> String {
         speed.refused = None;
         speed.check_limits();
     }
+    for depth in [512_u64, 2048] {
+        let rate = 24.2 / (1.0 + depth as f64 / 8000.0);
+        let work = (1_178_000_000 + depth * 76_800, 2_412_000_000);
+        let kernel = code("avx512vnni-i2s-dpbusd");
+        bodies.push(speed(model("bitnet-2b4t", "ternary"), kernel, 2, false, &format!("depth {depth}"), rate, work));
+        if let Some(Body::Speed(speed)) = bodies.last_mut() {
+            speed.workload = format!("tg128@d{depth}");
+            speed.n_depth = depth;
+        }
+    }
+    for (n, k) in [(2560_usize, 2560_usize), (6912, 2560)] {
+        for (kernel, share) in kernels {
+            let ns = (n * k) as f64 / (70.0 * share);
+            let kernel = Kernel {
+                code: code(kernel),
+                n,
+                k,
+                m: 1,
+                n_threads: 2,
+                cache: "cold".into(),
+                group: format!("{n}x{k} m1"),
+                pack_ns: vec![1_000_000],
+                prepare_ns: vec![2_000; 5],
+                compute_ns: [1.0, 1.02, 0.99, 1.01, 1.05].map(|noise| (ns * noise) as u64).into(),
+                samples_round: (0..5).collect(),
+                packed_bytes: (n * k / 4) as u64,
+                limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 32 << 20 },
+                output_checksum: "0".repeat(16),
+                ..Kernel::default()
+            };
+            bodies.push(kernel.into());
+        }
+    }
+    let real = Model { model: "tiny-llama.gguf".into(), shape: None, ..model("tiny", "q4_1") };
+    let accuracy = Accuracy {
+        model: real.clone(),
+        code: code("avx2-q4_1-fma"),
+        task: "piqa@1".into(),
+        n: 1838,
+        n_total: 1838,
+        correct: [("acc".to_owned(), 1190), ("acc_norm".to_owned(), 1201)].into(),
+        ..Accuracy::default()
+    };
+    bodies.push(accuracy.into());
+    let memory = Memory { model: real, kernel: "avx2-q4_1-fma".into(), n_threads: 2, ..Memory::default() };
+    bodies
+        .push(Memory { packed_bytes: 66_000_000, peak_rss_bytes: 107_000_000, peak_was_reset: true, ..memory }.into());
+    let twin = Noise {
+        model: model("bitnet-2b4t", "ternary"),
+        code: code("avx512vnni-i2s-dpbusd"),
+        n_threads: 2,
+        workload: "tg128".into(),
+        group: "alone".into(),
+        first_ns: vec![5_010_000_000, 4_990_000_000, 5_030_000_000, 5_000_000_000, 4_960_000_000],
+        second_ns: vec![5_000_000_000; 5],
+        protocol: None,
+    };
+    bodies.push(twin.into());
     let ternary = Memory {
         model: model("bitnet-2b4t", "ternary"),
         kernel: "avx512vnni-i2s-dpbusd".into(),

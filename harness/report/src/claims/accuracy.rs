@@ -65,8 +65,8 @@ pub(super) fn beats(
         );
     }
     let sure = leads.iter().all(|(_, lead)| lead.low > 0.0);
-    let verdict = if sure { Verdict::Reproduced } else { Verdict::NotMeasured };
-    let doubt = if sure { "" } else { "undecided: a lead's interval holds 0; " };
+    let verdict = if sure { Verdict::Reproduced } else { Verdict::Undecided };
+    let doubt = if sure { "" } else { "a lead's interval holds 0; " };
     Finding::new(verdict, measured, format!("{doubt}lead in points: {list}"))
 }
 

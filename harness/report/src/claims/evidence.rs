@@ -1,10 +1,12 @@
 //! The records that count, and ratios between them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use ternbench_measure::Record;
 use ternbench_measure::record::{Accuracy, Agreement, Body, Load, Memory, Speed, Verify};
 use ternbench_measure::stats::{self, Compared, Estimate};
+
+use crate::compare::pairs;
 
 /// Records by kind, without what was refused.
 #[derive(Debug, Default)]
@@ -89,9 +91,7 @@ pub struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     fn new(left: &'a Speed, right: &'a Speed, same_group: bool) -> Self {
         let (a, b) = (left.samples.tokens_per_s(), right.samples.tokens_per_s());
-        let by_round: HashMap<u32, f64> = right.samples.rounds.iter().copied().zip(b.iter().copied()).collect();
-        let pair = |(round, speed): (&u32, &f64)| Some((*speed, *by_round.get(round)?));
-        let pairs: Vec<(f64, f64)> = left.samples.rounds.iter().zip(&a).filter_map(pair).collect();
+        let pairs = pairs(&left.samples.rounds, &a, &right.samples.rounds, &b);
         let compared = if same_group && !pairs.is_empty() { Compared::Paired(pairs) } else { Compared::Unpaired(a, b) };
         Self { left, right, compared }
     }

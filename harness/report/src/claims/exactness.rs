@@ -9,7 +9,7 @@ pub(super) fn weights_ternary(evidence: &Evidence<'_>, catalogue: &Catalogue) ->
     let subject = |load: &&&ternbench_measure::record::Load| load.model.shape() == Some(&catalogue.subject().id);
     let real = evidence.loads.iter().filter(subject).find(|load| !load.model.is_synthetic());
     let Some((load, trits)) = real.and_then(|load| Some((load, load.trits?))) else {
-        return Finding::not_measured("only synthetic weights were loaded, which are ternary by construction");
+        return Finding::not_measured(why_no_real_weights(evidence, catalogue));
     };
     let all = trits.minus + trits.zero + trits.plus + trits.other;
     let share = |count: u64| count as f64 * 100.0 / all.max(1) as f64;
@@ -22,6 +22,21 @@ pub(super) fn weights_ternary(evidence: &Evidence<'_>, catalogue: &Catalogue) ->
         share(trits.plus)
     );
     Finding::new(verdict, format!("{} others", trits.other), reason)
+}
+
+/// What was loaded instead of a file of the subject's shape.
+fn why_no_real_weights(evidence: &Evidence<'_>, catalogue: &Catalogue) -> String {
+    let subject = catalogue.subject();
+    let others = evidence.loads.iter().filter(|load| !load.model.is_synthetic() && load.trits.is_some());
+    let others: std::collections::BTreeSet<&str> = others.map(|load| load.model.model.as_str()).collect();
+    if !others.is_empty() {
+        let names = others.into_iter().collect::<Vec<_>>().join(", ");
+        return format!("no file of {}'s shape was loaded; {names} has another shape", subject.title);
+    }
+    match evidence.loads.iter().any(|load| load.model.weights == "ternary") {
+        true => "only synthetic weights were loaded, which are ternary by construction".into(),
+        false => "no ternary weights were loaded".into(),
+    }
 }
 
 /// "I2_S is lossless."

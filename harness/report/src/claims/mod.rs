@@ -7,6 +7,8 @@ mod memory;
 mod speed;
 
 use ternbench_measure::Record;
+use ternbench_measure::record::Speed;
+use ternbench_measure::stats;
 
 use crate::catalogue::{Catalogue, Claim, Rule};
 use crate::energy::energy;
@@ -28,7 +30,8 @@ fn row(claim: &Claim, finding: Finding) -> Row {
         sources: claim.sources.clone(),
         conditions: claim.conditions.clone(),
         published: claim.published.clone(),
-        command: (finding.verdict == Verdict::NotMeasured).then(|| claim.command.clone()),
+        command: matches!(finding.verdict, Verdict::NotMeasured | Verdict::Undecided)
+            .then(|| finding.decide.clone().unwrap_or_else(|| claim.command.clone())),
         note: claim.note.clone(),
         finding,
     }
@@ -47,6 +50,7 @@ fn find(rule: &Rule, evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding 
         Rule::LessMemory => memory::less_memory(evidence, catalogue),
         Rule::PackedBytes { gb } => memory::packed_bytes(evidence, catalogue, *gb),
         Rule::EnergyFormula => energy_formula(catalogue),
+        Rule::EnergyMeasured => energy_measured(evidence, catalogue),
         Rule::SameShapeF16 { arch, low, high } => speed::same_shape_f16(evidence, catalogue, arch, *low, *high),
         Rule::UpToF16 { layout, ratio } => speed::up_to_f16(evidence, catalogue, layout, *ratio),
         Rule::UpToKernel { layout, over, ratio } => speed::up_to_kernel(evidence, catalogue, layout, over, *ratio),
@@ -55,6 +59,35 @@ fn find(rule: &Rule, evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding 
         Rule::RunsWithoutBitnetCpp => exactness::runs_without_bitnet_cpp(evidence, catalogue),
         Rule::RunsOnArm => exactness::runs_on_arm(evidence),
         Rule::NotBuilt { why } => Finding::not_measured(why),
+    }
+}
+
+/// Joules per token off a counter. They stand beside the published ones, which no counter gave: there is nothing to refute.
+fn energy_measured(evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding {
+    let subject = |speed: &&Speed| {
+        speed.model.shape() == Some(&catalogue.subject().id) && speed.model.weights == "ternary" && speed.n_gen > 0
+    };
+    let speeds = || evidence.speeds.iter().map(|(_, speed)| *speed).filter(subject);
+    let per_token = |speed: &Speed| {
+        let joules: Vec<f64> =
+            speed.samples_joules.iter().map(|joules| joules / speed.samples.tokens.max(1) as f64).collect();
+        stats::median_interval(&joules, stats::SEED)
+    };
+    let measured = speeds().filter_map(|speed| Some((speed, per_token(speed)?)));
+    match measured.min_by(|a, b| a.1.value.total_cmp(&b.1.value)) {
+        Some((speed, joules)) => Finding::new(
+            Verdict::NotComparable,
+            format!("{:.3} J a token ({:.3} to {:.3})", joules.value, joules.low, joules.high),
+            format!(
+                "{} with {}, idle power included ({}); the published joules are a formula's",
+                speed.workload,
+                speed.code.kernel,
+                speed.energy.as_deref().unwrap_or("counter unknown")
+            ),
+        ),
+        None => Finding::not_measured(
+            speeds().find_map(|speed| speed.energy.clone()).unwrap_or("no energy was read beside a decode".into()),
+        ),
     }
 }
 
@@ -75,18 +108,6 @@ fn energy_formula(catalogue: &Catalogue) -> Finding {
         first.title
     );
     Finding::new(verdict, format!("{:.3} J by the formula", computed(subject)), reason)
-}
-
-/// A number with three digits that matter: `123`, `12.3`, `1.23`.
-pub(crate) fn short_number(x: f64) -> String {
-    let decimals = if x.abs() >= 99.95 {
-        0
-    } else if x.abs() >= 9.995 {
-        1
-    } else {
-        2
-    };
-    format!("{x:.decimals$}")
 }
 
 #[cfg(test)]

@@ -8,7 +8,31 @@ use super::evidence::{Comparison, Evidence, layout_of, show_ratio};
 use crate::catalogue::{Catalogue, PublishedModel};
 use crate::ledger::{Finding, Verdict};
 
-const STRADDLES: &str = "undecided: the interval straddles the claim, more repetitions would narrow it; ";
+/// More rounds than this are not asked for: the claim is then too close to what was measured.
+const MOST_ROUNDS: f64 = 500.0;
+
+/// A finding about a ratio that should be at least `low`, from so many comparisons of equally many rounds. Where the interval
+/// straddles the claim it names the rounds that would decide: an interval narrows with their square root.
+fn judged(estimate: Estimate, low: f64, n_comparisons: usize, reason: impl FnOnce(Verdict) -> String) -> Finding {
+    let verdict = Verdict::at_least(estimate, low);
+    let mut finding = Finding::new(verdict, show_ratio(estimate), reason(verdict));
+    if verdict == Verdict::Undecided {
+        let half = if estimate.value < low { estimate.high - estimate.value } else { estimate.value - estimate.low };
+        let rounds = estimate.n as f64 / n_comparisons.max(1) as f64;
+        // A third more than that, because the interval of the next run will not be exactly as narrow.
+        let enough = (rounds * (half / (estimate.value - low)).powi(2) * 1.33).ceil();
+        if enough <= MOST_ROUNDS {
+            finding.reason = format!("the interval straddles the claim; {}", finding.reason);
+            finding.decide = Some(format!("ternbench claims -r {}", enough.max(rounds + 1.0)));
+        } else {
+            finding.reason = format!(
+                "the interval straddles the claim, closer to it than {MOST_ROUNDS} rounds could tell; {}",
+                finding.reason
+            );
+        }
+    }
+    finding
+}
 
 fn is_subject(speed: &Speed, catalogue: &Catalogue) -> bool {
     speed.model.shape() == Some(&catalogue.subject().id) && speed.model.weights == "ternary" && speed.code.exact
@@ -48,19 +72,18 @@ pub(super) fn faster_than_baselines(evidence: &Evidence<'_>, catalogue: &Catalog
     let Some((first, estimate)) = comparisons.first().zip(overall(&comparisons)) else {
         return Finding::not_measured("no decode speed of the ternary model beside an F16 baseline");
     };
-    let verdict = Verdict::at_least(estimate, low);
     let reach = comparisons.iter().filter(|(_, c)| c.estimate().is_some_and(|estimate| estimate.low >= low)).count();
-    let reason = format!(
-        "{}geometric mean over {} of {} baselines ({}, {}); {reach} of {} reach {low:.0}x alone: {}",
-        if verdict == Verdict::NotMeasured { STRADDLES } else { "" },
-        comparisons.len(),
-        catalogue.baselines().len(),
-        first.1.conditions(),
-        first.1.left.code.kernel,
-        comparisons.len(),
-        list(&comparisons)
-    );
-    Finding::new(verdict, show_ratio(estimate), reason)
+    judged(estimate, low, comparisons.len(), |_| {
+        format!(
+            "geometric mean over {} of {} baselines ({}, {}); {reach} of {} reach {low:.0}x alone: {}",
+            comparisons.len(),
+            catalogue.baselines().len(),
+            first.1.conditions(),
+            first.1.left.code.kernel,
+            comparisons.len(),
+            list(&comparisons)
+        )
+    })
 }
 
 /// The ratios of the published latencies, with their rounding in the claim's favour.
@@ -75,17 +98,16 @@ pub(super) fn latency_ratios(evidence: &Evidence<'_>, catalogue: &Catalogue) -> 
     let Some(((estimate, low), published)) = overall(&comparisons).zip(mean(0.5)).zip(mean(0.0)) else {
         return Finding::not_measured("no decode speed of the ternary model beside an F16 baseline");
     };
-    let verdict = Verdict::at_least(estimate, low);
     let one = |(model, comparison): &(&PublishedModel, Comparison<'_>)| {
         format!("{} {:.2}x (published {:.2}x)", model.title, comparison.ratio(), model.published.latency_ms / own)
     };
-    let reason = format!(
-        "{}geometric mean against {published:.2}x published for the same {}; by baseline: {}",
-        if verdict == Verdict::NotMeasured { STRADDLES } else { "" },
-        if comparisons.len() == 1 { "baseline".into() } else { format!("{} baselines", comparisons.len()) },
-        comparisons.iter().map(one).collect::<Vec<_>>().join("; ")
-    );
-    Finding::new(verdict, show_ratio(estimate), reason)
+    judged(estimate, low, comparisons.len(), |_| {
+        format!(
+            "geometric mean against {published:.2}x published for the same {}; by baseline: {}",
+            if comparisons.len() == 1 { "baseline".into() } else { format!("{} baselines", comparisons.len()) },
+            comparisons.iter().map(one).collect::<Vec<_>>().join("; ")
+        )
+    })
 }
 
 /// "29 ms a token", on the CPU that it was said of.
@@ -148,20 +170,20 @@ pub(super) fn same_shape_f16(
     let Some((comparison, estimate)) = comparison.and_then(|c| c.estimate().map(|estimate| (c, estimate))) else {
         return Finding::not_measured(format!("the shape of {} in F16 was not run", subject.title));
     };
-    let verdict = Verdict::at_least(estimate, low);
-    let place = match verdict {
-        Verdict::NotMeasured => STRADDLES,
-        Verdict::Reproduced if estimate.low > high => "above the published range; ",
-        Verdict::Reproduced => "at or above the low end; ",
-        _ => "below the low end; ",
-    };
-    let reason = format!(
-        "{place}{} against ternbench's own F16 code ({}{})",
-        comparison.left.code.kernel,
-        comparison.conditions(),
-        comparison.pairing()
-    );
-    Finding::new(verdict, show_ratio(estimate), reason)
+    judged(estimate, low, 1, |verdict| {
+        let place = match verdict {
+            Verdict::Reproduced if estimate.low > high => "above the published range; ",
+            Verdict::Reproduced => "at or above the low end; ",
+            Verdict::NotReproduced => "below the low end; ",
+            _ => "",
+        };
+        format!(
+            "{place}{} against ternbench's own F16 code ({}{})",
+            comparison.left.code.kernel,
+            comparison.conditions(),
+            comparison.pairing()
+        )
+    })
 }
 
 /// "I2_S up to 6.25x over F16."

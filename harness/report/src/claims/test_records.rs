@@ -1,7 +1,7 @@
 //! Records made up for tests.
 
 use ternbench_measure::host::Host;
-use ternbench_measure::record::{Body, Code, Limits, Model, Record, RunContext, Samples, Speed};
+use ternbench_measure::record::{Body, Code, Kernel, Limits, Model, Record, RunContext, Samples, Speed};
 
 /// Records on a made-up x86-64 machine.
 pub(crate) fn records(bodies: impl IntoIterator<Item = Body>) -> Vec<Record> {
@@ -52,5 +52,23 @@ pub(crate) fn speed(name: &str, weights: &str, n_threads: usize, group: &str, to
         limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 0 },
         output_checksum: "0".into(),
         ..Speed::default()
+    }
+}
+
+/// A kernel on an n x k matrix with m tokens and two threads, at these times.
+pub(crate) fn kernel(name: &str, n: usize, k: usize, m: usize, compute_ns: &[u64]) -> Kernel {
+    Kernel {
+        code: Code { kernel: name.into(), isa: "avx2".into(), exact: true },
+        n,
+        k,
+        m,
+        n_threads: 2,
+        cache: "cold".into(),
+        group: format!("{n}x{k} m{m}"),
+        compute_ns: compute_ns.to_vec(),
+        samples_round: (0..compute_ns.len() as u32).collect(),
+        packed_bytes: (n * k / 4) as u64,
+        limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 0 },
+        ..Kernel::default()
     }
 }

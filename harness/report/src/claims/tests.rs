@@ -44,7 +44,10 @@ fn nothing_measured_names_the_commands() {
     }
     assert_eq!(
         ledger.summary(),
-        format!("1 reproduced, 0 not reproduced, 0 not comparable, {} not measured", ledger.rows.len() - 1)
+        format!(
+            "1 reproduced, 0 not reproduced, 0 undecided, 0 not comparable, {} not measured",
+            ledger.rows.len() - 1
+        )
     );
     assert!(ledger.all_judged_hold());
 }
@@ -70,8 +73,15 @@ fn an_interval_across_the_claim_is_undecided() {
         speed("synthetic:llama-3.2-1b", "f16", 2, "g", &[10.0; 5]).into(),
     ];
     let found = row(&records(noisy), "twice-as-fast");
-    assert_eq!(found.finding.verdict, Verdict::NotMeasured);
-    assert!(found.finding.reason.starts_with("undecided") && found.command.is_some(), "{found:?}");
+    assert_eq!(found.finding.verdict, Verdict::Undecided);
+    assert!(found.finding.reason.starts_with("the interval straddles the claim, closer"), "{found:?}");
+    // 1.9 (1.5 to 2.3) of 5 rounds: the distance to 2 is a quarter of the half interval, so 16 times the rounds, and a third more.
+    let nearer: Vec<Body> = vec![
+        speed(TERNARY, "ternary", 2, "g", &[15.0, 18.0, 23.0, 19.0, 22.0]).into(),
+        speed("synthetic:llama-3.2-1b", "f16", 2, "g", &[10.0; 5]).into(),
+    ];
+    let found = row(&records(nearer), "twice-as-fast");
+    assert_eq!(found.advice(), ". To decide: `ternbench claims -r 107`");
 }
 
 #[test]
@@ -206,6 +216,10 @@ fn counts_are_judged_and_synthetic_trits_are_not() {
     assert_eq!(verdict(&records([load(TERNARY, 0)]), "params-2b"), Verdict::Reproduced);
     assert_eq!(verdict(&records([load(TERNARY, 0)]), "weights-ternary"), Verdict::NotMeasured);
     assert_eq!(verdict(&records([load("ggml-model-i2_s.gguf", 0)]), "weights-ternary"), Verdict::Reproduced);
+    let mut other = Load { model: model("tiny.gguf", "ternary"), trits: Some(TritCount::default()), ..Load::default() };
+    other.model.shape = None;
+    let found = row(&records([load(TERNARY, 0), other.into()]), "weights-ternary");
+    assert!(found.finding.reason.contains("tiny.gguf has another shape"), "{found:?}");
     assert_eq!(verdict(&records([load("ggml-model-i2_s.gguf", 1)]), "weights-ternary"), Verdict::NotReproduced);
 }
 
@@ -231,7 +245,7 @@ fn accuracy_counts_on_real_weights_and_the_whole_set() {
     assert_eq!(verdict(&all(1300, 1500, 1838, ""), "piqa-beats-1b"), Verdict::NotReproduced);
     let close = row(&all(1417, 1399, 1838, ""), "piqa-beats-1b");
     assert!(
-        close.finding.verdict == Verdict::NotMeasured && close.finding.reason.starts_with("undecided"),
+        close.finding.verdict == Verdict::Undecided && close.finding.reason.starts_with("a lead's interval holds 0"),
         "{close:?}"
     );
     assert_eq!(verdict(&all(90, 10, 100, ""), "piqa-beats-1b"), Verdict::NotMeasured);
@@ -252,6 +266,21 @@ fn perplexity_allows_both_errors() {
     };
     assert_eq!(verdict(&with(17.2), "ppl-17.109"), Verdict::Reproduced);
     assert_eq!(verdict(&with(18.0), "ppl-17.109"), Verdict::NotReproduced);
+}
+
+#[test]
+fn measured_joules_stand_beside_the_formula() {
+    let mut decode = speed(TERNARY, "ternary", 2, "g", &[10.0; 3]);
+    decode.energy = Some("not measured: no counter".into());
+    let found = row(&records([decode.clone().into()]), "energy-028j (measured)");
+    assert_eq!(
+        (found.finding.verdict, found.finding.reason.as_str()),
+        (Verdict::NotMeasured, "not measured: no counter")
+    );
+    decode.samples_joules = vec![128.0, 192.0, 256.0];
+    let found = row(&records([decode.into()]), "energy-028j (measured)");
+    assert_eq!(found.finding.verdict, Verdict::NotComparable);
+    assert_eq!(found.finding.measured, "1.500 J a token (1.000 to 2.000)");
 }
 
 #[test]

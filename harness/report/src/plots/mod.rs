@@ -1,15 +1,22 @@
-//! Plots, as SVG and PNG from the same drawing code, on a white card so that they read on light and dark pages alike.
+//! Plots, as SVG and PNG from the same drawing code. The PNG stands on a white card; the SVG follows the page it is on, light or dark.
 
 mod bars;
 pub mod charts;
+mod heat;
+mod pen;
+mod xy;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Once;
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
 pub use bars::{Bar, BarChart, Group, Series};
-pub use charts::{all, limit_shares, memory, speeds};
+pub use charts::all;
+pub use heat::{Cell, HeatMap};
+pub use pen::dark_rules;
+pub use xy::{Axis, Point, Style, XyChart, XySeries};
 
 /// How many pixels of a PNG stand for one of the SVG.
 const PNG_SCALE: u32 = 2;
@@ -30,9 +37,24 @@ pub enum PlotError {
     Write(#[from] ternbench_measure::run_dir::RunDirError),
 }
 
-fn draw_error(what: &str) -> impl Fn(String) -> PlotError + use<> {
-    let what = what.to_owned();
-    move |why| PlotError::Draw { what: what.clone(), why }
+/// A drawing.
+#[derive(Clone, Debug)]
+pub enum Chart {
+    /// Horizontal bars.
+    Bars(BarChart),
+    /// Points and lines.
+    Xy(XyChart),
+    /// Kernels and shapes.
+    Heat(HeatMap),
+}
+
+/// A chart with the name of its files.
+#[derive(Clone, Debug)]
+pub struct Plot {
+    /// Name without extension.
+    pub name: String,
+    /// What is drawn.
+    pub chart: Chart,
 }
 
 /// Registers the embedded font under the name that SVG viewers know too. Without it nothing could measure text.
@@ -45,36 +67,65 @@ fn register_fonts() {
     });
 }
 
-/// A chart as an SVG document.
-///
-/// # Errors
-/// When drawing fails.
-pub fn svg(chart: &BarChart) -> Result<String, PlotError> {
-    register_fonts();
-    let (width, height) = chart.size();
-    let mut text = String::new();
-    {
-        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
-        bars::draw(&root, chart, 1.0).map_err(draw_error("an SVG"))?;
-        root.present().map_err(|error| draw_error("an SVG")(error.to_string()))?;
+impl Plot {
+    /// What it shows.
+    pub fn title(&self) -> &str {
+        match &self.chart {
+            Chart::Bars(chart) => &chart.title,
+            Chart::Xy(chart) => &chart.title,
+            Chart::Heat(chart) => &chart.title,
+        }
     }
-    Ok(text)
-}
 
-/// Writes `<name>.svg` and `<name>.png` into a folder.
-///
-/// # Errors
-/// When drawing or writing fails.
-pub fn save(chart: &BarChart, folder: &Path, name: &str) -> Result<[PathBuf; 2], PlotError> {
-    let svg_path = folder.join(format!("{name}.svg"));
-    ternbench_measure::run_dir::write_atomic(&svg_path, svg(chart)?.as_bytes())?;
-    let png_path = folder.join(format!("{name}.png"));
-    let (width, height) = chart.size();
-    let error = draw_error(&png_path.display().to_string());
-    {
-        let root = BitMapBackend::new(&png_path, (width * PNG_SCALE, height * PNG_SCALE)).into_drawing_area();
-        bars::draw(&root, chart, f64::from(PNG_SCALE)).map_err(&error)?;
-        root.present().map_err(|why| error(why.to_string()))?;
+    fn size(&self) -> (u32, u32) {
+        match &self.chart {
+            Chart::Bars(chart) => chart.size(),
+            Chart::Xy(chart) => chart.size(),
+            Chart::Heat(chart) => chart.size(),
+        }
     }
-    Ok([svg_path, png_path])
+
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Result<(), PlotError> {
+        let scale = f64::from(scale);
+        let drawn = match &self.chart {
+            Chart::Bars(chart) => bars::draw(root, chart, scale),
+            Chart::Xy(chart) => xy::draw(root, chart, scale),
+            Chart::Heat(chart) => heat::draw(root, chart, scale),
+        };
+        let error = |why| PlotError::Draw { what: self.name.clone(), why };
+        drawn.map_err(error)?;
+        root.present().map_err(|why| error(why.to_string()))
+    }
+
+    /// As an SVG element in its light colours, to stand in a page that brings [`dark_rules`] of its own.
+    ///
+    /// # Errors
+    /// When drawing fails.
+    pub fn svg(&self) -> Result<String, PlotError> {
+        register_fonts();
+        let mut text = String::new();
+        self.draw(&SVGBackend::with_string(&mut text, self.size()).into_drawing_area(), 1)?;
+        Ok(text)
+    }
+
+    /// Writes `<name>.svg`, which follows its viewer's theme, into a folder.
+    ///
+    /// # Errors
+    /// When drawing or writing fails.
+    pub fn save_svg(&self, folder: &Path) -> Result<(), PlotError> {
+        let style = format!("<style>@media(prefers-color-scheme:dark){{{}}}</style>", dark_rules(""));
+        let svg = self.svg()?.replacen('\n', &format!("\n{style}\n"), 1);
+        let path = folder.join(format!("{}.svg", self.name));
+        Ok(ternbench_measure::run_dir::write_atomic(&path, svg.as_bytes())?)
+    }
+
+    /// Writes `<name>.png` into a folder.
+    ///
+    /// # Errors
+    /// When drawing or writing fails.
+    pub fn save_png(&self, folder: &Path) -> Result<(), PlotError> {
+        let (width, height) = self.size();
+        let path = folder.join(format!("{}.png", self.name));
+        self.draw(&BitMapBackend::new(&path, (width * PNG_SCALE, height * PNG_SCALE)).into_drawing_area(), PNG_SCALE)
+    }
 }

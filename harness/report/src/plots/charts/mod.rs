@@ -1,0 +1,90 @@
+//! What is plotted. A chart appears only if there are records for it.
+
+mod accuracy;
+mod kernels;
+mod size;
+mod speed;
+
+use ternbench_measure::Record;
+
+use super::{Chart, Plot};
+use crate::frame::{KernelRow, SpeedRow};
+
+/// Every plot that the records have something for, in the order of a report. `host` stands under every title.
+pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow], host: &str) -> Vec<Plot> {
+    let mut plots = Vec::new();
+    let mut add = |name: String, chart: Chart| plots.push(Plot { name, chart });
+    let mut workloads: Vec<Workload<'_>> = speeds.iter().map(|row| Workload::of(&row.workload)).collect();
+    // Decode first, the longest first: what is asked about most.
+    workloads.sort_by_key(|workload| (workload.prefill, std::cmp::Reverse(workload.n), workload.depth));
+    workloads.dedup();
+    for workload in workloads.iter().filter(|workload| workload.depth == 0) {
+        add(format!("speed-{}", workload.slug()), Chart::Bars(speed::by_kernel(speeds, workload, host)));
+    }
+    for workload in &workloads {
+        if let Some(chart) = speed::scaling(speeds, workload, host) {
+            add(format!("scaling-{}", workload.slug()), Chart::Xy(chart));
+        }
+    }
+    speed::latency_by_depth(speeds, host).into_iter().for_each(|chart| add("latency-depth".into(), Chart::Xy(chart)));
+    speed::roofline(speeds, host).into_iter().for_each(|chart| add("roofline".into(), Chart::Xy(chart)));
+    size::memory(records, host).into_iter().for_each(|chart| add("memory".into(), Chart::Bars(chart)));
+    size::bytes_per_token(records, host)
+        .into_iter()
+        .for_each(|chart| add("bytes-per-token".into(), Chart::Bars(chart)));
+    for (task, chart) in accuracy::against_memory(records, host) {
+        add(format!("accuracy-{task}"), Chart::Xy(chart));
+    }
+    for (name, map) in kernels::heat_maps(kernels, host) {
+        add(name, Chart::Heat(map));
+    }
+    plots
+}
+
+/// A workload, taken apart: `tg128@d512` decodes 128 tokens after 512.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Workload<'a> {
+    name: &'a str,
+    prefill: bool,
+    n: u64,
+    depth: u64,
+}
+
+impl<'a> Workload<'a> {
+    fn of(name: &'a str) -> Self {
+        let (base, depth) = name.split_once("@d").unwrap_or((name, "0"));
+        let number = |text: &str| text.parse().unwrap_or(0);
+        let n = number(base.trim_start_matches(|c: char| !c.is_ascii_digit()));
+        Self { name, prefill: base.starts_with("pp"), n, depth: number(depth) }
+    }
+
+    fn slug(&self) -> String {
+        ternbench_measure::host::slug(self.name)
+    }
+
+    /// `Decode, 128 tokens after 512`.
+    fn words(&self) -> String {
+        let after = if self.depth == 0 { String::new() } else { format!(" after {}", self.depth) };
+        match (self.prefill, self.name.starts_with("tg")) {
+            (true, _) => format!("Prefill, {} tokens{after}", self.n),
+            (_, true) => format!("Decode, {} tokens{after}", self.n),
+            _ => self.name.to_owned(),
+        }
+    }
+}
+
+/// `1 thread`, `2 threads`.
+fn threads(n: u64) -> String {
+    format!("{n} thread{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_in_words() {
+        let words = ["tg128@d512", "pp64", "mix"].map(|name| Workload::of(name).words());
+        assert_eq!(words, ["Decode, 128 tokens after 512", "Prefill, 64 tokens", "mix"]);
+    }
+}

@@ -1,0 +1,321 @@
+//! The tables of a report, from records: one function per table, shared by Markdown, HTML and the exporters.
+
+use ternbench_measure::Record;
+use ternbench_measure::record::Body;
+
+use crate::catalogue::Catalogue;
+use crate::compare::{By, cmp, cmp_table};
+use crate::frame::{KernelRow, SpeedRow, memory_rows};
+use crate::ledger::Ledger;
+use crate::rank;
+use crate::table::{Kind, Table, Value, column};
+
+/// A table with its heading.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Section {
+    /// Heading.
+    pub title: &'static str,
+    /// What has to be known to read it.
+    pub note: &'static str,
+    /// The table.
+    pub table: Table,
+}
+
+/// The sections of a report that have rows, in order.
+pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow]) -> Vec<Section> {
+    let section = |title, note, table| Section { title, note, table };
+    let mut sections = vec![
+        section(
+            "Speed",
+            "Medians over all repetitions; nothing was dropped. The limit is the measured peak of bandwidth or arithmetic, whichever binds.",
+            speed(speeds),
+        ),
+        section(
+            "Side by side",
+            "Contenders that were interleaved, each against the fastest of its group: the median of the ratios within rounds.",
+            cmp_table(&cmp(records, By::Any, None)),
+        ),
+        section(
+            "Kernels by shape",
+            "Each kernel alone on one matrix: n output rows, k inputs, m tokens.",
+            self::kernels(kernels),
+        ),
+        section(
+            "Ranking of kernels",
+            "Geometric mean over shapes of the speed against the best; bounded kernels apart from exact ones.",
+            rank::table(&rank::rank(records)),
+        ),
+        section("Refused", "These enter no other table, ratio or verdict.", refused(records)),
+        section("Memory", "GB (10⁹ bytes). What was resident before loading is subtracted.", memory(records)),
+        section("Loading", "From file or seed to a model that can run, packing included.", load(records)),
+        section("Accuracy", "Items scored; Wilson intervals.", accuracy(records)),
+        section("Verification", "Done before anything was timed.", verification(records)),
+    ];
+    sections.retain(|section| !section.table.rows.is_empty());
+    sections
+}
+
+/// Speeds: one row per workload, model, kernel and thread count.
+pub fn speed(rows: &[SpeedRow]) -> Table {
+    let columns = [
+        column("workload", "workload", Kind::Text),
+        column("title", "model", Kind::Text),
+        column("model", "", Kind::Text),
+        column("weights", "weights", Kind::Text),
+        column("kernel", "kernel", Kind::Text),
+        column("isa", "ISA", Kind::Text),
+        column("exactness", "", Kind::Text),
+        column("n_threads", "threads", Kind::Count),
+        column("tokens_per_s", "tok/s (median)", Kind::Estimate),
+        column("tokens_per_s_mad", "", Kind::Number),
+        column("limit_tokens_per_s", "", Kind::Number),
+        column("share_of_limit", "of limit", Kind::Share),
+    ];
+    Table::new(columns).with_rows(rows.iter().map(|row| {
+        let lossy = if row.exact { "" } else { " (lossy)" };
+        vec![
+            row.workload.clone().into(),
+            Catalogue::get().title(&row.shape).into(),
+            row.model.clone().into(),
+            row.weights.clone().into(),
+            format!("{}{lossy}", row.kernel).into(),
+            row.isa.clone().into(),
+            exactness(row.exact),
+            row.n_threads.into(),
+            row.tokens_per_s.into(),
+            row.mad.into(),
+            row.limit_tokens_per_s.into(),
+            row.share_of_limit().into(),
+        ]
+    }))
+}
+
+fn exactness(exact: bool) -> Value {
+    if exact { "exact" } else { "bounded" }.into()
+}
+
+/// Kernels on their own: one row per shape, batch, thread count and kernel.
+pub fn kernels(rows: &[KernelRow]) -> Table {
+    let columns = [
+        column("n", "n", Kind::Count),
+        column("k", "k", Kind::Count),
+        column("m", "m", Kind::Count),
+        column("kernel", "kernel", Kind::Text),
+        column("isa", "", Kind::Text),
+        column("exactness", "sums", Kind::Text),
+        column("n_threads", "threads", Kind::Count),
+        column("cache", "weights", Kind::Text),
+        column("compute_us", "µs (median)", Kind::Estimate),
+        column("compute_us_mad", "", Kind::Number),
+        column("gmacs_per_s", "G MAC/s", Kind::Number),
+        column("gbytes_per_s", "GB/s", Kind::Number),
+        column("share_of_limit", "of limit", Kind::Share),
+    ];
+    Table::new(columns).with_rows(rows.iter().map(|row| {
+        vec![
+            row.n.into(),
+            row.k.into(),
+            row.m.into(),
+            row.kernel.clone().into(),
+            row.isa.clone().into(),
+            exactness(row.exact),
+            row.n_threads.into(),
+            row.cache.clone().into(),
+            row.compute_ns.scale(1e-3).into(),
+            (row.mad / 1e3).into(),
+            (row.macs().value / 1e9).into(),
+            (row.packed_bytes / row.compute_ns.value).into(),
+            row.share_of_limit().into(),
+        ]
+    }))
+}
+
+/// Memory, least peak first.
+pub fn memory(records: &[Record]) -> Table {
+    let columns = [
+        column("title", "model", Kind::Text),
+        column("model", "", Kind::Text),
+        column("weights", "weights", Kind::Text),
+        column("kernel", "kernel", Kind::Text),
+        column("stored_bytes", "stored", Kind::Bytes),
+        column("mapped_bytes", "mapped", Kind::Bytes),
+        column("packed_bytes", "packed linear", Kind::Bytes),
+        column("embedding_bytes", "embedding", Kind::Bytes),
+        column("kv_bytes", "KV cache", Kind::Bytes),
+        column("scratch_bytes", "scratch", Kind::Bytes),
+        column("peak_rss_bytes", "resident peak", Kind::Bytes),
+    ];
+    Table::new(columns).with_rows(memory_rows(records).into_iter().map(|memory| {
+        let shape = memory.model.shape().unwrap_or(&memory.model.model);
+        vec![
+            Catalogue::get().title(shape).into(),
+            memory.model.model.clone().into(),
+            memory.model.weights.clone().into(),
+            memory.kernel.clone().into(),
+            memory.stored_bytes.into(),
+            memory.mapped_bytes.into(),
+            memory.packed_bytes.into(),
+            memory.embedding_bytes.into(),
+            memory.kv_bytes.into(),
+            memory.scratch_bytes.into(),
+            memory.peak_rss_bytes.into(),
+        ]
+    }))
+}
+
+fn load(records: &[Record]) -> Table {
+    let columns = [
+        column("title", "model", Kind::Text),
+        column("weights", "weights", Kind::Text),
+        column("kernel", "packed for", Kind::Text),
+        column("n_threads", "threads", Kind::Count),
+        column("load_s", "seconds", Kind::Number),
+        column("n_params", "parameters", Kind::Count),
+    ];
+    let rows = records.iter().filter_map(|record| match &record.body {
+        Body::Load(load) => {
+            let ns: Vec<f64> = load.samples_ns.iter().map(|&ns| ns as f64).collect();
+            let seconds = ternbench_measure::stats::median(&ns)? / 1e9;
+            let title = Catalogue::get().title(load.model.shape().unwrap_or(&load.model.model));
+            let words = [title, &load.model.weights, &load.kernel].map(Value::from);
+            Some(words.into_iter().chain([load.n_threads.into(), seconds.into(), load.n_params.into()]).collect())
+        }
+        _ => None,
+    });
+    Table::new(columns).with_rows(rows)
+}
+
+fn accuracy(records: &[Record]) -> Table {
+    let columns = [
+        column("title", "model", Kind::Text),
+        column("weights", "weights", Kind::Text),
+        column("task", "task", Kind::Text),
+        column("metric", "metric", Kind::Text),
+        column("share", "% correct", Kind::Estimate),
+        column("n_total", "in the set", Kind::Count),
+    ];
+    let mut table = Table::new(columns);
+    for record in records {
+        let Body::Accuracy(accuracy) = &record.body else { continue };
+        let title = Catalogue::get().title(accuracy.model.shape().unwrap_or(&accuracy.model.model));
+        let words = |metric: &str| [title, &accuracy.model.weights, &accuracy.task, metric].map(Value::from);
+        for (metric, &correct) in &accuracy.correct {
+            let share = ternbench_measure::stats::proportion(correct, accuracy.n).map(|share| share.scale(100.0));
+            table.rows.push(words(metric).into_iter().chain([share.into(), accuracy.n_total.into()]).collect());
+        }
+        if let Some(nll) = accuracy.nll_sum.filter(|_| accuracy.n > 0) {
+            let perplexity = Value::from((nll / accuracy.n as f64).exp());
+            table.rows.push(words("perplexity").into_iter().chain([perplexity, accuracy.n_total.into()]).collect());
+        }
+    }
+    table
+}
+
+fn refused(records: &[Record]) -> Table {
+    let columns = [
+        column("what", "what", Kind::Text),
+        column("kernel", "kernel", Kind::Text),
+        column("workload", "workload", Kind::Text),
+        column("n_threads", "threads", Kind::Count),
+        column("why", "why", Kind::Text),
+    ];
+    Table::new(columns).with_rows(records.iter().filter_map(|record| match &record.body {
+        Body::Speed(speed) => Some(vec![
+            speed.model.model.clone().into(),
+            speed.code.kernel.clone().into(),
+            speed.workload.clone().into(),
+            speed.n_threads.into(),
+            speed.refused.clone()?.into(),
+        ]),
+        Body::Kernel(kernel) => Some(vec![
+            "kernel alone".into(),
+            kernel.code.kernel.clone().into(),
+            format!("{}x{} m{}", kernel.n, kernel.k, kernel.m).into(),
+            kernel.n_threads.into(),
+            kernel.refused.clone()?.into(),
+        ]),
+        _ => None,
+    }))
+}
+
+fn verification(records: &[Record]) -> Table {
+    let columns = [
+        column("kernel", "kernel", Kind::Text),
+        column("compared", "compared", Kind::Text),
+        column("amount", "how much", Kind::Text),
+        column("result", "result", Kind::Text),
+    ];
+    Table::new(columns).with_rows(records.iter().filter_map(|record| match &record.body {
+        Body::Verify(verify) => {
+            let result = match (&verify.skipped, verify.ok) {
+                (Some(why), _) => format!("skipped: {why}"),
+                (None, true) if verify.code.exact => "equal to the oracle".into(),
+                (None, true) => "within its bound".into(),
+                (None, false) => format!("WRONG: {}", verify.first_mismatch.as_deref().unwrap_or("a sum differs")),
+            };
+            let amount = format!("{} cases on {} shapes", verify.cases, verify.shapes.len());
+            Some(vec![verify.code.kernel.clone().into(), "sums".into(), amount.into(), result.into()])
+        }
+        Body::Agreement(agreement) => {
+            let amount = format!("{} tokens of {} prompts", agreement.n_tokens, agreement.n_prompts);
+            let result = format!("{} differ from {}", agreement.n_differ, agreement.reference_kernel);
+            Some(vec![agreement.code.kernel.clone().into(), "greedy tokens".into(), amount.into(), result.into()])
+        }
+        _ => None,
+    }))
+}
+
+/// The ledger for programs.
+pub fn claims(ledger: &Ledger) -> Table {
+    let columns = [
+        column("id", "claim", Kind::Text),
+        column("claim", "said", Kind::Text),
+        column("sources", "sources", Kind::Text),
+        column("published", "published", Kind::Text),
+        column("conditions", "conditions", Kind::Text),
+        column("measured", "measured here", Kind::Text),
+        column("verdict", "verdict", Kind::Text),
+        column("reason", "why", Kind::Text),
+        column("command", "to measure or decide", Kind::Text),
+    ];
+    Table::new(columns).with_rows(ledger.rows.iter().map(|row| {
+        vec![
+            row.id.clone().into(),
+            row.claim.clone().into(),
+            row.sources.join(" ").into(),
+            row.published.clone().into(),
+            row.conditions.clone().into(),
+            row.finding.measured.clone().into(),
+            row.finding.verdict.name().into(),
+            row.finding.reason.clone().into(),
+            row.command.clone().into(),
+        ]
+    }))
+}
+
+/// Every sample that counts, one row each: what other tools want to compute with.
+pub fn samples(records: &[Record]) -> Table {
+    let columns = [
+        column("run_id", "run", Kind::Text),
+        column("group", "group", Kind::Text),
+        column("workload", "workload", Kind::Text),
+        column("model", "model", Kind::Text),
+        column("weights", "weights", Kind::Text),
+        column("kernel", "kernel", Kind::Text),
+        column("n_threads", "threads", Kind::Count),
+        column("round", "round", Kind::Count),
+        column("rate", "tok/s or G MAC/s", Kind::Number),
+    ];
+    let mut table = Table::new(columns);
+    for series in crate::compare::Series::all(records) {
+        let what = &series.contender;
+        let (run_id, group) = &series.group;
+        let words = [run_id, group, &what.workload, &what.model, &what.weights, &what.kernel];
+        for (i, &rate) in series.rates.iter().enumerate() {
+            let round = series.rounds.get(i).map(|&round| u64::from(round));
+            let words = words.into_iter().map(|word| Value::from(word.as_str()));
+            table.rows.push(words.chain([what.n_threads.into(), round.into(), rate.into()]).collect());
+        }
+    }
+    table
+}

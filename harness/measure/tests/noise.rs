@@ -7,13 +7,14 @@ use std::path::Path;
 use ternbench_measure::record::{Body, Noise};
 use ternbench_measure::rng::Rng;
 use ternbench_measure::runner::DebugBuilds;
-use ternbench_measure::stats::{self, Compared, Estimate};
+use ternbench_measure::stats::{Compared, Estimate};
 use ternbench_measure::{Contender, Plan, RecordFile, interleave};
 
 /// Rounds of a trial, as `speed --aa` runs them.
 const ROUNDS: usize = 30;
-/// False alarms are stated as 1 - 95 %.
-const STATED: f64 = 1.0 - stats::CONFIDENCE;
+/// The rate of false alarms that METHODOLOGY.md states for 30 rounds. The intervals' nominal 5 % is not reached: a percentile bootstrap of
+/// a median of so few pairs is too narrow, and 4000 trials on busy noise gave 6.3 %.
+const STATED: f64 = 0.07;
 
 const BUSY: &str = "noise-busy.jsonl";
 const QUIET: &str = "noise-quiet.jsonl";
@@ -73,8 +74,7 @@ fn no_slowdown_is_not_found_more_often_than_stated() {
     for noise in [BUSY, QUIET].into_iter().filter_map(measured) {
         let rate = alarms(&noise, 0.0, 4000);
         println!("false alarms: {:.2} %", 100.0 * rate);
-        // The rate of 4000 trials has a standard error of 0.35 points.
-        assert!(rate <= STATED + 0.007, "{rate} of trials see a difference where there is none, {STATED} stated");
+        assert!(rate <= STATED, "{rate} of trials see a difference where there is none, {STATED} stated");
     }
 }
 
@@ -113,6 +113,5 @@ fn stopping_when_the_interval_is_narrow_makes_no_false_alarms_either() {
     };
     let rate = (0..trials).filter(|&seed| alarm(seed)).count() as f64 / trials as f64;
     println!("false alarms when stopping early: {:.2} %, after {} rounds on average", 100.0 * rate, rounds / 300);
-    // The rate of 300 trials has a standard error of 1.3 points.
-    assert!(rate <= STATED + 0.026, "{rate}");
+    assert!(rate <= STATED, "{rate}");
 }

@@ -64,7 +64,7 @@ impl Plan {
     pub(crate) fn is_narrow(&self, rounds: u32, series: &[Series]) -> bool {
         let Some(precision) = self.precision else { return false };
         // Looked at after every tenth more rounds: often enough to stop in time, seldom enough to be free.
-        if rounds < self.min_repetitions.max(MIN_ROUNDS_FOR_PRECISION) || rounds % (rounds / 10) != 0 {
+        if rounds < self.min_repetitions.max(MIN_ROUNDS_FOR_PRECISION) || !rounds.is_multiple_of(rounds / 10) {
             return false;
         }
         let mut alive = series.iter().filter(|one| one.failed.is_none());

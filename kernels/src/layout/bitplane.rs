@@ -19,7 +19,7 @@ pub const TILE_K: usize = 4;
 pub const CODES: [[i8; TILE_K]; 16] = {
     let (mut codes, mut i) = ([[0; TILE_K]; 16], 0);
     while i < 16 * TILE_K {
-        codes[i / TILE_K][i % TILE_K] = (i / TILE_K >> (i % TILE_K) & 1) as i8;
+        codes[i / TILE_K][i % TILE_K] = ((i / TILE_K) >> (i % TILE_K) & 1) as i8;
         i += 1;
     }
     codes

@@ -164,35 +164,35 @@ unsafe fn compute<D: Decode, M: Multiply>(w: &PackedMatrix, x: &Prepared, rows: 
 /// 16 codes. At most 3, they are positive as signed bytes too.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn load_codes(codes: &[u8; 16]) -> int8x16_t {
+pub(crate) fn load_codes(codes: &[u8; 16]) -> int8x16_t {
     vreinterpretq_s8_u8(load(codes))
 }
 
 /// 4 columns of a token, for each of 4 rows.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn broadcast(x: Columns) -> int8x16_t {
+pub(crate) fn broadcast(x: Columns) -> int8x16_t {
     vreinterpretq_s8_s32(vdupq_n_s32(i32::from_ne_bytes(x.map(i8::cast_unsigned))))
 }
 
 /// Adds to the sums of 4 rows.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn add_to(acc: &mut [i32; 4], values: int32x4_t) {
+pub(crate) fn add_to(acc: &mut [i32; 4], values: int32x4_t) {
     // SAFETY: the array holds the 16 bytes that are read and written.
     unsafe { vst1q_s32(acc.as_mut_ptr(), vaddq_s32(vld1q_s32(acc.as_ptr()), values)) };
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn load(bytes: &[u8; 16]) -> uint8x16_t {
+pub(crate) fn load(bytes: &[u8; 16]) -> uint8x16_t {
     // SAFETY: the array holds the 16 bytes that are read.
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn store(bytes: &mut [u8; 16], value: uint8x16_t) {
+pub(crate) fn store(bytes: &mut [u8; 16], value: uint8x16_t) {
     // SAFETY: the array holds the 16 bytes that are written.
     unsafe { vst1q_u8(bytes.as_mut_ptr(), value) };
 }

@@ -307,7 +307,7 @@ macro_rules! dpbusd_loops {
         /// A register of bytes.
         #[inline]
         #[target_feature(enable = $features)]
-        pub fn load(bytes: &[u8; $bytes]) -> $register {
+        pub(crate) fn load(bytes: &[u8; $bytes]) -> $register {
             // SAFETY: the array holds the bytes that are read; the load needs no alignment.
             unsafe { $load(bytes.as_ptr().cast()) }
         }

@@ -18,7 +18,7 @@ pub struct Bytes {
 /// Looks up 16 indices below 16.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn look<const H: usize>(table: &Table<H>, codes: uint8x16_t) -> Bytes {
+pub(crate) fn look<const H: usize>(table: &Table<H>, codes: uint8x16_t) -> Bytes {
     let mut halves = [vdupq_n_u8(0); 2];
     for h in 0..H {
         halves[h] = vqtbl1q_u8(load(&table[h]), codes);
@@ -30,7 +30,7 @@ impl Bytes {
     /// `-entry - 1` in the rows where `flip` is 0xFF: the complement of both halves.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn complement<const H: usize>(self, flip: uint8x16_t) -> Self {
+    pub(crate) fn complement<const H: usize>(self, flip: uint8x16_t) -> Self {
         let high = if H == 2 { veorq_u8(self.high, flip) } else { self.high };
         Self { low: veorq_u8(self.low, flip), high }
     }
@@ -38,7 +38,7 @@ impl Bytes {
     /// Small numbers without a high half.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn small(low: uint8x16_t) -> Self {
+    pub(crate) fn small(low: uint8x16_t) -> Self {
         Self { low, high: vdupq_n_u8(0) }
     }
 
@@ -58,14 +58,14 @@ impl Sums {
     /// Nothing yet.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self([vdupq_n_s16(0); 2])
     }
 
     /// Adds an entry to every row.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn add(&mut self, bytes: Bytes) {
+    pub(crate) fn add(&mut self, bytes: Bytes) {
         let entries = bytes.joined();
         for i in 0..2 {
             self.0[i] = vaddq_s16(self.0[i], entries[i]);
@@ -75,7 +75,7 @@ impl Sums {
     /// Subtracts an entry from every row.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn sub(&mut self, bytes: Bytes) {
+    pub(crate) fn sub(&mut self, bytes: Bytes) {
         let entries = bytes.joined();
         for i in 0..2 {
             self.0[i] = vsubq_s16(self.0[i], entries[i]);
@@ -85,7 +85,7 @@ impl Sums {
     /// Widens the sums of `n_groups` entries and adds them to `acc`. Tables of one byte are biased (see [`crate::tables`]).
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn widen<const H: usize>(self, n_groups: usize, acc: &mut [i32; ROWS]) {
+    pub(crate) fn widen<const H: usize>(self, n_groups: usize, acc: &mut [i32; ROWS]) {
         let bias = vdupq_n_s16(if H == 1 { (n_groups * usize::from(BIAS)) as i16 } else { 0 });
         for (sums, acc) in self.0.into_iter().zip(acc.as_chunks_mut::<8>().0) {
             // A lossy sum with its bias may pass int16; modulo 2^16 the difference is right.
@@ -103,14 +103,14 @@ impl Sums {
 /// The low nibbles, the high nibbles.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn nibbles(codes: uint8x16_t) -> [uint8x16_t; 2] {
+pub(crate) fn nibbles(codes: uint8x16_t) -> [uint8x16_t; 2] {
     [vandq_u8(codes, vdupq_n_u8(15)), vshrq_n_u8::<4>(codes)]
 }
 
 /// Quarter `quarter` of 64 bytes.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn load_quarter(bytes: &[u8; 64], quarter: usize) -> uint8x16_t {
+pub(crate) fn load_quarter(bytes: &[u8; 64], quarter: usize) -> uint8x16_t {
     load(&bytes.as_chunks().0[quarter])
 }
 

@@ -56,7 +56,7 @@ impl Decode for B3 {
 /// The first base-3 digit of every fraction `q`, given as `q - 128`.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn first_digit(q: __m256i) -> __m256i {
+pub(crate) fn first_digit(q: __m256i) -> __m256i {
     let third = _mm256_cmpgt_epi8(q, _mm256_set1_epi8(-43));
     let two_thirds = _mm256_cmpgt_epi8(q, _mm256_set1_epi8(42));
     // A comparison gives -1 where it holds.

@@ -281,7 +281,7 @@ fn steps<const T: usize>(codes: &[Step], x: [&[i8]; T], acc: &mut [i32], stride:
 /// Adds the two int16 sums of every row.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn widen(pairs: __m256i) -> __m256i {
+pub(crate) fn widen(pairs: __m256i) -> __m256i {
     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
 }
 
@@ -295,7 +295,7 @@ fn broadcast(x: [i8; 4]) -> __m256i {
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn load(bytes: &[u8; 32]) -> __m256i {
+pub(crate) fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
@@ -303,7 +303,7 @@ pub fn load(bytes: &[u8; 32]) -> __m256i {
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn store_bytes(bytes: &mut [u8; 32], value: __m256i) {
+pub(crate) fn store_bytes(bytes: &mut [u8; 32], value: __m256i) {
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), value) };
 }

@@ -67,7 +67,7 @@ pub struct Bytes {
 /// Looks up 32 nibbles. Bits 4 to 6 of a byte are ignored, bit 7 must be 0.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn look<const H: usize>(table: &Table<H>, codes: __m256i) -> Bytes {
+pub(crate) fn look<const H: usize>(table: &Table<H>, codes: __m256i) -> Bytes {
     let mut halves = [_mm256_setzero_si256(); 2];
     for h in 0..H {
         // SAFETY: the array holds the 16 bytes that are read; the load needs no alignment.
@@ -81,7 +81,7 @@ impl Bytes {
     /// `-entry - 1` in the rows where `flip` is 0xFF: the complement of both halves.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn complement<const H: usize>(self, flip: __m256i) -> Self {
+    pub(crate) fn complement<const H: usize>(self, flip: __m256i) -> Self {
         let high = if H == 2 { _mm256_xor_si256(self.high, flip) } else { self.high };
         Self { low: _mm256_xor_si256(self.low, flip), high }
     }
@@ -89,7 +89,7 @@ impl Bytes {
     /// Small numbers without a high half.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn small(low: __m256i) -> Self {
+    pub(crate) fn small(low: __m256i) -> Self {
         Self { low, high: _mm256_setzero_si256() }
     }
 }
@@ -106,7 +106,7 @@ impl Sums {
     /// Nothing yet.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let zero = _mm256_setzero_si256();
         Self { all: zero, odd: zero, high: zero }
     }
@@ -114,14 +114,14 @@ impl Sums {
     /// From the three sums.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn from_parts(all: __m256i, odd: __m256i, high: __m256i) -> Self {
+    pub(crate) fn from_parts(all: __m256i, odd: __m256i, high: __m256i) -> Self {
         Self { all, odd, high }
     }
 
     /// Adds an entry to every row.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn add(&mut self, bytes: Bytes) {
+    pub(crate) fn add(&mut self, bytes: Bytes) {
         self.all = _mm256_add_epi16(self.all, bytes.low);
         self.odd = _mm256_add_epi16(self.odd, _mm256_srli_epi16::<8>(bytes.low));
         self.high = _mm256_add_epi8(self.high, bytes.high);
@@ -130,7 +130,7 @@ impl Sums {
     /// Subtracts an entry from every row.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn sub(&mut self, bytes: Bytes) {
+    pub(crate) fn sub(&mut self, bytes: Bytes) {
         self.all = _mm256_sub_epi16(self.all, bytes.low);
         self.odd = _mm256_sub_epi16(self.odd, _mm256_srli_epi16::<8>(bytes.low));
         self.high = _mm256_sub_epi8(self.high, bytes.high);
@@ -139,7 +139,7 @@ impl Sums {
     /// Widens the sums of `n_groups` entries and adds them to `acc`. Tables of one byte are biased (see [`crate::tables`]).
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn widen<const H: usize>(self, n_groups: usize, acc: &mut [i32; 32]) {
+    pub(crate) fn widen<const H: usize>(self, n_groups: usize, acc: &mut [i32; 32]) {
         let bias =
             if H == 1 { _mm256_set1_epi16((n_groups * usize::from(BIAS)) as i16) } else { _mm256_setzero_si256() };
         let even = _mm256_add_epi16(self.all, _mm256_slli_epi16::<8>(_mm256_sub_epi8(self.high, self.odd)));
@@ -158,7 +158,7 @@ impl Sums {
 /// Adds 8 int16 to 8 int32.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn add_to(acc: &mut [i32; 8], values: __m128i) {
+pub(crate) fn add_to(acc: &mut [i32; 8], values: __m128i) {
     // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
     let old = unsafe { _mm256_loadu_si256(acc.as_ptr().cast()) };
     let new = _mm256_add_epi32(old, _mm256_cvtepi16_epi32(values));
@@ -169,7 +169,7 @@ pub fn add_to(acc: &mut [i32; 8], values: __m128i) {
 /// Half `half` of 64 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn load_half(bytes: &[u8; 64], half: usize) -> __m256i {
+pub(crate) fn load_half(bytes: &[u8; 64], half: usize) -> __m256i {
     // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_chunks::<32>().0[half].as_ptr().cast()) }
 }

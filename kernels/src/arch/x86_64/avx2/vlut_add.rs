@@ -185,7 +185,7 @@ fn add_slice<const V: usize, const FIRST: bool>(
 
 /// Adds the sums to `acc`, transposed: 8 rows of a token lie together there. Tokens beyond the end of `acc` are padding.
 #[target_feature(enable = "avx2")]
-pub fn widen<const V: usize>(sums: &[[Vector; V]], acc: &mut [i32], stride: usize) {
+pub(crate) fn widen<const V: usize>(sums: &[[Vector; V]], acc: &mut [i32], stride: usize) {
     for (tile, rows) in sums.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
         for v in 0..V {
             let mut a = [_mm256_setzero_si256(); TILE_ROWS];

@@ -1,4 +1,10 @@
 //! Tokens as lanes: activations transposed, so that a vector holds one column of many tokens.
+//!
+//! Ternary weights make a bound on every sum easy: it never exceeds the token's `Σ |x|`. So the largest such sum of 32
+//! tokens is kept for every 16 columns, and int16 sums are widened as late as these allow: after 256 columns at worst
+//! (all ±127), after three times as many on activations of a normal distribution.
+
+use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::kernel::Prepared;
@@ -12,20 +18,25 @@ pub type Column = [i8; LANES];
 /// Tokens and columns that are transposed at once.
 const BLOCK: usize = 16;
 
-/// Transposes `x`: all columns of 32 tokens follow each other, then come those of the next 32. Tokens and columns (to a multiple
-/// of 16) are padded with zeros.
+/// Transposes `x`, and bounds its sums in `sums`, one per 32 tokens and 16 columns. All columns of 32 tokens follow
+/// each other, then come those of the next 32. Tokens and columns (to a multiple of 16) are padded with zeros.
 pub fn fill(x: &QuantizedActivations, out: &mut Prepared) {
     let columns = x.k.next_multiple_of(BLOCK);
     (out.m, out.stride) = (x.m, columns * LANES);
-    out.bytes.ensure_len(out.stride * x.m.div_ceil(LANES));
+    let n_chunks = x.m.div_ceil(LANES);
+    out.bytes.ensure_len(out.stride * n_chunks);
+    out.sums.clear();
+    out.sums.resize(n_chunks * columns / BLOCK, 0);
     for (chunk, bytes) in out.bytes.as_i8_mut().chunks_exact_mut(out.stride.max(1)).enumerate() {
         for first_token in (0..LANES).step_by(BLOCK) {
             for (block, bytes) in bytes.chunks_exact_mut(BLOCK * LANES).enumerate() {
                 let mut values = [[0; BLOCK]; BLOCK];
                 let here = block * BLOCK..x.k.min((block + 1) * BLOCK);
                 let tokens = chunk * LANES + first_token..x.m.min(chunk * LANES + first_token + BLOCK);
+                let bound = &mut out.sums[chunk * columns / BLOCK + block];
                 for (token, values) in tokens.zip(&mut values) {
                     values[..here.len()].copy_from_slice(&x.row(token)[here.clone()]);
+                    *bound = values.iter().map(|x| i32::from(x.unsigned_abs())).sum::<i32>().max(*bound);
                 }
                 for (column, values) in bytes.as_chunks_mut::<LANES>().0.iter_mut().zip(transposed(values)) {
                     column[first_token..][..BLOCK].copy_from_slice(&values);
@@ -55,6 +66,21 @@ pub fn of(x: &Prepared, chunk: usize) -> &[Column] {
     x.bytes.as_i8()[chunk * x.stride..][..x.stride].as_chunks().0
 }
 
+/// Cuts the columns of 32 tokens into blocks, counted in 16 columns, whose sums fit into int16.
+pub fn blocks(x: &Prepared, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+    let n = x.stride / (BLOCK * LANES);
+    let bounds = &x.sums[chunk * n..][..n];
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let (start, mut total) = (end, 0);
+        while end < n && total + bounds[end] <= i32::from(i16::MAX) {
+            total += bounds[end];
+            end += 1;
+        }
+        (start < end).then_some(start..end)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +102,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn blocks_are_as_long_as_int16_allows() {
+        let lengths = |value: fn(usize, usize) -> i8| {
+            let mut out = Prepared::default();
+            fill(&activations(33, 16 * 40, value), &mut out);
+            [0, 1].map(|chunk| blocks(&out, chunk).map(|block| block.len()).collect::<Vec<_>>())
+        };
+        assert_eq!(lengths(|_, _| -127), [[16, 16, 8], [16, 16, 8]]);
+        // 16·51 = 816, of which 40 make 32,640; a token that is larger by 4 in each 16 columns ends that.
+        assert_eq!(lengths(|_, _| 51), [[40], [40]]);
+        assert_eq!(
+            lengths(|token, k| if token == 31 { 51 + i8::from(k % 4 == 0) } else { -51 }),
+            [vec![39, 1], vec![40]]
+        );
     }
 }

@@ -1,13 +1,15 @@
-//! Tables of partial sums: what a lookup kernel prepares. For every group of activations there are 16 entries, one per code of the
-//! layout: `Σ trit · x` over the group, so that a nibble of weights costs one lookup.
+//! Tables of partial sums: what a lookup kernel prepares. For every group of activations there are 16 entries, one per
+//! code of the layout: `Σ trit · x` over the group, so that a nibble of weights costs one lookup.
 //!
-//! An entry needs more than 8 bits (at most 127 per column of a group), and a byte shuffle looks up bytes. So an exact table is two tables of bytes
-//! (`H = 2`): the low and the high half of the entry, looked up with the same index.
+//! An entry needs more than 8 bits (at most 127 per column of a group), and a byte shuffle looks up bytes. So an exact
+//! table is two tables of bytes (`H = 2`): the low and the high half of the entry, looked up with the same index.
 //!
 //! A lossy table (`H = 1`, the `_0` kernels of arXiv 2502.11880) is one table of bytes `q + 128`, with
-//! `q = round(127 entry / s)` and `s` the largest entry of the token. A sum is then `s / 127 · Σ q`, rounded. Every entry is off by at
-//! most `s / 127 / 2`, and the last rounding by at most 1/2. A group of `G` columns has entries up to `127 G`, so `s <= 127 G`, and
-//! with `p` groups the error is at most `G / 2 · p + 1/2`. It is a whole number, so it is at most `G / 2 · p`, rounded up.
+//! `q = round(127 / s · entry)` and `s` the largest entry of the token. A sum is then `s / 127 · Σ q`, rounded.
+//!
+//! How wrong is that? A `q` is off by at most 1/2, so every entry by at most `s / 127 / 2`, and the last rounding adds at
+//! most 1/2. A group of `G` columns has entries up to `127 G`, so `s <= 127 G`, and with `p` groups the error is at most
+//! `G / 2 · p + 1/2`. It is a whole number, so it is at most `G / 2 · p` rounded up.
 
 use crate::activation::QuantizedActivations;
 use crate::kernel::{Exactness, Prepared};
@@ -26,8 +28,8 @@ pub const fn exactness<const G: usize, const H: usize>() -> Exactness {
     }
 }
 
-/// Makes the tables of all groups of all tokens; columns are padded with zeros to a multiple of `multiple`, itself one of `G`.
-/// `sums` becomes the largest entry of each token, where the tables are lossy.
+/// Makes the tables of all groups of all tokens; columns are padded with zeros to a multiple of `multiple`, itself one
+/// of `G`. `sums` becomes the largest entry of each token, where the tables are lossy.
 pub fn fill<const G: usize, const H: usize>(
     codes: &[[i8; G]; 16],
     x: &QuantizedActivations,
@@ -81,7 +83,8 @@ fn entries<const G: usize>(weights: &[[i16; 16]; G], x: &[i8; G]) -> [i16; 16] {
 
 /// `round(entry · factor) + BIAS`, for results in -127..=127.
 fn requantized(entry: i16, factor: f32) -> u8 {
-    /// Added to a small float, it leaves the nearest integer in the low bits; unlike `round`, this vectorises without SSE4.1.
+    /// Added to a small float, it leaves the nearest integer in the low bits; unlike `round`, this vectorises without
+    /// SSE4.1.
     const ROUND: f32 = (3 << 22) as f32;
     ((f32::from(entry) * factor + ROUND).to_bits() as u8).wrapping_add(BIAS)
 }

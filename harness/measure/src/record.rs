@@ -102,6 +102,7 @@ macro_rules! bodies {
         /// The measurement itself. `kind` says which.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind", rename_all = "snake_case")]
+        #[expect(clippy::large_enum_variant, reason = "a run has hundreds of records, not millions")]
         pub enum Body { $($(#[$doc])* $name($name),)* }
 
         $(impl From<$name> for Body {

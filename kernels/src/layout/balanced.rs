@@ -1,5 +1,5 @@
-//! Balanced ternary: `g` trits as the number `Σ trit · 3^i`, between `-(3^g - 1) / 2` and `(3^g - 1) / 2`. Changing all signs
-//! changes the number's sign, so a table of half the numbers is enough.
+//! Balanced ternary: `g` trits as the number `Σ trit · 3^i`, between `-(3^g - 1) / 2` and `(3^g - 1) / 2`. Changing all
+//! signs changes the number's sign, so a table of half the numbers is enough.
 
 /// The number of some trits, the first one lowest.
 pub const fn number(trits: &[i8]) -> i32 {

@@ -1,8 +1,8 @@
 //! Layout `bitplane`: one bit per weight and sign, 64 rows interleaved.
 //!
-//! Two planes of bits: one says where the weights are +1, one where they are -1. A step is 64 rows x 4 columns in 64 bytes, byte
-//! `r` for row `r`: bit `i` is column `i` in the plane of +1, bit `4 + i` in the plane of -1. The steps of 64 rows follow each
-//! other along `k`.
+//! Two planes of bits: one says where the weights are +1, one where they are -1. A step is 64 rows x 4 columns in 64
+//! bytes, byte `r` for row `r`: bit `i` is column `i` in the plane of +1, bit `4 + i` in the plane of -1. The steps of
+//! 64 rows follow each other along `k`.
 //!
 //! A nibble of either plane is an index into the same table, the 16 sums of some of 4 activations.
 

@@ -1,10 +1,11 @@
 //! Layout `tl1`: a nibble per two weights, 64 rows interleaved.
 //!
-//! A step is 64 rows x 4 columns in 64 bytes, byte `r` for row `r`: the low nibble is the code of the first two columns, the
-//! high nibble that of the other two. A code is the pair's number in balanced ternary plus 4, `4 + w0 + 3 w1`: 9 of 16. The steps of 64 rows follow
-//! each other along `k`.
+//! A step is 64 rows x 4 columns in 64 bytes, byte `r` for row `r`: the low nibble is the code of the first two
+//! columns, the high nibble that of the other two. A code is the pair's number in balanced ternary plus 4, `4 + w0 + 3
+//! w1`: 9 of 16. The steps of 64 rows follow each other along `k`.
 //!
-//! So one vector load brings the same columns of many rows, and a byte shuffle looks all of them up in one table of 16 entries.
+//! So one vector load brings the same columns of many rows, and a byte shuffle looks all of them up in one table of 16
+//! entries.
 
 use crate::bytes::AlignedBytes;
 use crate::kernel::PackedMatrix;

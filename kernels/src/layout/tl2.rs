@@ -1,11 +1,11 @@
 //! Layout `tl2`: a nibble and a sign bit per three weights, 64 rows interleaved.
 //!
-//! Three trits are a number from -13 to 13 in balanced ternary, `v = w0 + 3 w1 + 9 w2`. The nibble is `|v|`, one of 14, and the
-//! sign bit is 1 where `v` is negative: the table needs no entries for negative numbers.
+//! Three trits are a number from -13 to 13 in balanced ternary, `v = w0 + 3 w1 + 9 w2`. The nibble is `|v|`, one of 14,
+//! and the sign bit is 1 where `v` is negative: the table needs no entries for negative numbers.
 //!
-//! A chunk is 64 rows x 24 columns, 8 groups, in 320 bytes: four times 64 nibble bytes (byte `r` for row `r`, the even group
-//! in its low nibble, the odd one in its high nibble), then 64 sign bytes (bit `7 - j` for group `j`). The chunks of 64 rows
-//! follow each other along `k`.
+//! A chunk is 64 rows x 24 columns, 8 groups, in 320 bytes: four times 64 nibble bytes (byte `r` for row `r`, the even
+//! group in its low nibble, the odd one in its high nibble), then 64 sign bytes (bit `7 - j` for group `j`). The chunks
+//! of 64 rows follow each other along `k`.
 
 use crate::bytes::AlignedBytes;
 use crate::kernel::PackedMatrix;

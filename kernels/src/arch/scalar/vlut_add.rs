@@ -1,8 +1,7 @@
-//! `scalar-vlut-add`: tokens as lanes. A table holds, for every code of four weights, the vector over 32 tokens of their sums;
-//! a row adds one such vector per code. The tables of a slice are built once for all rows of a call.
+//! `scalar-vlut-add`: tokens as lanes. A table holds, for every code of four weights, the vector over 32 tokens of
+//! their sums; a row adds one such vector per code. The tables of a slice are built once for all rows of a call.
 //!
-//! An entry is at most 4·127, so an int16 lane holds the sum of 64 of them (32,512 of 32,767): 256 columns. All sums are
-//! widened to int32 after that.
+//! Sums are int16, and widened to int32 before they could overflow; [`crate::lanes`] says when.
 
 use std::ops::Range;
 
@@ -36,8 +35,6 @@ impl VlutAdd {
     }
 }
 
-/// Slices between two widenings: 256 columns.
-const BLOCK: usize = 16;
 /// Rows whose sums are kept while the tables change: 32 KB.
 const ROWS: usize = 512;
 
@@ -68,10 +65,10 @@ impl TernaryKernel for VlutAdd {
             let columns = lanes::of(x, chunk).as_chunks::<TILE_K>().0;
             for first in rows.clone().step_by(ROWS) {
                 let rows_here = first..rows.end.min(first + ROWS);
-                for (block, columns) in columns.chunks(BLOCK).enumerate() {
+                for block in lanes::blocks(x, chunk) {
                     let mut sums = [[0; LANES]; ROWS];
-                    for (i, columns) in columns.iter().enumerate() {
-                        add_slice(vlut::slice(w, block * BLOCK + i, rows_here.clone()), &tables(columns), &mut sums);
+                    for slice in block {
+                        add_slice(vlut::slice(w, slice, rows_here.clone()), &tables(&columns[slice]), &mut sums);
                     }
                     for (token, acc) in acc.chunks_exact_mut(n_rows).enumerate() {
                         let acc = &mut acc[first - rows.start..][..rows_here.len()];

@@ -1,8 +1,8 @@
-//! `avx2-bitplane-pshufb`: a nibble per four bits of a plane, looked up for 32 rows at once by `vpshufb`; the plane of +1 is added,
-//! the plane of -1 subtracted.
+//! `avx2-bitplane-pshufb`: a nibble per four bits of a plane, looked up for 32 rows at once by `vpshufb`; the plane of
+//! +1 is added, the plane of -1 subtracted.
 //!
-//! A column counts in one plane at most, so the two entries of a step differ by at most 4·127 = 508, and an int16 holds the sum of
-//! 64 such differences (32,512 of 32,767). [`super::lookup`] says how they are added up.
+//! A column counts in one plane at most, so the two entries of a step differ by at most 4·127 = 508, and an int16 holds
+//! the sum of 64 such differences (32,512 of 32,767). [`super::lookup`] says how they are added up.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -85,7 +85,7 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
 fn block<const T: usize>(steps: &[Step], tables: [&[Table<2>]; T], acc: &mut [i32], stride: usize) {
     let nibble = _mm256_set1_epi8(15);
     for half in 0..2 {
-        let mut sums = [Sums::new(); T];
+        let mut sums = [Sums::zero(); T];
         for (i, step) in steps.iter().enumerate() {
             let codes = load_half(step, half);
             let plus = _mm256_and_si256(codes, nibble);

@@ -1,24 +1,25 @@
-//! What the AVX2 byte-shuffle kernels share: looking up 32 rows in a table of 16 entries, and adding entries of 9 to 11 bits up in
-//! int16 without joining their halves one by one.
+//! What the AVX2 byte-shuffle kernels share: looking up 32 rows in a table of 16 entries, and adding entries of 9 to 11
+//! bits up in int16 without joining their halves one by one.
 //!
-//! Let row `i` have the entries `256 h + l`, `h` and `l` its looked-up bytes. Two neighbouring rows share a 16-bit lane. Three
-//! sums, all modulo 2^16, are kept: `all` of the low bytes' lanes as they are (even row plus 256 times the odd row), `odd` of the odd rows' low
-//! bytes (the lanes shifted right by 8), and `high` of the high bytes (modulo 2^8, byte by byte: they count 256-fold). Then
+//! Let row `i` have the entries `256 h + l`, `h` and `l` its looked-up bytes. Two neighbouring rows share a 16-bit
+//! lane. Three sums, all modulo 2^16, are kept: `all` of the low bytes' lanes as they are (even row plus 256 times the
+//! odd row), `odd` of the odd rows' low bytes (the lanes shifted right by 8), and `high` of the high bytes (modulo 2^8,
+//! byte by byte: they count 256-fold). Then
 //!
 //! - odd row: `odd + 256 · high`,
 //! - even row: `all - 256 · odd + 256 · high`,
 //!
-//! modulo 2^16, which is the row's sum where that fits into int16. So a block of groups is as long as that holds, whatever
-//! the parts do; then the sums are widened to int32. Per group and 32 rows: 2 shuffles, a shift and 3 adds, where joining by
-//! `vpunpck` takes 4 shuffles, of which Zen 3 does 2 a cycle, and 2 adds.
+//! modulo 2^16, which is the row's sum where that fits into int16. So a block of groups is as long as that holds,
+//! whatever the parts do; then the sums are widened to int32. Per group and 32 rows: 2 shuffles, a shift and 3 adds,
+//! where joining by `vpunpck` takes 4 shuffles, of which Zen 3 does 2 a cycle, and 2 adds.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::tables::{BIAS, Table};
 
-/// Row tiles that take turns, block by block: a block of tables is used for all of them while it is in L1, and the packed weights
-/// are read from as many places (see `STREAMS` of [`super::i2s_maddubs`]).
+/// Row tiles that take turns, block by block: a block of tables is used for all of them while it is in L1, and the
+/// packed weights are read from as many places (see `STREAMS` of [`super::i2s_maddubs`]).
 const TILES: usize = 4;
 
 /// A block of one row tile for one or more tokens.
@@ -106,7 +107,7 @@ impl Sums {
     /// Nothing yet.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(crate) fn new() -> Self {
+    pub(crate) fn zero() -> Self {
         let zero = _mm256_setzero_si256();
         Self { all: zero, odd: zero, high: zero }
     }

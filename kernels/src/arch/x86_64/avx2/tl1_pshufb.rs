@@ -1,7 +1,7 @@
 //! `avx2-tl1-pshufb`, and `-lossy`: a nibble per two weights, looked up for 32 rows at once by `vpshufb`.
 //!
-//! An entry is at most 2·127 = 254, so an int16 holds the sum of 128 of them (32,512 of 32,767); a lossy one is at most 127.
-//! [`super::lookup`] says how they are added up.
+//! An entry is at most 2·127 = 254, so an int16 holds the sum of 128 of them (32,512 of 32,767); a lossy one is at most
+//! 127. [`super::lookup`] says how they are added up.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -96,7 +96,7 @@ fn block<const H: usize, const T: usize>(
 ) {
     let nibble = _mm256_set1_epi8(15);
     for half in 0..2 {
-        let mut sums = [Sums::new(); T];
+        let mut sums = [Sums::zero(); T];
         for (i, step) in steps.iter().enumerate() {
             let codes = load_half(step, half);
             let low = _mm256_and_si256(codes, nibble);

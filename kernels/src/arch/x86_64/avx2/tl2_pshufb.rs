@@ -1,8 +1,8 @@
 //! `avx2-tl2-pshufb`, and `-lossy`: a nibble and a sign bit per three weights, looked up for 32 rows at once by `vpshufb`.
 //!
-//! The table has the entries of the non-negative numbers only. `-e = !e + 1`, in two's complement: where the sign bit is set, both
-//! halves of the entry are complemented, and the set sign bits, counted for all tokens together, are added at the end. A biased
-//! lossy byte `q + 128` becomes `127 - q`, so the same count is right there.
+//! The table has the entries of the non-negative numbers only. `-e = !e + 1`, in two's complement: where the sign bit
+//! is set, both halves of the entry are complemented, and the set sign bits, counted for all tokens together, are added
+//! at the end. A biased lossy byte `q + 128` becomes `127 - q`, so the same count is right there.
 //!
 //! An entry is at most 3·127 = 381, so an int16 holds the sum of 80 of them (30,480 of 32,767); a lossy one is at most 127.
 //! [`super::lookup`] says how they are added up.
@@ -104,7 +104,7 @@ fn block<const H: usize, const T: usize>(
 ) {
     let nibble = _mm256_set1_epi8(15);
     for half in 0..2 {
-        let mut sums = [Sums::new(); T];
+        let mut sums = [Sums::zero(); T];
         let mut negative = _mm256_setzero_si256();
         for (i, chunk) in chunks.iter().enumerate() {
             let mut signs = load_half(&chunk[INDEX_VECTORS], half);

@@ -1,13 +1,13 @@
-//! `avx2-vlut-add`: tokens as lanes. A table holds, for every code of four weights, a vector over 16 or 32 tokens; a row adds one
-//! such vector per code. No multiplication, no shuffle: one `vpaddw` from memory is 64 multiply-adds.
+//! `avx2-vlut-add`: tokens as lanes. A table holds, for every code of four weights, a vector over 16 or 32 tokens; a
+//! row adds one such vector per code. No multiplication, no shuffle: one `vpaddw` from memory is 64 multiply-adds.
 //!
-//! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds, where `vpmaddubsw` and `vpaddw` do 64 at best.
-//! The four tables of a slice (21 KB for 32 tokens) stay in the L1 cache while all rows stream by; so a row adds 4 entries
-//! between loading and storing its sums, and 10 loads do the work of 8. Building the tables is one store per entry, 4·81 vectors: as much as
-//! 65 rows cost. So it pays to call with many rows.
+//! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds, where `vpmaddubsw` and `vpaddw` do
+//! 64 at best. The four tables of a slice (21 KB for 32 tokens) stay in the L1 cache while all rows stream by; so a row
+//! adds 4 entries between loading and storing its sums, and 10 vector loads, 4 of indices and 2 stores do the work of 8
+//! additions. Building the tables is one store per entry, 4·81 entries of 2 vectors: about as much as 100 rows cost. So
+//! it pays to call with many rows.
 //!
-//! An entry is at most 4·127, so an int16 lane holds the sum of 64 of them (32,512 of 32,767): 256 columns. All sums are
-//! widened to int32 after that.
+//! Sums are int16, and widened to int32 before they could overflow; [`crate::lanes`] says when.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -68,10 +68,8 @@ impl TernaryKernel for VlutAdd {
     }
 }
 
-/// Slices between two widenings: 256 columns.
-pub const BLOCK: usize = 16;
-/// Rows whose int16 sums are kept in the L2 cache while the tables change: at most 128 KB.
-pub const ROWS: usize = 2048;
+/// Rows whose int16 sums are kept in the L2 cache while the tables change: at most 160 KB.
+pub const ROWS: usize = 2560;
 /// Entries of the four tables, and as many more as a byte that is no code could reach.
 pub const ENTRIES: usize = (GROUPS - 1) * N_CODES + 256;
 
@@ -83,13 +81,13 @@ pub type Vector = [u8; 32];
 pub struct Scratch<const V: usize> {
     /// The tables of the four groups, one after the other.
     pub tables: [[Vector; V]; ENTRIES],
-    /// Sums of at most 256 columns.
+    /// Sums of a block of columns.
     pub sums: [[Vector; V]; ROWS],
 }
 
 impl<const V: usize> Scratch<V> {
     /// Zeros.
-    pub fn new() -> Self {
+    pub fn zeroed() -> Self {
         Self { tables: [[[0; 32]; V]; ENTRIES], sums: [[[0; 32]; V]; ROWS] }
     }
 }
@@ -98,29 +96,30 @@ impl<const V: usize> Scratch<V> {
 fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
     acc.fill(0);
     for (chunk, acc) in acc.chunks_mut((LANES * rows.len()).max(1)).enumerate() {
-        let columns = lanes::of(x, chunk).as_chunks().0;
         if acc.len() <= LANES / 2 * rows.len() {
-            tokens::<1>(w, columns, rows.clone(), acc);
+            tokens::<1>(w, x, chunk, rows.clone(), acc);
         } else {
-            tokens::<2>(w, columns, rows.clone(), acc);
+            tokens::<2>(w, x, chunk, rows.clone(), acc);
         }
     }
 }
 
-/// All rows for at most `16 V` tokens.
+/// All rows for the tokens of a chunk, at most `16 V`.
 #[target_feature(enable = "avx2")]
-fn tokens<const V: usize>(w: &PackedMatrix, columns: &[[Column; TILE_K]], rows: Range<usize>, acc: &mut [i32]) {
-    let mut scratch = Scratch::<V>::new();
+fn tokens<const V: usize>(w: &PackedMatrix, x: &Prepared, chunk: usize, rows: Range<usize>, acc: &mut [i32]) {
+    let columns = lanes::of(x, chunk).as_chunks().0;
+    let mut scratch = Scratch::<V>::zeroed();
     for first in rows.clone().step_by(ROWS) {
         let rows_here = first..rows.end.min(first + ROWS);
         let sums = &mut scratch.sums[..rows_here.len()];
-        for (block, columns) in columns.chunks(BLOCK).enumerate() {
-            for (i, columns) in columns.iter().enumerate() {
-                build(columns, &mut scratch.tables);
-                let quads = vlut::slice(w, block * BLOCK + i, rows_here.clone());
-                match i {
-                    0 => add_slice::<V, true>(quads, &scratch.tables, sums),
-                    _ => add_slice::<V, false>(quads, &scratch.tables, sums),
+        for block in lanes::blocks(x, chunk) {
+            for slice in block.clone() {
+                build(&columns[slice], &mut scratch.tables);
+                let quads = vlut::slice(w, slice, rows_here.clone());
+                if slice == block.start {
+                    add_slice::<V, true>(quads, &scratch.tables, sums);
+                } else {
+                    add_slice::<V, false>(quads, &scratch.tables, sums);
                 }
             }
             widen(sums, &mut acc[first - rows.start..], rows.len());

@@ -1,7 +1,8 @@
-//! `avx512bw-tl2-pshufb`, and `-lossy`: a nibble and a sign bit per three weights, looked up for 64 rows at once by `vpshufb`.
+//! `avx512bw-tl2-pshufb`, and `-lossy`: a nibble and a sign bit per three weights, looked up for 64 rows at once by
+//! `vpshufb`.
 //!
-//! As `avx512bw-tl2-pshufb`, whose module derives the sums; here one vector holds a whole row tile, and the sign bits become bytes
-//! through a mask register.
+//! As `avx512bw-tl2-pshufb`, whose module derives the sums; here one vector holds a whole row tile, and the sign bits
+//! become bytes through a mask register.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! `avx512bw-vlut-add`: tokens as lanes. A table holds, for every code of four weights, a vector over 32 tokens; a row adds one such
-//! vector per code: one `vpaddw` from memory is 128 multiply-adds.
+//! `avx512bw-vlut-add`: tokens as lanes. A table holds, for every code of four weights, a vector over 32 tokens; a row
+//! adds one such vector per code: one `vpaddw` from memory is 128 multiply-adds.
 //!
 //! As `avx512bw-vlut-add`, whose module derives limits and sums and whose tables and sums lie in memory as they do here.
 
@@ -13,7 +13,7 @@ use crate::lanes::{self, Column, LANES};
 use crate::layout::vlut::{self, GROUP, GROUPS, N_CODES, Quad, TILE_K, TILE_ROWS};
 use crate::trit::TernaryMatrix;
 
-use crate::arch::x86_64::avx2::vlut_add::{BLOCK, ENTRIES, ROWS, Scratch, Vector, widen};
+use crate::arch::x86_64::avx2::vlut_add::{ENTRIES, ROWS, Scratch, Vector, widen};
 
 /// See the module.
 pub struct VlutAdd(#[allow(dead_code, reason = "the proof of support")] Avx512Bw);
@@ -68,18 +68,20 @@ const V: usize = LANES / 16;
 #[target_feature(enable = "avx2,avx512f,avx512bw")]
 fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
     acc.fill(0);
-    let mut scratch = Scratch::<V>::new();
+    let mut scratch = Scratch::<V>::zeroed();
     for (chunk, acc) in acc.chunks_mut((LANES * rows.len()).max(1)).enumerate() {
+        let columns = lanes::of(x, chunk).as_chunks().0;
         for first in rows.clone().step_by(ROWS) {
             let rows_here = first..rows.end.min(first + ROWS);
             let sums = &mut scratch.sums[..rows_here.len()];
-            for (block, columns) in lanes::of(x, chunk).as_chunks().0.chunks(BLOCK).enumerate() {
-                for (i, columns) in columns.iter().enumerate() {
-                    build(columns, &mut scratch.tables);
-                    let quads = vlut::slice(w, block * BLOCK + i, rows_here.clone());
-                    match i {
-                        0 => add_slice::<true>(quads, &scratch.tables, sums),
-                        _ => add_slice::<false>(quads, &scratch.tables, sums),
+            for block in lanes::blocks(x, chunk) {
+                for slice in block.clone() {
+                    build(&columns[slice], &mut scratch.tables);
+                    let quads = vlut::slice(w, slice, rows_here.clone());
+                    if slice == block.start {
+                        add_slice::<true>(quads, &scratch.tables, sums);
+                    } else {
+                        add_slice::<false>(quads, &scratch.tables, sums);
                     }
                 }
                 widen(sums, &mut acc[first - rows.start..], rows.len());

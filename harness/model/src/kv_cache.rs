@@ -138,7 +138,7 @@ impl KvCache {
     pub fn fork(&self, len: usize, capacity: usize) -> Self {
         let len = len.min(self.len);
         let mut blocks = self.blocks[..blocks_for(len)].to_vec();
-        if len % BLOCK > 0
+        if !len.is_multiple_of(BLOCK)
             && let Some(last) = blocks.last_mut()
         {
             *last = Arc::new(Block::clone(last));

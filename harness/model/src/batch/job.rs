@@ -2,8 +2,8 @@
 
 use ternbench_kernels::ops;
 
+use super::SequenceCache;
 use super::request::{Event, Finish, Generate, Request, RequestId, Score, TokenScore};
-use super::{ForwardPass, SequenceCache};
 use crate::kv_cache::{BLOCK, blocks_for};
 use crate::transformer::{Logits, Segment};
 
@@ -116,11 +116,7 @@ impl<C: SequenceCache> Job<C> {
     }
 
     /// Takes the logits of its planned tokens from the front of `logits`.
-    pub(super) fn take_rows<M: ForwardPass<Cache = C>>(
-        &mut self,
-        logits: &mut std::slice::ChunksExact<'_, f32>,
-        events: &mut Vec<Event>,
-    ) {
+    pub(super) fn take_rows(&mut self, logits: &mut std::slice::ChunksExact<'_, f32>, events: &mut Vec<Event>) {
         for i in 0..self.sequences.len() {
             let sequence = &mut self.sequences[i];
             let planned = std::mem::take(&mut sequence.planned);

@@ -288,7 +288,7 @@ impl<M: ForwardPass> Batch<M> {
         let mut rows = logits.chunks_exact(vocab);
         let mut events = Vec::new();
         for job in &mut self.running {
-            job.take_rows::<M>(&mut rows, &mut events);
+            job.take_rows(&mut rows, &mut events);
         }
         self.stats.peak_blocks = self.stats.peak_blocks.max(self.model.blocks_in_use());
         self.count(prefill as u64, decode as u64, time);

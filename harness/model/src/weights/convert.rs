@@ -144,7 +144,7 @@ pub(super) fn write_dense(
         matrix.dequantize_row(from, &mut row);
         bytes.clear();
         encode::floats(ty, &row, &mut bytes)
-            .map_err(|reason| LoadError::tensor(out.target(), name, format!("row {at}: {reason}")))?;
+            .map_err(|reason| LoadError::tensor(out.named(), name, format!("row {at}: {reason}")))?;
         out.write(&bytes)?;
     }
     Ok(())
@@ -169,7 +169,7 @@ pub(super) fn write_linear(
     for at in 0..matrix.n() {
         row.iter_mut().zip(matrix.row(order(at))).for_each(|(w, &trit)| *w = f32::from(trit) * matrix.scale());
         bytes.clear();
-        encode::floats(ty, &row, &mut bytes).map_err(|reason| LoadError::tensor(out.target(), name, reason))?;
+        encode::floats(ty, &row, &mut bytes).map_err(|reason| LoadError::tensor(out.named(), name, reason))?;
         out.write(&bytes)?;
     }
     Ok(())

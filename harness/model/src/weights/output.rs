@@ -75,7 +75,7 @@ impl PartialFile {
     }
 
     /// What errors name.
-    pub(crate) fn target(&self) -> &Path {
+    pub(crate) fn named(&self) -> &Path {
         &self.named
     }
 

@@ -161,7 +161,7 @@ fn stream(
                 StoredType::I2S => encode::i2s(&trits),
                 _ => encode::blocks(&trits, ty),
             });
-            let encoded = encoded.map_err(|reason| LoadError::tensor(out.target(), name, reason))?;
+            let encoded = encoded.map_err(|reason| LoadError::tensor(out.named(), name, reason))?;
             out.write(&encoded)
         }
         (Part::Vector(vector), _) => out.write(&floats(&convert::vector(source, vector, layout)?)),
@@ -176,7 +176,7 @@ fn stream(
             let head = if *part == Part::Head { source.head()? } else { None };
             let matrix = head.map_or_else(|| source.embedding(), Ok)?;
             let StoredType::Dense(ty) = ty else {
-                return Err(LoadError::tensor(out.target(), name, "an embedding is stored as floats"));
+                return Err(LoadError::tensor(out.named(), name, "an embedding is stored as floats"));
             };
             convert::write_dense(&matrix, ty, |row| row, out, name)
         }

@@ -159,7 +159,7 @@ fn stream(
 ) -> Result<(), LoadError> {
     let layout = RopeLayout::HalfSplit;
     let name = &tensor.name;
-    let refused = |reason: String, out: &PartialFile| LoadError::tensor(out.target(), name, reason);
+    let refused = |reason: String, out: &PartialFile| LoadError::tensor(out.named(), name, reason);
     match tensor.part {
         Part::Linear(layer, which) => match linear {
             Some(ty) => convert::write_linear(source, (layer, which), ty, layout, out, name),

@@ -38,7 +38,7 @@ for folder in $(git ls-files --cached --others --exclude-standard '*fuzz/Cargo.t
     mkdir -p "$CARGO_TARGET_DIR/corpus/$name" "$CARGO_TARGET_DIR/artifacts/$name"
     "$program" -max_total_time="$seconds" -print_final_stats=1 -rss_limit_mb=4096 \
       -artifact_prefix="$CARGO_TARGET_DIR/artifacts/$name/" "$CARGO_TARGET_DIR/corpus/$name" 2>&1 |
-      { grep -vE '^(#|INFO:|Done|$|stat::(average|new|slowest|peak))' || true; } &&
+      { grep -vE '^(#|INFO:|Done|$|stat::(average|new|slowest|peak)|[[:space:]]*NEW_FUNC|.*# Uses:)' || true; } &&
       ran=$((ran + 1)) || { echo "fuzz.sh: error: $name failed; again: $program INPUT" >&2; exit 1; }
   done
 done

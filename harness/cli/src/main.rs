@@ -10,6 +10,7 @@ mod model;
 mod open;
 mod probes;
 mod speed;
+mod tasks;
 mod workload;
 
 use std::io::Write;
@@ -37,6 +38,9 @@ enum Command {
     Speed(speed::Args),
     /// Score PIQA, GSM8K or the perplexity of a text
     Eval(eval::Args),
+    /// Make data for evaluations and training
+    #[command(subcommand)]
+    Tasks(tasks::Command),
     /// Continue a prompt, streaming
     Generate(generate::Args),
     /// Look into a model: its tensors, tokens and logits
@@ -72,6 +76,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kernels(command) => kernels::run(command, &env),
         Command::Speed(args) => speed::run(args, &env),
         Command::Eval(args) => eval::run(args, &env),
+        Command::Tasks(command) => tasks::run(command),
         Command::Generate(args) => generate::run(args, &env),
         Command::Model(command) => model::run(command, &env),
         Command::Completions { shell } => {

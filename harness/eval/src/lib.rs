@@ -20,6 +20,7 @@ pub mod prompt;
 pub mod run;
 pub mod score;
 pub mod stats;
+pub mod synthetic;
 pub mod task;
 pub mod template;
 #[cfg(test)]

@@ -382,7 +382,7 @@ fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<
 }
 
 /// The memory of a model that has run `bench`.
-fn memory_record(
+pub fn memory_record(
     source: &dyn WeightSource,
     loaded: &Loaded,
     bench: &mut workload::Bench<'_>,

@@ -11,6 +11,7 @@ mod open;
 mod probes;
 mod speed;
 mod tasks;
+mod twins;
 mod workload;
 
 use std::io::Write;
@@ -38,6 +39,8 @@ enum Command {
     Speed(speed::Args),
     /// Score PIQA, GSM8K or the perplexity of a text
     Eval(eval::Args),
+    /// Show the whole experiment on two small trained models that ship with ternbench
+    Twins(twins::Args),
     /// Make data for evaluations and training
     #[command(subcommand)]
     Tasks(tasks::Command),
@@ -76,6 +79,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kernels(command) => kernels::run(command, &env),
         Command::Speed(args) => speed::run(args, &env),
         Command::Eval(args) => eval::run(args, &env),
+        Command::Twins(args) => twins::run(args, &env),
         Command::Tasks(command) => tasks::run(command),
         Command::Generate(args) => generate::run(args, &env),
         Command::Model(command) => model::run(command, &env),

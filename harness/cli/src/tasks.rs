@@ -20,11 +20,11 @@ pub enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Items to train on: word problems, common-sense items, paragraphs
-        #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [1000, 1000, 200])]
-        train: Vec<usize>,
+        #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "1000,1000,200")]
+        train: Sizes,
         /// Items to test with, of the same kinds; none shares a template instance with one to train on
-        #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [500, 200, 100])]
-        test: Vec<usize>,
+        #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "500,200,150")]
+        test: Sizes,
     },
 }
 
@@ -33,13 +33,17 @@ pub fn run(command: Command) -> Result<ExitCode> {
     if out.exists() {
         bail!("{}: there already; choose another --out, or move it away", out.display());
     }
-    for file in synthetic::write(&out, seed, sizes(&train), sizes(&test))? {
+    for file in synthetic::write(&out, seed, train, test)? {
         println!("{}", file.display());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn sizes(counts: &[usize]) -> Sizes {
-    let count = |i: usize| counts.get(i).copied().unwrap_or(0);
-    Sizes { word_problems: count(0), common_sense: count(1), paragraphs: count(2) }
+/// `500,200,150`.
+fn sizes(text: &str) -> Result<Sizes, String> {
+    let counts = text.split(',').map(|count| count.trim().parse::<usize>()).collect::<Result<Vec<_>, _>>();
+    match counts.as_deref() {
+        Ok(&[word_problems, common_sense, paragraphs]) => Ok(Sizes { word_problems, common_sense, paragraphs }),
+        _ => Err("three numbers with commas are needed: word problems, common-sense items, paragraphs".to_owned()),
+    }
 }

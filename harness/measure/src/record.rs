@@ -14,7 +14,9 @@ use crate::git::GitState;
 use crate::host::Host;
 use crate::limits::Peaks;
 
-pub use kinds::{Accuracy, Agreement, Claim, Kernel, Load, Memory, Probe, Speed, TritCount, Verify};
+pub use kinds::{
+    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Paired, Probe, Speed, TritCount, Verify,
+};
 
 /// Version of this schema.
 pub const SCHEMA: u32 = 1;
@@ -127,6 +129,10 @@ bodies! {
     Agreement;
     /// A task's score.
     Accuracy;
+    /// Two models on the same items.
+    Paired;
+    /// A model against its reference.
+    Gate;
     /// A verdict, as the run printed it. Reports judge anew.
     Claim;
 }

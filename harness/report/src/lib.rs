@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod markdown;
 pub mod plots;
 pub mod table;
+pub mod twins;
 
 pub use claims::judge;
 pub use ledger::{Ledger, Row, Verdict};

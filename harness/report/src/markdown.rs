@@ -21,6 +21,9 @@ pub fn report(records: &[Record], host: Option<&Host>, plots: &[String]) -> Resu
     let _ = writeln!(out, "# ternbench report\n");
     let _ = writeln!(out, "{}\n", headline(records, host));
     let _ = writeln!(out, "## Verdicts\n\n{}.\n\n{}", ledger.summary(), ledger_table(&ledger));
+    for table in crate::twins::tables(records) {
+        let _ = writeln!(out, "{}", table.markdown());
+    }
     if !plots.is_empty() {
         let _ = writeln!(out, "## Plots\n");
         for name in plots {

@@ -1,7 +1,7 @@
 //! Physical common sense: a goal, a thing that serves it and a thing that does not.
 //!
-//! Every thing is right for some goal and wrong for others, so that neither its name nor how often it occurs gives the answer
-//! away. What is tested is a goal, an object and a tool that were never seen together.
+//! What is tested is a goal and a tool that were never seen together, though both were seen with others. Some things are right
+//! for one goal and wrong for another; most are only ever one of the two, so this is an easy test.
 
 use super::{Choice, Drawn, Random};
 
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_thing_is_right_and_wrong_for_a_goal_and_most_are_both_somewhere() {
+    fn no_thing_is_right_and_wrong_for_a_goal_and_some_are_both_somewhere() {
         let mut both = 0;
         for purpose in PURPOSES {
             assert!(purpose.goals.iter().all(|goal| goal.matches("{}").count() == 1));
@@ -128,7 +128,6 @@ mod tests {
                 both += usize::from(PURPOSES.iter().any(|other| other.wrong.contains(right)));
             }
         }
-        let all: usize = PURPOSES.iter().map(|purpose| purpose.right.len()).sum();
-        assert!(both * 2 > all, "{both} of {all} right things are wrong elsewhere");
+        assert!(both >= 20, "{both} right things are wrong elsewhere");
     }
 }

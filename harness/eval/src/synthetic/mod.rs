@@ -108,13 +108,16 @@ pub fn write(out: &Path, seed: u64, train: Sizes, test: Sizes) -> Result<Vec<Pat
         [(Split::Train, train, ["train", "train", "train"]), (Split::Test, test, ["test", "valid", "text"])]
     {
         let problems = word_problems(seed, split, sizes.word_problems)?;
-        let lines = problems.iter().map(|Drawn { item, .. }| json!({ "question": item.question, "answer": item.answer }));
-        put(&format!("gsm8k/{gsm8k}.jsonl"), lines.map(|line| format!("{line}\n")).collect())?;
-        let choices = common_sense(seed, split, sizes.common_sense)?;
-        let lines = choices.iter().map(|Drawn { item, .. }| {
-            json!({ "goal": item.goal, "sol1": item.solutions[0], "sol2": item.solutions[1] })
+        // By hand, so that fields come in the order of the real files.
+        let lines = problems.iter().map(|Drawn { item: WordProblem { question, answer, .. }, .. }| {
+            format!("{{\"question\": {}, \"answer\": {}}}\n", json!(question), json!(answer))
         });
-        put(&format!("piqa/{piqa}.jsonl"), lines.map(|line| format!("{line}\n")).collect())?;
+        put(&format!("gsm8k/{gsm8k}.jsonl"), lines.collect())?;
+        let choices = common_sense(seed, split, sizes.common_sense)?;
+        let lines = choices.iter().map(|Drawn { item: Choice { goal, solutions: [one, two], .. }, .. }| {
+            format!("{{\"goal\": {}, \"sol1\": {}, \"sol2\": {}}}\n", json!(goal), json!(one), json!(two))
+        });
+        put(&format!("piqa/{piqa}.jsonl"), lines.collect())?;
         let labels = choices.iter().map(|Drawn { item, .. }| format!("{}\n", item.label));
         put(&format!("piqa/{piqa}-labels.lst"), labels.collect())?;
         let paragraphs = paragraphs(seed, split, sizes.paragraphs)?;

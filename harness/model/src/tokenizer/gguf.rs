@@ -25,27 +25,32 @@ use crate::weights::gguf::GgufFile;
 use crate::weights::map::shown;
 
 /// Token types (`enum llama_token_type`).
+pub(super) const NORMAL: f64 = 1.0;
 const UNKNOWN: f64 = 2.0;
-const CONTROL: f64 = 3.0;
-const USER_DEFINED: f64 = 4.0;
-const BYTE: f64 = 6.0;
+pub(super) const CONTROL: f64 = 3.0;
+pub(super) const USER_DEFINED: f64 = 4.0;
+pub(super) const UNUSED: f64 = 5.0;
+pub(super) const BYTE: f64 = 6.0;
 
 /// The vocabulary of Llama 3: some of its GGUF files lack `tokenizer.ggml.pre`.
 const LLAMA3_VOCAB: usize = 128_256;
 
-const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const QWEN2_SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A named way to split words.
-struct Pre {
-    splits: &'static [&'static str],
-    ignore_merges: bool,
+pub(super) struct Pre {
+    pub(super) splits: &'static [&'static str],
+    pub(super) ignore_merges: bool,
     add_bos: bool,
-    nfc: bool,
+    pub(super) nfc: bool,
 }
 
-fn pre(name: &str) -> Option<Pre> {
+/// The ways that have a name here.
+pub(super) const PRE_NAMES: [&str; 5] = ["llama-bpe", "smollm", "gpt-2", "qwen2", "default"];
+
+pub(super) fn pre(name: &str) -> Option<Pre> {
     let plain = Pre { splits: &[GPT2_SPLIT], ignore_merges: false, add_bos: false, nfc: false };
     Some(match name {
         "llama-bpe" | "llama3" | "llama-v3" => {
@@ -143,7 +148,7 @@ fn byte_level(tables: &Tables<'_>) -> Result<(HfTokenizer, bool), LoadError> {
         None => "default",
     };
     let pre = pre(name).ok_or_else(|| {
-        let known = "llama-bpe, smollm, gpt-2, qwen2, default";
+        let known = PRE_NAMES.join(", ");
         bad(format!("tokenizer.ggml.pre '{}' is not supported ({known} are): use a tokenizer.json", shown(name)))
     })?;
 

@@ -1,6 +1,7 @@
 //! Text to token ids and back, on the `tokenizers` crate, from whatever a model comes with: `tokenizer.json`, GGUF metadata or
 //! Llama 3's tiktoken ranks.
 
+pub(crate) mod export;
 mod gguf;
 mod merges;
 mod stream;
@@ -144,6 +145,11 @@ impl Tokenizer {
         eos.append(&mut extras.eos);
         let surround = Surround::Ids { before: Some(bos), after: None };
         Ok(Self::build(inner, surround, Extras { bos: Some(bos), eos, chat_template: extras.chat_template }))
+    }
+
+    /// The files of a Hugging Face folder that make this tokenizer, by name: `tokenizer.json` and what belongs beside it.
+    pub fn to_hugging_face(&self) -> Result<Vec<(&'static str, String)>, TokenizerError> {
+        export::hugging_face(self)
     }
 
     /// The ids of `text` alone, nothing put around it.

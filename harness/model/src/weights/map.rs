@@ -54,6 +54,13 @@ impl MappedFile {
         Bytes::new(self.map.clone(), range)
     }
 
+    /// Lets the system take back the memory of pages that were read; they are read again when needed.
+    pub fn release(&self) {
+        // SAFETY: the map is shared with nobody, read-only and backed by a file: dropped pages come back with the same bytes.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+
     /// The sha256 of the file in lower-case hexadecimal. Reads everything.
     pub fn sha256(&self) -> String {
         hex(Sha256::digest(self.bytes()))

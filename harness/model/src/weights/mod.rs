@@ -1,9 +1,12 @@
 //! Weights, wherever they come from: a [`WeightSource`] hands out canonical tensors by name, and the transformer asks for
 //! them one at a time, so that at no moment more than one matrix exists twice.
 
+pub mod convert;
+pub mod encode;
 pub mod gguf;
 pub mod inventory;
 pub mod map;
+mod output;
 pub mod safetensors;
 pub mod synthetic;
 pub mod ternary;
@@ -59,6 +62,22 @@ pub enum VectorName {
 }
 
 impl VectorName {
+    /// The block it belongs to.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::OutputNorm => None,
+            Self::AttnNorm(layer)
+            | Self::AttnSubNorm(layer)
+            | Self::PostAttnNorm(layer)
+            | Self::FfnNorm(layer)
+            | Self::FfnSubNorm(layer)
+            | Self::PostFfnNorm(layer)
+            | Self::QNorm(layer)
+            | Self::KNorm(layer)
+            | Self::Bias(layer, _) => Some(layer),
+        }
+    }
+
     /// How many values it has in `config`.
     pub fn len(self, config: &ModelConfig) -> usize {
         match self {
@@ -106,6 +125,9 @@ pub trait WeightSource: Sync {
     /// What identifies the weights: the sha256 of the file or files, the recipe and seed of synthetic ones. Computing it may
     /// read everything, so it is asked for once, when a record needs it.
     fn hash(&self) -> Result<String, LoadError>;
+
+    /// Lets the system take back the memory of what was read so far.
+    fn release(&self) {}
 }
 
 /// Which of the three layouts behind the one I2_S type id a GGUF file uses; nothing in the file says.

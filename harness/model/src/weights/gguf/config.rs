@@ -15,8 +15,8 @@ pub const ROPE_FREQS: &str = "rope_freqs.weight";
 const GEMMA3_27B_LAYERS: usize = 62;
 
 /// Every how many-th layer of Gemma 3 is global, and the RoPE base of the others: not in older files.
-const GEMMA3_PATTERN: usize = 6;
-const GEMMA3_LOCAL_THETA: f32 = 10_000.0;
+pub(super) const GEMMA3_PATTERN: usize = 6;
+pub(super) const GEMMA3_LOCAL_THETA: f32 = 10_000.0;
 
 /// Reads the configuration, and checks what it needs of the tensors that it depends on.
 pub fn config(file: &GgufFile) -> Result<ModelConfig, LoadError> {
@@ -151,7 +151,7 @@ fn rope_scaling(keys: &Keys<'_>, config: &ModelConfig) -> Result<Option<RopeScal
 }
 
 /// By what frequency `j` of a head is divided (`LlamaModel.generate_extra_tensors` of llama.cpp's converter).
-fn llama3_divisor(scaling: &RopeScaling, theta: f32, j: usize, head_dim: usize) -> f32 {
+pub(super) fn llama3_divisor(scaling: &RopeScaling, theta: f32, j: usize, head_dim: usize) -> f32 {
     let wavelength = std::f32::consts::TAU * theta.powf(2.0 * j as f32 / head_dim as f32);
     let context = scaling.original_context as f32;
     let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ternbench_kernels::Bytes;
 
+use super::entry::Entry;
 use super::types::GgmlType;
 use crate::error::LoadError;
 use crate::weights::map::{MappedFile, shown};
@@ -73,6 +74,8 @@ pub struct GgufFile {
     map: MappedFile,
     version: u32,
     metadata: BTreeMap<String, Value>,
+    /// Type ids and places of the metadata values.
+    encoded: BTreeMap<String, (u32, Range<usize>)>,
     tensors: Vec<TensorInfo>,
     by_name: BTreeMap<String, usize>,
 }
@@ -231,13 +234,16 @@ impl GgufFile {
         let n_entries = cursor.count(13, "metadata count").map_err(bad)?;
 
         let mut metadata = BTreeMap::new();
+        let mut encoded = BTreeMap::new();
         for _ in 0..n_entries {
             let key = cursor.utf8("metadata key").map_err(bad)?;
             if key.is_empty() || key.len() > MAX_KEY {
                 return Err(bad(format!("a metadata key is {} bytes long, expected 1 to {MAX_KEY}", key.len())));
             }
             let ty = cursor.u32("metadata type").map_err(bad)?;
+            let start = cursor.at;
             let value = cursor.value(ty, &shown(key)).map_err(bad)?;
+            encoded.insert(key.to_owned(), (ty, start..cursor.at));
             if metadata.insert(key.to_owned(), value).is_some() {
                 return Err(bad(format!("metadata key '{}' occurs twice", shown(key))));
             }
@@ -285,7 +291,7 @@ impl GgufFile {
             let reason = format!("overlaps tensor '{}'", shown(&pair[0].name));
             return Err(LoadError::tensor(path, &shown(&pair[1].name), reason));
         }
-        Ok(Self { version, metadata, tensors, by_name, map })
+        Ok(Self { version, metadata, encoded, tensors, by_name, map })
     }
 
     /// One entry of the tensor table. Its range is that of its size only; the offset is returned beside it.
@@ -331,6 +337,16 @@ impl GgufFile {
     /// All metadata, sorted by key.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.metadata
+    }
+
+    /// The entries whose key starts with `prefix`, as stored, sorted by key.
+    pub fn entries<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
+        let encoded = self.encoded.iter().filter(move |(key, _)| key.starts_with(prefix));
+        encoded.map(|(key, (ty, range))| Entry {
+            key: key.clone(),
+            ty: *ty,
+            bytes: self.map.bytes()[range.clone()].to_vec(),
+        })
     }
 
     /// All tensors, in the file's order.

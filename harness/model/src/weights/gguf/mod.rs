@@ -1,8 +1,10 @@
 //! Models in GGUF files.
 
 mod config;
+pub mod entry;
 pub mod file;
 pub mod types;
+pub(super) mod write;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -228,5 +230,9 @@ impl WeightSource for GgufModel {
 
     fn hash(&self) -> Result<String, LoadError> {
         Ok(self.file.map().sha256())
+    }
+
+    fn release(&self) {
+        self.file.map().release();
     }
 }

@@ -201,6 +201,11 @@ impl Checkpoint {
         }
     }
 
+    /// Lets the system take back the memory of what was read.
+    pub fn release(&self) {
+        self.shards.iter().for_each(MappedFile::release);
+    }
+
     /// Bytes of all files.
     pub fn stored_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()

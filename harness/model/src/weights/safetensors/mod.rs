@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod file;
+pub(super) mod write;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -283,5 +284,9 @@ impl WeightSource for SafetensorsModel {
 
     fn hash(&self) -> Result<String, LoadError> {
         Ok(self.checkpoint.sha256())
+    }
+
+    fn release(&self) {
+        self.checkpoint.release();
     }
 }

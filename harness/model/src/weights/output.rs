@@ -1,0 +1,139 @@
+//! Written files appear whole or not at all: bytes go to a temporary neighbour, which is renamed at the end.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::LoadError;
+
+/// What the system said about `path`, in words for what happens most.
+pub(crate) fn write_error(path: &Path, error: std::io::Error) -> LoadError {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            LoadError::file(path, "the disk is full: free some space or name another place; nothing was kept")
+        }
+        _ => LoadError::io(path, error),
+    }
+}
+
+/// Refuses a target that exists, unless `force`.
+pub(crate) fn check_target(target: &Path, force: bool) -> Result<(), LoadError> {
+    if target.symlink_metadata().is_err() || force && !target.is_dir() {
+        return Ok(());
+    }
+    if !force {
+        return Err(LoadError::file(target, "exists already: say --force to replace it"));
+    }
+    // A folder is replaced only when nothing but a model is lost with it.
+    let entries = std::fs::read_dir(target).map_err(|error| LoadError::io(target, error))?;
+    let plain = entries.flatten().all(|entry| entry.file_type().is_ok_and(|ty| ty.is_file()));
+    if plain && target.join("config.json").is_file() {
+        return Ok(());
+    }
+    Err(LoadError::file(target, "is a folder with more than a model in it, which --force does not replace"))
+}
+
+/// The temporary neighbour of `target`.
+fn neighbour(target: &Path, what: &str) -> Result<PathBuf, LoadError> {
+    let name = target.file_name().ok_or_else(|| LoadError::file(target, "is not a name that can be written to"))?;
+    Ok(target.with_file_name(format!(".{}.{what}-{}", name.to_string_lossy(), std::process::id())))
+}
+
+/// A file in the making.
+pub(crate) struct PartialFile {
+    writer: BufWriter<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+    bytes: u64,
+    whole: bool,
+}
+
+impl PartialFile {
+    pub(crate) fn create(target: &Path) -> Result<Self, LoadError> {
+        let temporary = neighbour(target, "part")?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        let file = file.map_err(|error| write_error(target, error))?;
+        let writer = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { writer, temporary, target: target.to_owned(), bytes: 0, whole: false })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), LoadError> {
+        self.bytes += bytes.len() as u64;
+        self.writer.write_all(bytes).map_err(|error| write_error(&self.target, error))
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Makes the file appear. Returns its length.
+    pub(crate) fn finish(mut self) -> Result<u64, LoadError> {
+        let done = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
+        let done = done.and_then(|()| std::fs::rename(&self.temporary, &self.target));
+        done.map_err(|error| write_error(&self.target, error))?;
+        self.whole = true;
+        Ok(self.bytes)
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.whole {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A folder in the making: files are written into a temporary one.
+pub(crate) struct PartialFolder {
+    temporary: PathBuf,
+    target: PathBuf,
+    whole: bool,
+}
+
+impl PartialFolder {
+    pub(crate) fn create(target: &Path) -> Result<Self, LoadError> {
+        let temporary = neighbour(target, "part")?;
+        std::fs::create_dir(&temporary).map_err(|error| write_error(target, error))?;
+        Ok(Self { temporary, target: target.to_owned(), whole: false })
+    }
+
+    /// Where to write.
+    pub(crate) fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Makes the folder appear, in the place of an older one where there is one.
+    pub(crate) fn finish(mut self) -> Result<(), LoadError> {
+        let old = neighbour(&self.target, "old")?;
+        let io = |error| write_error(&self.target, error);
+        let replaces = self.target.exists();
+        if replaces {
+            std::fs::rename(&self.target, &old).map_err(io)?;
+        }
+        std::fs::rename(&self.temporary, &self.target).map_err(io)?;
+        self.whole = true;
+        if replaces {
+            std::fs::remove_dir_all(&old).map_err(io)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PartialFolder {
+    fn drop(&mut self) {
+        if !self.whole {
+            let _ = std::fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Writes a small file whole.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), LoadError> {
+    std::fs::write(path, bytes).map_err(|error| write_error(path, error))
+}

@@ -6,22 +6,17 @@ use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::dense::{DenseKernel, DenseMatrix};
+use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
 use crate::ops;
 use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
 
 /// A weight matrix, ready to multiply.
+#[derive(Clone)]
 pub enum Weights {
-    /// Trits, packed for one kernel; the input is quantised to int8 per token (BitLinear).
-    Ternary {
-        /// The kernel it is packed for.
-        kernel: &'static dyn TernaryKernel,
-        /// The packed trits.
-        packed: PackedMatrix,
-        /// The weight of a trit of +1.
-        scale: f32,
-    },
+    /// Trits, packed; the input is quantised to int8 per token (BitLinear).
+    Ternary(TernaryWeights),
     /// Floats or quantised blocks as a file stores them; the input stays f32.
     Dense {
         /// The kernel that reads the type.
@@ -31,7 +26,37 @@ pub enum Weights {
     },
 }
 
+/// Trits packed for the kernels of a [`Pair`]: once where they share a layout, twice where they do not.
+#[derive(Clone)]
+pub struct TernaryWeights {
+    pair: Pair,
+    packed: PackedMatrix,
+    /// Packed for `pair.prefill`, where its layout is another.
+    second: Option<PackedMatrix>,
+    scale: f32,
+}
+
+impl TernaryWeights {
+    /// Packs `w`.
+    pub fn pack(pair: Pair, w: &TernaryMatrix) -> Self {
+        let second = (!pair.shares_layout()).then(|| pair.prefill.pack(w));
+        Self { pair, packed: pair.decode.pack(w), second, scale: w.scale() }
+    }
+
+    /// The kernels.
+    pub fn pair(&self) -> &Pair {
+        &self.pair
+    }
+
+    /// Kernel and packed matrix for a batch of `m` tokens.
+    pub fn at(&self, m: usize) -> (&'static dyn TernaryKernel, &PackedMatrix) {
+        let packed = self.second.as_ref().filter(|_| m >= self.pair.prefill_from);
+        (self.pair.at(m), packed.unwrap_or(&self.packed))
+    }
+}
+
 /// `y = x · Wᵀ + bias`.
+#[derive(Clone)]
 pub struct Linear {
     /// The matrix.
     pub weights: Weights,
@@ -40,10 +65,9 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Packs `w` for `kernel`.
-    pub fn ternary(kernel: &'static dyn TernaryKernel, w: &TernaryMatrix) -> Self {
-        let weights = Weights::Ternary { kernel, packed: kernel.pack(w), scale: w.scale() };
-        Self { weights, bias: None }
+    /// Packs `w` for one kernel, or for two.
+    pub fn ternary(kernels: impl Into<Pair>, w: &TernaryMatrix) -> Self {
+        Self { weights: Weights::Ternary(TernaryWeights::pack(kernels.into(), w)), bias: None }
     }
 
     /// Wraps stored weights; nothing is copied.
@@ -55,7 +79,7 @@ impl Linear {
     /// Output rows.
     pub fn n(&self) -> usize {
         match &self.weights {
-            Weights::Ternary { packed, .. } => packed.n,
+            Weights::Ternary(ternary) => ternary.packed.n,
             Weights::Dense { matrix, .. } => matrix.n(),
         }
     }
@@ -63,22 +87,46 @@ impl Linear {
     /// Inputs.
     pub fn k(&self) -> usize {
         match &self.weights {
-            Weights::Ternary { packed, .. } => packed.k,
+            Weights::Ternary(ternary) => ternary.packed.k,
             Weights::Dense { matrix, .. } => matrix.k(),
         }
     }
 
-    /// Bytes read to multiply by this matrix once.
-    pub fn weight_bytes(&self) -> usize {
+    /// The name of the kernel for a batch of `m` tokens.
+    pub fn kernel_name(&self, m: usize) -> &'static str {
         match &self.weights {
-            Weights::Ternary { packed, .. } => packed.data.len(),
+            Weights::Ternary(ternary) => ternary.at(m).0.info().name,
+            Weights::Dense { kernel, .. } => kernel.info().name,
+        }
+    }
+
+    /// Bytes read to multiply a batch of `m` tokens.
+    pub fn weight_bytes(&self, m: usize) -> usize {
+        match &self.weights {
+            Weights::Ternary(ternary) => ternary.at(m).1.data.len(),
             Weights::Dense { matrix, .. } => matrix.data().len(),
         }
     }
 
-    fn row_tile(&self) -> usize {
+    /// Row tiles worth giving to one call of the kernel.
+    fn tiles_per_call(&self, m: usize) -> usize {
         match &self.weights {
-            Weights::Ternary { kernel, .. } => kernel.info().row_tile,
+            Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call().div_ceil(self.row_tile(m)),
+            Weights::Dense { .. } => 1,
+        }
+    }
+
+    /// Bytes held: both copies, where there are two.
+    pub fn held_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Ternary(t) => t.packed.data.len() + t.second.as_ref().map_or(0, |second| second.data.len()),
+            Weights::Dense { matrix, .. } => matrix.data().len(),
+        }
+    }
+
+    fn row_tile(&self, m: usize) -> usize {
+        match &self.weights {
+            Weights::Ternary(ternary) => ternary.at(m).0.info().row_tile,
             // A multiple of every dense kernel's register tile, and small enough to share a 640-row matrix evenly.
             Weights::Dense { .. } => 16,
         }
@@ -89,51 +137,72 @@ impl Linear {
 #[derive(Default)]
 pub struct Scratch {
     quantized: QuantizedActivations,
-    prepared: Prepared,
+    /// The input as each kernel of the group wants it; mostly one.
+    prepared: Vec<(&'static str, Prepared)>,
 }
 
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.quantized.values.capacity() + self.quantized.scales.capacity() * 4 + self.prepared.bytes.len()
+        let prepared = self.prepared.iter().map(|(_, prepared)| prepared.bytes.len() + prepared.sums.capacity() * 4);
+        self.quantized.values.capacity() + self.quantized.scales.capacity() * 4 + prepared.sum::<usize>()
     }
 }
 
 /// Multiplies `x` (`m x k`) by every matrix of `group`, which share the input, in one parallel region; each output is `m x n`.
-///
-/// All ternary matrices of a group are packed for the same kernel.
 pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: &mut [(&Linear, &mut [f32])]) {
-    let Some((first, _)) = group.first() else {
+    prepare(team, scratch, x, m, group);
+    compute(team, scratch, x, m, group);
+}
+
+/// The first half of [`multiply`]: quantises `x` and brings it into the form of every kernel of `group`, once each.
+pub fn prepare(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: &[(&Linear, &mut [f32])]) {
+    let mut n_prepared = 0;
+    for (linear, _) in group {
+        let Weights::Ternary(ternary) = &linear.weights else { continue };
+        let (kernel, _) = ternary.at(m);
+        let name = kernel.info().name;
+        if scratch.prepared[..n_prepared].iter().any(|(prepared_for, _)| *prepared_for == name) {
+            continue;
+        }
+        if n_prepared == 0 {
+            assert_eq!(x.len(), m * linear.k(), "the input does not hold m * k values");
+            ops::quantize(team, x, m, linear.k(), &mut scratch.quantized);
+        }
+        if scratch.prepared.len() == n_prepared {
+            scratch.prepared.push((name, Prepared::default()));
+        }
+        let slot = &mut scratch.prepared[n_prepared];
+        slot.0 = name;
+        kernel.prepare(&scratch.quantized, &mut slot.1);
+        n_prepared += 1;
+    }
+}
+
+/// The second half: multiplies what [`prepare`] left in `scratch` for the same group, adds the biases, applies the scales.
+pub fn compute(team: &Team, scratch: &Scratch, x: &[f32], m: usize, group: &mut [(&Linear, &mut [f32])]) {
+    let Some(k) = group.first().map(|(first, _)| first.k()) else {
         return;
     };
-    let k = first.k();
     assert_eq!(x.len(), m * k, "the input does not hold m * k values");
-    let mut ternary: Option<&'static dyn TernaryKernel> = None;
     let mut outputs = Vec::with_capacity(group.len());
-    let mut n_tiles = 0;
+    let (mut n_tiles, mut per_call) = (0, 1);
     for (linear, y) in group.iter_mut() {
         assert_eq!(linear.k(), k, "the matrices of a group share one input");
-        if let Weights::Ternary { kernel, .. } = linear.weights {
-            assert!(ternary.is_none_or(|other| other.info().name == kernel.info().name), "one kernel per group");
-            ternary = Some(kernel);
-        }
         assert_eq!(y.len(), m * linear.n(), "an output does not hold m * n values");
         let first_tile = n_tiles;
-        n_tiles += linear.n().div_ceil(linear.row_tile());
+        n_tiles += linear.n().div_ceil(linear.row_tile(m));
+        per_call = per_call.max(linear.tiles_per_call(m));
         outputs.push((first_tile..n_tiles, *linear, SharedMut::new(y)));
     }
-    if let Some(kernel) = ternary {
-        ops::quantize(team, x, m, k, &mut scratch.quantized);
-        kernel.prepare(&scratch.quantized, &mut scratch.prepared);
-    }
-    let (prepared, scales) = (&scratch.prepared, &scratch.quantized.scales);
-    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream.
-    let grain = n_tiles.div_ceil(team.n_threads() * 8);
+    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. Fewer where the kernel wants more
+    // rows per call, but one for every worker.
+    let grain = n_tiles.div_ceil(team.n_threads() * 8).max(per_call.min(n_tiles.div_ceil(team.n_threads())));
     team.split(n_tiles, grain, |tiles| {
         for (range, linear, output) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {
-                rows_of(linear, x, m, prepared, scales, tiles.start - range.start..tiles.end - range.start, output);
+                rows_of(linear, x, m, scratch, tiles.start - range.start..tiles.end - range.start, output);
             }
         }
     });
@@ -143,19 +212,12 @@ thread_local! {
     static ACC: RefCell<(Vec<i32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache.
-fn rows_of(
-    linear: &Linear,
-    x: &[f32],
-    m: usize,
-    prepared: &Prepared,
-    scales: &[f32],
-    tiles: Range<usize>,
-    output: &SharedMut<'_, f32>,
-) {
+/// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache (or as many as the kernel
+/// wants).
+fn rows_of(linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, output: &SharedMut<'_, f32>) {
     const ACC_VALUES: usize = 32 * 1024;
-    let tile = linear.row_tile();
-    let step = (ACC_VALUES / (tile * m).max(1)).max(1);
+    let tile = linear.row_tile(m);
+    let step = (ACC_VALUES / (tile * m).max(1)).max(linear.tiles_per_call(m));
     ACC.with_borrow_mut(|(acc, sums)| {
         let mut start = tiles.start;
         while start < tiles.end {
@@ -164,14 +226,18 @@ fn rows_of(
             let rows = padded.start..padded.end.min(linear.n());
             let at = |token: usize| token * linear.n() + rows.start..token * linear.n() + rows.end;
             match &linear.weights {
-                Weights::Ternary { kernel, packed, scale } => {
+                Weights::Ternary(ternary) => {
                     acc.resize(m * padded.len(), 0);
+                    let (kernel, packed) = ternary.at(m);
+                    let name = kernel.info().name;
+                    let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
+                    let (_, prepared) = prepared.expect("`prepare` ran for this group");
                     kernel.compute(packed, prepared, padded.clone(), acc);
                     for (token, acc) in acc.chunks_exact(padded.len()).enumerate() {
                         // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
                         let y = unsafe { output.slice(at(token)) };
                         for (y, &acc) in y.iter_mut().zip(acc) {
-                            *y = acc as f32 / scales[token] * scale;
+                            *y = acc as f32 / scratch.quantized.scales[token] * ternary.scale;
                         }
                     }
                 }

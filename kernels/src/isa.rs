@@ -126,8 +126,14 @@ tokens! {
     Scalar = [];
     /// AVX2 with FMA and F16C: every x86-64 CPU since 2013 (Intel) and 2015 (AMD).
     Avx2 = [Avx2, Fma, F16c];
+    /// AVX-512 with byte/word operations.
+    Avx512Bw = [Avx512f, Avx512bw];
+    /// AVX2 with `vpdpbusd` in its short encoding.
+    AvxVnni = [Avx2, AvxVnni];
     /// AVX-512 with byte/word operations and `vpdpbusd`.
     Avx512Vnni = [Avx512f, Avx512bw, Avx512vl, Avx512vnni];
+    /// The same with byte permutations across a register (`vpermb`).
+    Avx512Vbmi = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi];
     /// NEON, which every aarch64 CPU has.
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.

@@ -19,11 +19,33 @@ use crate::trit::TernaryMatrix;
 pub enum Exactness {
     /// Equal, bit for bit, on every legal input.
     Exact,
-    /// Off by at most `per_k * k` (derived in the kernel's docs). Never ranked beside exact kernels unmarked.
+    /// Off by at most `per_group` for every `group` columns begun (derived in the kernel's docs). Never ranked beside exact
+    /// kernels unmarked.
     Bounded {
-        /// Largest possible error of one sum, divided by `k`.
-        per_k: f32,
+        /// Largest possible share of one group in the error of a sum.
+        per_group: f32,
+        /// Columns of a group.
+        group: usize,
     },
+}
+
+impl Exactness {
+    /// The largest legal difference between a sum over `k` columns and the oracle's.
+    pub fn allowed(self, k: usize) -> u32 {
+        match self {
+            Self::Exact => 0,
+            Self::Bounded { per_group, group } => (per_group * k.div_ceil(group) as f32).ceil() as u32,
+        }
+    }
+}
+
+impl fmt::Display for Exactness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::Bounded { per_group, group } => write!(f, "within {:.2} k", per_group / *group as f32),
+        }
+    }
 }
 
 /// What a kernel is, known at compile time and on every CPU.
@@ -93,6 +115,32 @@ impl Prepared {
         }
     }
 
+    /// Blocks of `block` columns one after the other, each of them all tokens in turn: what a kernel that works through a block
+    /// for all tokens reads from end to end. Columns are padded with zeros to a multiple of `multiple`; the last block may be
+    /// narrower. See [`block`](Self::block).
+    pub fn fill_in_blocks(&mut self, x: &QuantizedActivations, multiple: usize, block: usize) {
+        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
+        self.bytes.ensure_len(self.m * self.stride);
+        self.sums.resize(self.m, 0);
+        let values = self.bytes.as_i8_mut();
+        for token in 0..x.m {
+            let row = x.row(token);
+            self.sums[token] = row.iter().map(|&x| i32::from(x)).sum();
+            for first in (0..self.stride).step_by(block) {
+                let width = block.min(self.stride - first);
+                let out = &mut values[first * x.m + token * width..][..width];
+                let row = &row[first.min(x.k)..(first + width).min(x.k)];
+                out[..row.len()].copy_from_slice(row);
+                out[row.len()..].fill(0);
+            }
+        }
+    }
+
+    /// The values of one token in the block that starts at column `first` and is `width` columns wide.
+    pub fn block(&self, first: usize, width: usize, token: usize) -> &[i8] {
+        &self.bytes.as_i8()[first * self.m + token * width..][..width]
+    }
+
     /// The values of token `token`, where they are int8.
     pub fn row(&self, token: usize) -> &[i8] {
         &self.bytes.as_i8()[token * self.stride..][..self.stride]
@@ -109,6 +157,12 @@ impl Default for AlignedBytes {
 pub trait TernaryKernel: Send + Sync {
     /// What this kernel is.
     fn info(&self) -> &'static KernelInfo;
+
+    /// Rows worth giving to one [`compute`](Self::compute), where the matrix has them. A kernel that builds tables there
+    /// builds them once per call.
+    fn rows_per_call(&self) -> usize {
+        self.info().row_tile
+    }
 
     /// Lays out `w` for [`compute`](Self::compute); pads rows to `row_tile` and columns with zero trits.
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix;

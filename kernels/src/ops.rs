@@ -161,13 +161,15 @@ per_isa! {
         }
     }
 
-    /// `out = Σ_j weights[j] · values[j]`; `values` is `weights.len() x out.len()`.
-    pub fn weighted_sum(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    /// `out += Σ_j weights[j] · values[j]`, one j after the other, so that a sum in pieces has the bits of the whole; `values` is
+    /// `weights.len() x out.len()`.
+    pub fn add_weighted_sum(weights: &[f32], values: &[f32], out: &mut [f32]) {
         const WIDTH: usize = 64;
         let n = out.len();
         for (start, out) in (0..n).step_by(WIDTH).zip(out.chunks_mut(WIDTH)) {
             if out.len() == WIDTH {
                 let mut sums = [0f32; WIDTH];
+                sums.copy_from_slice(out);
                 for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
                     let row = &row[start..start + WIDTH];
                     for i in 0..WIDTH {
@@ -176,7 +178,6 @@ per_isa! {
                 }
                 out.copy_from_slice(&sums);
             } else {
-                out.fill(0.0);
                 for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
                     for (out, value) in out.iter_mut().zip(&row[start..]) {
                         *out = madd::<FMA>(*weight, *value, *out);
@@ -207,6 +208,22 @@ per_isa! {
         for s in scores.iter_mut() {
             *s *= inverse;
         }
+    }
+
+    /// `log Σ e^x` for log-probabilities, the sum in f64; not finite where a value is NaN or the largest is infinite.
+    pub fn log_sum_exp(x: &[f32]) -> f64 {
+        let max = max_of(x, f32::NEG_INFINITY, |x| x);
+        let mut lanes = [0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] += f64::from(exp::<FMA>(chunk[i] - max));
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(exp::<FMA>(x - max));
+        }
+        f64::from(max) + lanes.iter().sum::<f64>().ln()
     }
 
     /// `gate = relu(gate)² · up`, the gate of BitNet b1.58.
@@ -260,13 +277,6 @@ pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedA
     });
 }
 
-/// `log Σ e^x`, in f64.
-pub fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
-    let sum: f64 = x.iter().map(|&x| f64::from(x - max).exp()).sum();
-    f64::from(max) + sum.ln()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +294,20 @@ mod tests {
         }
         softmax(&mut softmaxed);
         assert_eq!(softmaxed, [1.0]);
+    }
+
+    #[test]
+    fn log_sum_exp_of_known_rows() {
+        let row: Vec<f32> = (0..1001).map(|i| (i % 37) as f32 * 0.5 - 6.0).collect();
+        let expected = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        assert!((log_sum_exp(&row) - expected).abs() < 1e-6);
+        assert!((log_sum_exp(&[1000.0, 1000.0, f32::NEG_INFINITY]) - 1000.0 - 2f64.ln()).abs() < 1e-6);
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(!log_sum_exp(&[0.0, bad, 1.0]).is_finite());
+            let row: Vec<f32> = (0..40).map(|i| if i == 21 { bad } else { 0.0 }).collect();
+            assert!(!log_sum_exp(&row).is_finite());
+        }
+        assert!(!log_sum_exp(&[]).is_finite());
     }
 
     #[test]
@@ -318,12 +342,14 @@ mod tests {
         for (width, len) in [(64, 1), (128, 5), (20, 7), (256, 4), (80, 9)] {
             let keys: Vec<f32> = (0..width * len).map(|i| (i % 11) as f32 - 5.0).collect();
             let q: Vec<f32> = (0..width).map(|i| (i % 3) as f32 - 1.0).collect();
-            let (mut scores, mut out) = (vec![0.0; len], vec![9.0; width]);
+            let (mut scores, mut out) = (vec![0.0; len], vec![0.0; width]);
             attention_scores(&q, &keys, 0.5, &mut scores);
             for (score, key) in scores.iter().zip(keys.chunks_exact(width)) {
                 assert_eq!(*score, 0.5 * dot(&q, key));
             }
-            weighted_sum(&scores, &keys, &mut out);
+            let (first, rest) = (len / 2, len / 2 * width);
+            add_weighted_sum(&scores[..first], &keys[..rest], &mut out);
+            add_weighted_sum(&scores[first..], &keys[rest..], &mut out);
             for (d, out) in out.iter().enumerate() {
                 assert_eq!(*out, (0..len).map(|j| scores[j] * keys[j * width + d]).sum::<f32>());
             }

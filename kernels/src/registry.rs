@@ -45,9 +45,52 @@ kernels! {
     /// Every ternary kernel built for this architecture, slowest first.
     KERNELS: KernelInfo, TernaryKernel;
     scalar::i8_naive::I8Naive;
+    scalar::i8_blocked::I8Blocked;
+    scalar::vlut_add::VlutAdd;
+    scalar::bitplane_lookup::BitplaneLookup;
+    scalar::tl1_lookup::Tl1LookupLossy;
+    scalar::tl1_lookup::Tl1Lookup;
+    scalar::tl2_lookup::Tl2LookupLossy;
+    scalar::tl2_lookup::Tl2Lookup;
+    scalar::tq1_unpack::Tq1Unpack;
+    scalar::tq2_unpack::Tq2Unpack;
+    scalar::b3_unpack::B3Unpack;
+    scalar::t5_unpack::T5Unpack;
     scalar::i2s_unpack::I2sUnpack;
     #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::bitplane_pshufb::BitplanePshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl1_pshufb::Tl1PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl1_pshufb::Tl1Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl2_pshufb::Tl2PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tl2_pshufb::Tl2Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::vlut_add::VlutAdd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tq1_maddubs::Tq1Maddubs;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::tq2_maddubs::Tq2Maddubs;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::b3_maddubs::B3Maddubs;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::t5_maddubs::T5Maddubs;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::tl2_pshufb::Tl2PshufbLossy;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::tl2_pshufb::Tl2Pshufb;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512bw::vlut_add::VlutAdd;
+    #[cfg(target_arch = "x86_64")]
     x86_64::avx2::i2s_maddubs::I2sMaddubs;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avxvnni::i2s_dpbusd::I2sDpbusd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512vnni::b3_dpbusd::B3Dpbusd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::i2s_dpbusd::I2sDpbusd;
 }

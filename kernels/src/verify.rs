@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::activation::QuantizedActivations;
-use crate::kernel::{Exactness, Prepared, TernaryKernel};
+use crate::kernel::{Prepared, TernaryKernel};
 use crate::oracle;
 use crate::trit::TernaryMatrix;
 
@@ -147,10 +147,7 @@ fn check(kernel: &dyn TernaryKernel, case: &Case, expected: &[i32]) -> Result<()
     // What no kernel writes by chance.
     let mut acc = vec![0x5EED_5EED; m * n_rows];
     kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
-    let allowed = match kernel.info().exactness {
-        Exactness::Exact => 0,
-        Exactness::Bounded { per_k } => (per_k * k as f32).ceil() as u32,
-    };
+    let allowed = kernel.info().exactness.allowed(k);
     for (at, &got) in acc.iter().enumerate() {
         let (token, row) = (at / n_rows, at % n_rows);
         let expected = if row < n { expected[token * n + row] } else { 0 };

@@ -72,7 +72,7 @@ fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64)
 
 fn shapes(ty: DenseType) -> impl Iterator<Item = (usize, usize)> {
     let ks = K.iter().copied().filter(move |k| k.is_multiple_of(ty.block_len()));
-    ks.flat_map(|k| N.iter().map(move |&n| (n, k)))
+    support::sample(ks.flat_map(|k| N.iter().map(move |&n| (n, k))))
 }
 
 #[test]
@@ -132,7 +132,8 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
     let pools = [1, 2, 3].map(|n_threads| Pool::new(n_threads).unwrap());
     for kernel in kernels() {
         let (n, m) = (37, 14);
-        for k in K.iter().copied().chain([2560]).filter(|k| k.is_multiple_of(kernel.info().ty.block_len())) {
+        let ks = [2560].into_iter().chain(K.iter().copied());
+        for k in support::sample(ks.filter(|k| k.is_multiple_of(kernel.info().ty.block_len()))) {
             let what = format!("{} {n} x {k}", kernel.info().name);
             let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
             let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();

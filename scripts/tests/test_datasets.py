@@ -55,7 +55,8 @@ class Manifests(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(manifest["name"], name)
                 self.assertIn(manifest["architecture"], {"bitnet", "llama", "gemma3", "qwen2", "minicpm"})
-                self.assertLessEqual(set(manifest), {"name", "architecture", "title", "chat", "shape", "hub", "package", "published"})
+                self.assertLessEqual(set(manifest), {"name", "architecture", "title", "parameters", "chat", "shape", "hub", "package",
+                                                "published"})
                 shape = manifest["shape"]
                 self.assertLessEqual(SHAPE, set(shape))
                 self.assertLessEqual(set(shape), SHAPE | OPTIONAL)

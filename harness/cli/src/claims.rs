@@ -9,19 +9,21 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ternbench_eval::{EngineModel, Options, Task};
+use ternbench_eval::{LocalModel, Options, Task};
 use ternbench_kernels::{Pool, registry};
-use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, memory, record, runner};
+use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, interrupt, record, runner};
 use ternbench_model::weights::WeightSource;
 use ternbench_model::{Engine, Tokenizer};
 use ternbench_report::{frame, markdown, plots, table};
 
 use crate::console;
 use crate::eval;
+use crate::footprint;
 use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
 use crate::probes::Probes;
 use crate::speed;
+use crate::twins;
 use crate::workload::{self, Workload};
 
 /// The models of the report that BitNet 2B4T is compared with, smallest first, and its own shape in half precision.
@@ -80,12 +82,14 @@ pub struct Args {
 
 pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
+    interrupt::listen();
     let start = Instant::now();
     let mut referee = Referee::start(args, env)?;
     referee.measure_limits()?;
     referee.prove_kernels()?;
     referee.compare_kernels()?;
     referee.compare_with_baselines()?;
+    referee.demonstrate_twins()?;
     referee.finish(start)
 }
 
@@ -236,7 +240,7 @@ impl<'e> Referee<'e> {
             model: loaded.info.clone(),
             reference_kernel: registry::ORACLE_KERNEL.to_owned(),
             code: loaded.code(),
-            layout: loaded.model.kernel().info().layout.to_owned(),
+            layout: loaded.model.kernels().default.decode.info().layout.to_owned(),
             n_prompts: expected.len() as u64,
             n_tokens: pairs().count() as u64,
             n_differ,
@@ -308,10 +312,7 @@ impl<'e> Referee<'e> {
     /// Loads a model, runs it once for its memory, and records both.
     fn load(&mut self, source: &dyn WeightSource, kernel: &str, pool: &Pool) -> Result<Loaded> {
         let loaded = Loaded::new(source, open::kernel(Some(kernel), self.env)?, pool)?;
-        let workload = Workload::prefill(128);
-        let mut bench = workload::Bench::new(Engine::new(&loaded.model, pool), workload)?;
-        bench.run()?;
-        let memory = memory_record(source, &loaded, &mut bench)?;
+        let (load, memory) = footprint::measure(source, &loaded, pool, 128)?;
         let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
         let name = &loaded.info.model;
         println!(
@@ -319,7 +320,7 @@ impl<'e> Referee<'e> {
             console::bytes(memory.peak_rss_bytes),
             loaded.model.kernel_name()
         );
-        self.keep(loaded.load.clone())?;
+        self.keep(load)?;
         self.keep(memory)?;
         Ok(loaded)
     }
@@ -331,15 +332,30 @@ impl<'e> Referee<'e> {
             return Ok(());
         }
         let tokenizer: Tokenizer = open::tokenizer(name)?;
-        let mut lm = EngineModel::new(Engine::new(&loaded.model, pool), &tokenizer);
+        let limits = ternbench_model::batch::Limits::default();
+        let mut lm = LocalModel::new(Engine::new(&loaded.model, pool), &tokenizer, limits);
+        let by = eval::Answerer::loaded(loaded);
         for task in ["piqa", "gsm8k"] {
             let out = self.run.path().join(ternbench_measure::host::slug(&loaded.info.model));
             std::fs::create_dir_all(&out).with_context(|| format!("{}", out.display()))?;
-            let provenance = eval::provenance(loaded);
-            let options = Options { data: data.clone(), out, limit: self.args.limit, max_new_tokens: None, provenance };
-            let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, loaded, &options)?;
+            let provenance = by.provenance();
+            let options = Options { data: data.clone(), out, limit: self.args.limit, provenance, ..Options::default() };
+            let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, &by, &options)?;
             self.keep(accuracy)?;
         }
+        Ok(())
+    }
+
+    /// Accuracy where no real weights are given: the twins', which say nothing of this model.
+    fn demonstrate_twins(&mut self) -> Result<()> {
+        if self.args.model.is_some() {
+            return Ok(());
+        }
+        let kernel = open::kernel(self.args.kernel.as_deref(), self.env)?;
+        let Self { pools, run, context, writer, records, probes, args, .. } = self;
+        let (Some(pool), Some(probes)) = (pools.last(), probes.as_ref()) else { return Ok(()) };
+        let stage = twins::Stage { kernel, pool, probes, run: run.path(), quick: args.quick };
+        stage.demonstrate(&mut |body| twins::keep(body, context, writer, records))?;
         Ok(())
     }
 
@@ -354,6 +370,9 @@ impl<'e> Referee<'e> {
         self.run.write("report.md", report.as_bytes())?;
         let output = console::tables(self.env);
         println!("\n{}\n", table::speeds(&rows, output));
+        for table in ternbench_report::twins::tables(&self.records) {
+            println!("{}\n", table.text(output));
+        }
         println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());
         println!("report: {}", self.run.path().join("report.md").display());
         println!("this took {:.0} s", start.elapsed().as_secs_f64());
@@ -379,41 +398,4 @@ fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<
         (0..n_prompts).map(|seed| workload::greedy(&mut engine, &workload::prompt(config, 8, seed), n)).collect();
     spinner.finish_and_clear();
     generations
-}
-
-/// The memory of a model that has run `bench`.
-pub fn memory_record(
-    source: &dyn WeightSource,
-    loaded: &Loaded,
-    bench: &mut workload::Bench<'_>,
-) -> Result<record::Memory> {
-    let config = loaded.model.config();
-    let weights = loaded.model.weight_bytes();
-    let embedding = source.embedding()?.data().len() as u64 + source.head()?.map_or(0, |head| head.data().len() as u64);
-    let now = memory::read();
-    let synthetic_linear = match loaded.info.weights.as_str() {
-        "ternary" => config.linear_parameters() / 4,
-        _ => weights.linear,
-    };
-    let stored = match source.stored_bytes() {
-        0 => synthetic_linear + embedding + weights.vectors,
-        bytes => bytes,
-    };
-    Ok(record::Memory {
-        model: loaded.info.clone(),
-        kernel: loaded.model.kernel_name().to_owned(),
-        n_threads: loaded.load.n_threads,
-        workload: "pp128".to_owned(),
-        stored_bytes: stored,
-        stored_embedding_bytes: embedding,
-        mapped_bytes: source.stored_bytes(),
-        packed_bytes: weights.linear,
-        embedding_bytes: weights.head + weights.embedding,
-        kv_bytes: bench.kv_bytes(),
-        scratch_bytes: bench.engine().scratch_bytes(),
-        n_params_linear: config.linear_parameters(),
-        peak_rss_bytes: now.map_or(0, |memory| memory.peak_rss_bytes.saturating_sub(loaded.rss_before)),
-        baseline_rss_bytes: loaded.rss_before,
-        peak_was_reset: loaded.peak_was_reset,
-    })
 }

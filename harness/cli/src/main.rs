@@ -1,15 +1,21 @@
 //! `ternbench`: the referee for ternary LLMs. One file per subcommand; this one parses the command line and turns an error into
-//! one line and an exit code: 0 done, 1 failed, 2 wrong usage.
+//! one line and an exit code: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 
 mod claims;
 mod console;
 mod eval;
+mod eval_runs;
+mod footprint;
 mod generate;
+mod import;
 mod kernels;
 mod model;
 mod open;
+mod opponent;
 mod probes;
+mod race;
 mod speed;
+mod suite;
 mod tasks;
 mod twins;
 mod workload;
@@ -19,6 +25,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+use ternbench_measure::interrupt::{self, Interrupted};
 
 /// The referee for ternary LLMs: proves kernels correct, then times them, then judges the published claims.
 #[derive(Parser)]
@@ -37,6 +44,8 @@ enum Command {
     Kernels(kernels::Command),
     /// Measure prefill and decode tokens per second
     Speed(speed::Args),
+    /// Turn saved results of llama-bench into records
+    Import(import::Args),
     /// Score PIQA, GSM8K or the perplexity of a text
     Eval(eval::Args),
     /// Show the whole experiment on two small trained models that ship with ternbench
@@ -67,7 +76,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line: a chain's parts often repeat each other.
             let _ = writeln!(std::io::stderr(), "ternbench: {}", console::one_line(&error));
-            ExitCode::FAILURE
+            if error.is::<Interrupted>() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -78,6 +87,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Claims(args) => claims::run(args, &env),
         Command::Kernels(command) => kernels::run(command, &env),
         Command::Speed(args) => speed::run(args, &env),
+        Command::Import(args) => import::run(args),
         Command::Eval(args) => eval::run(args, &env),
         Command::Twins(args) => twins::run(args, &env),
         Command::Tasks(command) => tasks::run(command),

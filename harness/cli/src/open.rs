@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use ternbench_kernels::{Pool, TernaryKernel, registry};
+use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
 use ternbench_model::manifest::{Manifest, SyntheticType};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
-use ternbench_model::{ModelConfig, Tokenizer, Transformer};
+use ternbench_model::{Engine, ModelConfig, Tokenizer, Transformer, sanity};
+
+use crate::kernels::{layer_shapes, tuning};
 
 /// Seed of synthetic weights: the same everywhere, so that checksums can be compared.
 pub const SEED: u64 = 1;
@@ -21,7 +23,8 @@ pub struct ModelArgs {
     /// shape in half precision)
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
-    /// Kernel of the ternary layers; `auto` takes the fastest that is exact and runs here [env: TERNBENCH_KERNEL]
+    /// Kernel of the ternary layers, or DECODE+PREFILL; `auto` takes the exact ones that are fastest here, from a short
+    /// measurement kept per machine [env: TERNBENCH_KERNEL]
     #[arg(short, long)]
     pub kernel: Option<String>,
     /// Threads; all cores when not given [env: TERNBENCH_THREADS]
@@ -67,8 +70,25 @@ impl ModelArgs {
     pub fn load(&self, env: &Env) -> Result<(Loaded, Pool)> {
         let pool = pool(threads(self.threads, env))?;
         let source = source(&self.model, self.layout.into())?;
-        let kernel = kernel(self.kernel.as_deref(), env)?;
-        Ok((Loaded::new(&*source, kernel, &pool)?, pool))
+        let kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
+        let loaded = Loaded::new(&*source, kernels, &pool)?;
+        if source.stored().iter().any(|tensor| tensor.ty == "I2_S") {
+            self.warn_of_noise(&loaded.model, &pool);
+        }
+        Ok((loaded, pool))
+    }
+
+    /// I2_S files do not say how their bits lie: a model that reads English like noise was probably read wrongly.
+    fn warn_of_noise(&self, model: &Transformer, pool: &Pool) {
+        let Ok(tokenizer) = self.tokenizer() else { return };
+        match sanity::surprise(&mut Engine::new(model, pool), &tokenizer) {
+            Ok(surprise) if surprise.is_noise() => eprintln!(
+                "warning: {} reads English like noise ({:.1} nats a token, chance is {:.1}): another I2_S layout? \
+                 `ternbench model inspect --check-layout` tries all",
+                self.model, surprise.nats, surprise.chance
+            ),
+            _ => {}
+        }
     }
 
     /// The model's tokenizer.
@@ -93,6 +113,15 @@ pub fn kernel(name: Option<&str>, env: &Env) -> Result<&'static dyn TernaryKerne
     Ok(registry::find(name.or(env.kernel.as_deref()).unwrap_or("auto"))?)
 }
 
+/// The kernels called `name` (`a`, or `a+b` for decode and prefill), or the environment's, or those measured to be the fastest on
+/// the model's shapes.
+pub fn dispatch(name: Option<&str>, config: &ModelConfig, pool: &Pool, env: &Env) -> Result<Dispatch> {
+    match name.or(env.kernel.as_deref()).unwrap_or("auto") {
+        "auto" => tuning::dispatch(&layer_shapes(config), pool, env),
+        name => Ok(Dispatch::parse(name)?),
+    }
+}
+
 /// The number asked for, or the environment's, or all cores.
 pub fn threads(asked: Option<usize>, env: &Env) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -102,6 +131,20 @@ pub fn threads(asked: Option<usize>, env: &Env) -> usize {
 /// A pool of `n_threads`.
 pub fn pool(n_threads: usize) -> Result<Pool> {
     Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
+}
+
+/// Binds every worker of `pool` to a core of its own.
+pub fn pin(pool: &Pool) -> Result<()> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let n_threads = pool.n_threads();
+    if cores.len() < n_threads {
+        bail!("cannot bind {n_threads} threads to cores: the system offers {}", cores.len());
+    }
+    let bound = pool.rayon().broadcast(|worker| core_affinity::set_for_current(cores[worker.index()]));
+    if bound.contains(&false) {
+        bail!("the system does not let threads be bound to cores");
+    }
+    Ok(())
 }
 
 /// The repository's `datasets` folder: beside the current folder, or where the program was built.
@@ -147,22 +190,22 @@ pub struct Loaded {
     pub info: record::Model,
     /// How loading went.
     pub load: record::Load,
-    /// Resident bytes before.
-    pub rss_before: u64,
+    /// The process's memory before.
+    pub before: memory::ProcessMemory,
     /// Whether the peak of the resident bytes started over.
     pub peak_was_reset: bool,
 }
 
 impl Loaded {
-    /// Loads `source` for `kernel` on `pool`.
-    pub fn new(source: &dyn WeightSource, kernel: &'static dyn TernaryKernel, pool: &Pool) -> Result<Self> {
+    /// Loads `source` for `kernels` on `pool`.
+    pub fn new(source: &dyn WeightSource, kernels: impl Into<Dispatch>, pool: &Pool) -> Result<Self> {
         let config = source.config();
         let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
         ternbench_kernels::bytes::trim_heap();
-        let rss_before = memory::read().map_or(0, |memory| memory.rss_bytes);
+        let before = memory::read().unwrap_or_default();
         let peak_was_reset = memory::reset_peak();
         let start = Instant::now();
-        let model = Transformer::load(source, kernel, pool, &|done| bar.set_position(done as u64))?;
+        let model = Transformer::load(source, kernels, pool, &|done| bar.set_position(done as u64))?;
         let load_ns = start.elapsed().as_nanos() as u64;
         bar.finish_and_clear();
         let census = model.census();
@@ -189,22 +232,24 @@ impl Loaded {
             n_params_linear: census.linear_weights,
             n_params: census.linear_weights + config.embedding_parameters(),
             trits,
+            ..record::Load::default()
         };
-        Ok(Self { model, info, load, rss_before, peak_was_reset })
+        Ok(Self { model, info, load, before, peak_was_reset })
     }
 
     /// The code that runs the linear layers.
     pub fn code(&self) -> record::Code {
-        code(self.model.kernel_name())
+        code(&self.model.kernel_name())
     }
 }
 
-/// A kernel's name, instruction set and exactness, as records hold them.
+/// A kernel's name, instruction set and exactness, as records hold them. `a+b` is exact if both are.
 pub fn code(kernel: &str) -> record::Code {
-    let info = registry::KERNELS.iter().map(|entry| entry.info).find(|info| info.name == kernel);
+    let info = |name: &str| registry::KERNELS.iter().map(|entry| entry.info).find(|info| info.name == name);
+    let exact = |name: &str| info(name).is_none_or(|info| info.exactness == Exactness::Exact);
     record::Code {
         kernel: kernel.to_owned(),
         isa: kernel.split('-').next().unwrap_or(kernel).to_owned(),
-        exact: info.is_none_or(|info| info.exactness == ternbench_kernels::Exactness::Exact),
+        exact: kernel.split('+').all(exact),
     }
 }

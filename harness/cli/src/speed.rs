@@ -1,51 +1,97 @@
-//! `ternbench speed`: prefill and decode tokens per second of models x kernels x threads, interleaved.
+//! `ternbench speed`: prefill and decode tokens per second of models x kernels x threads, interleaved, beside other programs.
 
 use std::io::Write;
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
-use indicatif::ProgressBar;
-use ternbench_kernels::Pool;
-use ternbench_measure::runner::{self, Event};
-use ternbench_measure::{Contender, Env, Host, Plan, RecordWriter, RunContext, interleave, record};
+use anyhow::{Context, Result, bail};
+use ternbench_kernels::{Pool, TernaryKernel, registry};
+use ternbench_measure::energy::{Counters, SYS};
+use ternbench_measure::interrupt::{self, Interrupted};
+use ternbench_measure::record::{self, Body};
+use ternbench_measure::{Env, Host, Plan, Record, RecordWriter, RunContext, clock, runner};
 use ternbench_model::Engine;
 use ternbench_model::breakdown::Part;
-use ternbench_report::{frame, table};
+use ternbench_model::weights::{LinearName, LinearWeights, WeightSource};
+use ternbench_report::{frame, markdown, table};
 
 use crate::console;
+use crate::footprint;
+use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
+use crate::opponent::Opponent;
 use crate::probes::Probes;
+use crate::race::{self, Entrant, Rules};
+use crate::suite::{self, Suite};
 use crate::workload::{self, Bench, Workload};
+
+/// Pairs of `--aa`: enough for the interval's stated coverage.
+const AA_PAIRS: u32 = 30;
+/// Rounds that `--precision` gives up after.
+const MAX_REPETITIONS: u32 = 200;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   ternbench speed -m synthetic:bitnet-2b4t -t 1,2
   ternbench speed -m model.gguf -k scalar-i2s-unpack,auto -p 128,512 -n 128 -r 5 -o jsonl
-  ternbench speed -m synthetic:bitnet-2b4t -m synthetic:llama-3.2-1b -p 0 -n 128 --breakdown")]
+  ternbench speed -m synthetic:bitnet-2b4t -m synthetic:llama-3.2-1b -w tg128,tg128@d512 --precision 0.01
+  ternbench speed -m model.gguf --opponent llama-bench=llama.cpp/build/bin/llama-bench:model.gguf
+  ternbench speed --suite quick --dry-run
+
+Exit code: 0 every result counts, 1 one was refused or nothing could be measured, 2 wrong usage, 130 Ctrl-C.")]
 pub struct Args {
     /// A GGUF file, a folder, or synthetic:NAME; give it again to compare models
-    #[arg(short, long, required = true)]
+    #[arg(short, long, required_unless_present_any = ["suite", "list"])]
     model: Vec<String>,
-    /// Kernels of the ternary layers, comma-separated [env: TERNBENCH_KERNEL]
+    /// Kernels of the ternary layers, comma-separated; `all` means every one that runs here [env: TERNBENCH_KERNEL]
     #[arg(short, long, value_delimiter = ',')]
     kernel: Vec<String>,
     /// Numbers of threads, comma-separated; all cores when not given [env: TERNBENCH_THREADS]
     #[arg(short, long, value_delimiter = ',')]
     threads: Vec<usize>,
-    /// Prefill lengths, 0 for none
-    #[arg(short = 'p', long, value_delimiter = ',', default_value = "128,512")]
+    /// Prefill lengths, 0 for none [default: 128,512]
+    #[arg(short = 'p', long, value_delimiter = ',')]
     n_prompt: Vec<usize>,
-    /// Decode lengths, 0 for none
-    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
+    /// Decode lengths, 0 for none [default: 128]
+    #[arg(short = 'n', long, value_delimiter = ',')]
     n_gen: Vec<usize>,
     /// Context depths to measure at
     #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
-    /// Repetitions
-    #[arg(short, long, default_value_t = 5)]
-    repetitions: u32,
+    /// Workloads by name, instead of -p, -n and -d: pp512, tg128, tg128@d512
+    #[arg(short, long, value_delimiter = ',', conflicts_with_all = ["n_prompt", "n_gen", "depth"])]
+    workload: Vec<Workload>,
+    /// Repetitions [default: 5]
+    #[arg(short, long)]
+    repetitions: Option<u32>,
+    /// Go on after the repetitions until every 95 % interval is within this share of its value: 0.01 is 1 %
+    #[arg(long, value_parser = share)]
+    precision: Option<f64>,
+    /// Seconds that each workload may take; at least three repetitions are done
+    #[arg(long)]
+    budget: Option<f64>,
+    /// Seed of the order of runs within each repetition
+    #[arg(long, default_value_t = ternbench_measure::stats::SEED)]
+    seed: u64,
+    /// A/A: at least 30 repetitions, for the noise floor above all
+    #[arg(long)]
+    aa: bool,
+    /// Bind each thread to a core of its own
+    #[arg(long)]
+    pin: bool,
+    /// Another program in the same rounds, llama-bench=PATH:MODEL.gguf; give it again for more
+    #[arg(long)]
+    opponent: Vec<Opponent>,
+    /// Take what is not given here from a suite: a name of datasets/suites, or a .toml file
+    #[arg(long)]
+    suite: Option<String>,
+    /// List the suites and stop
+    #[arg(long)]
+    list: bool,
+    /// Say what would be measured and stop
+    #[arg(long)]
+    dry_run: bool,
     /// Where the time of a token goes, by part
     #[arg(long)]
     breakdown: bool,
@@ -54,7 +100,7 @@ pub struct Args {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
-    /// Append the records to this file as well
+    /// Append all records to this file as well: limits, loading and memory too
     #[arg(long)]
     records: Option<PathBuf>,
 }
@@ -62,50 +108,79 @@ pub struct Args {
 /// `-o`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Output {
-    /// A table
+    /// A table for people
     #[default]
     Text,
-    /// One record per line
+    /// The table in Markdown
+    Md,
+    /// One row per model, kernel, threads and workload
+    Csv,
+    /// The speed records, with raw samples
+    Json,
+    /// The same, one per line, as soon as they are there
     Jsonl,
 }
 
-pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
-    runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
-    let workloads = workload::workloads(&args.n_prompt, &args.n_gen, &args.depth)?;
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err("expected a share between 0 and 1, such as 0.01".into()),
+    }
+}
+
+pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
+    if args.list {
+        return list();
+    }
+    if let Some(name) = &args.suite {
+        let suite = suite::find(name)?;
+        args.fill_from(suite)?;
+    }
+    let workloads = args.workloads()?;
     let threads = if args.threads.is_empty() { vec![open::threads(None, env)] } else { args.threads.clone() };
+    let plan = args.plan()?;
+    let kernels = args.kernels(env)?;
+    let sources = args.model.iter().map(|model| open::source(model, args.layout.into())).collect::<Result<Vec<_>>>()?;
+    if args.dry_run {
+        return dry_run(&args, &sources, &kernels, &threads, &workloads, &plan);
+    }
+    runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
+    interrupt::listen();
     let pools = threads.iter().map(|&n| open::pool(n)).collect::<Result<Vec<_>>>()?;
+    if args.pin {
+        pools.iter().try_for_each(open::pin)?;
+    }
     let features: Vec<&str> = ternbench_kernels::isa::detected().iter().map(|feature| feature.name()).collect();
     let host = Host::describe(&features);
-    let context = RunContext::new("speed", &host);
-    let loaded = load_all(&args, env)?;
-    let probes = Probes::measure(&host, &pools, 2.0)?;
-    let mut writer = args.records.as_deref().map(RecordWriter::open).transpose()?;
-    let mut keep = |body: record::Body| -> Result<record::Record> {
-        let record = context.record(body);
-        if let Some(writer) = &mut writer {
-            writer.append(&record)?;
-        }
-        Ok(record)
+    let context = RunContext::new(format!("speed-{}", clock::now_rfc3339()), &host);
+    let mut book = Book {
+        context,
+        writer: args.records.as_deref().map(RecordWriter::open).transpose()?,
+        stdout: if args.output == Output::Jsonl { Some(RecordWriter::stdout()?) } else { None },
+        records: Vec::new(),
     };
-    let mut records = Vec::new();
-    for probe in &probes.records {
-        records.push(keep(probe.clone().into())?);
+    let proofs = prove(&sources, &kernels)?;
+    for proof in &proofs {
+        book.keep(proof.clone())?;
     }
-    let plan = Plan { repetitions: args.repetitions, ..Plan::default() };
+    let loaded = load_all(&sources, &kernels, &workloads, &pools[pools.len() - 1], &mut book)?;
+    let probes = Probes::measure(&host, &pools, 2.0)?;
+    for probe in &probes.records {
+        book.keep(probe.clone())?;
+    }
+    let energy = Counters::open(Path::new(SYS));
+    let rules = Rules { plan: &plan, probes: &probes, proofs: &proofs, energy: &energy, pinned: args.pin };
+    let ours = loaded.iter().flat_map(|one| pools.iter().map(move |pool| Entrant::Model(one, pool)));
+    let theirs = args.opponent.iter().flat_map(|one| threads.iter().map(move |&n| Entrant::Opponent(one, n)));
+    let entrants: Vec<Entrant<'_>> = ours.chain(theirs).collect();
     for &workload in &workloads {
-        let runs: Vec<_> = loaded.iter().flat_map(|l| pools.iter().map(move |pool| (l, pool, workload))).collect();
-        for speed in measure(&runs, &workload.to_string(), &plan, &probes)? {
-            let record = keep(speed.into())?;
-            if args.output == Output::Jsonl {
-                writeln!(std::io::stdout(), "{}", serde_json::to_string(&record)?)?;
-            }
-            records.push(record);
+        let results = race::run(&entrants, workload, &workload.to_string(), &rules)?;
+        results.records.into_iter().try_for_each(|body| book.keep(body))?;
+        if results.interrupted {
+            bail!(Interrupted);
         }
     }
-    if args.output == Output::Text {
-        probes.lines().iter().for_each(|line| println!("{line}"));
-        println!("{}", table::speeds(&frame::speed_rows(&records)?, console::tables(env)));
-    }
+    show(&book.records, &probes, args.output, env)?;
     if args.breakdown {
         for l in &loaded {
             for pool in &pools {
@@ -113,76 +188,276 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
             }
         }
     }
+    let refused: Vec<&str> = speeds(&book.records).filter_map(|speed| speed.refused.as_deref()).collect();
+    if let Some(first) = refused.first() {
+        bail!("{} of {} results do not count: {first}", refused.len(), speeds(&book.records).count());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn load_all(args: &Args, env: &Env) -> Result<Vec<Loaded>> {
-    let names =
-        if args.kernel.is_empty() { vec![None] } else { args.kernel.iter().map(|k| Some(k.as_str())).collect() };
-    let kernels = names.into_iter().map(|name| open::kernel(name, env)).collect::<Result<Vec<_>>>()?;
-    let pool = open::pool(open::threads(None, env))?;
-    let mut loaded = Vec::new();
-    for model in &args.model {
-        let source = open::source(model, args.layout.into())?;
-        for &kernel in &kernels {
-            let one = Loaded::new(&*source, kernel, &pool)?;
-            let is_dense = one.info.weights != "ternary";
-            loaded.push(one);
-            if is_dense {
-                break; // The kernels asked for are those of ternary layers.
+impl Args {
+    /// Takes from a suite what the command line left out.
+    fn fill_from(&mut self, suite: Suite) -> Result<()> {
+        let fill = |mine: &mut Vec<String>, theirs: Vec<String>| {
+            if mine.is_empty() {
+                *mine = theirs;
             }
+        };
+        fill(&mut self.model, suite.models);
+        fill(&mut self.kernel, suite.kernels);
+        if self.threads.is_empty() {
+            self.threads = suite.threads;
+        }
+        if self.workload.is_empty() && self.n_prompt.is_empty() && self.n_gen.is_empty() {
+            self.workload = suite.workloads.iter().map(|name| name.parse()).collect::<Result<_>>()?;
+        }
+        self.repetitions = self.repetitions.or(suite.repetitions);
+        self.precision = self.precision.or(suite.precision);
+        Ok(())
+    }
+
+    fn workloads(&self) -> Result<Vec<Workload>> {
+        if !self.workload.is_empty() {
+            return Ok(self.workload.clone());
+        }
+        let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+        workload::workloads(&or(&self.n_prompt, &[128, 512]), &or(&self.n_gen, &[128]), &self.depth)
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let asked = self.repetitions.unwrap_or(5).max(if self.aa { AA_PAIRS } else { 1 });
+        let budget = self.budget.map(Duration::try_from_secs_f64).transpose().context("--budget")?;
+        Ok(Plan {
+            repetitions: if self.precision.is_some() { asked.max(MAX_REPETITIONS) } else { asked },
+            min_repetitions: if self.precision.is_some() { asked } else { asked.min(3) },
+            precision: self.precision,
+            budget,
+            seed: self.seed,
+            twin: true,
+            ..Plan::default()
+        })
+    }
+
+    fn kernels(&self, env: &Env) -> Result<Vec<&'static dyn TernaryKernel>> {
+        match self.kernel.as_slice() {
+            [] => Ok(vec![open::kernel(None, env)?]),
+            [all] if all == "all" => Ok(registry::KERNELS.iter().filter_map(|entry| entry.kernel().ok()).collect()),
+            names => names.iter().map(|name| open::kernel(Some(name), env)).collect(),
+        }
+    }
+}
+
+/// Keeps every record, in memory and where it was asked for.
+struct Book {
+    context: RunContext,
+    writer: Option<RecordWriter>,
+    stdout: Option<RecordWriter>,
+    records: Vec<Record>,
+}
+
+impl Book {
+    fn keep(&mut self, body: impl Into<Body>) -> Result<()> {
+        let record = self.context.record(body);
+        if let Some(writer) = &mut self.writer {
+            writer.append(&record)?;
+        }
+        if let (Some(stdout), Body::Speed(_)) = (&mut self.stdout, &record.body) {
+            stdout.append(&record)?;
+        }
+        self.records.push(record);
+        Ok(())
+    }
+}
+
+fn speeds(records: &[Record]) -> impl Iterator<Item = &record::Speed> {
+    records.iter().filter_map(|record| match &record.body {
+        Body::Speed(speed) => Some(speed),
+        _ => None,
+    })
+}
+
+/// Whether the kernels asked for run a model's linear layers.
+fn is_ternary(source: &dyn WeightSource) -> Result<bool> {
+    Ok(matches!(source.linear(0, LinearName::Q)?, LinearWeights::Ternary(_)))
+}
+
+/// Every kernel that will be timed, on the shapes that it will be timed on, against the oracle.
+fn prove(sources: &[Box<dyn WeightSource>], kernels: &[&dyn TernaryKernel]) -> Result<Vec<record::Verify>> {
+    let mut shapes = Vec::new();
+    for source in sources {
+        if is_ternary(&**source)? {
+            shapes.extend(kernels::layer_shapes(source.config()));
+        }
+    }
+    shapes.sort_unstable();
+    shapes.dedup();
+    let mut proofs: Vec<record::Verify> = Vec::new();
+    for kernel in kernels {
+        let name = kernel.info().name;
+        if !shapes.is_empty() && !proofs.iter().any(|proof| proof.code.kernel == name) {
+            interrupt::check()?;
+            let of_name = kernels::prove(name, &shapes, &kernels::VERIFY_BATCHES)?;
+            proofs.extend(of_name.into_iter().filter(|proof| proof.code.kernel == name));
+        }
+    }
+    Ok(proofs)
+}
+
+/// Loads every model for every kernel; dense models once. The memory of a model is measured for its first kernel: what the others
+/// share with it would be missing from theirs.
+fn load_all(
+    sources: &[Box<dyn WeightSource>],
+    kernels: &[&'static dyn TernaryKernel],
+    workloads: &[Workload],
+    pool: &Pool,
+    book: &mut Book,
+) -> Result<Vec<Loaded>> {
+    let n_prompt = workloads.iter().map(|workload| workload.n_prompt).filter(|&n| n > 0).min().unwrap_or(1);
+    let mut loaded = Vec::new();
+    for source in sources {
+        let n_kernels = if is_ternary(&**source)? { kernels.len() } else { 1 };
+        for (i, &kernel) in kernels[..n_kernels].iter().enumerate() {
+            interrupt::check()?;
+            let one = Loaded::new(&**source, kernel, pool)?;
+            if i == 0 {
+                let (load, memory) = footprint::measure(&**source, &one, pool, n_prompt)?;
+                book.keep(load)?;
+                book.keep(memory)?;
+            } else {
+                book.keep(one.load.clone())?;
+            }
+            loaded.push(one);
         }
     }
     Ok(loaded)
 }
 
-/// Measures every run of a group, interleaved. What fails becomes a refused record with the reason.
+/// Measures models on one workload, for other commands. The group has an A/A run.
+///
+/// # Errors
+/// When nothing can be run, and after Ctrl-C.
 pub fn measure(
     runs: &[(&Loaded, &Pool, Workload)],
     group: &str,
     plan: &Plan,
     probes: &Probes,
-) -> Result<Vec<record::Speed>> {
-    let mut benches = runs
-        .iter()
-        .map(|&(loaded, pool, workload)| Bench::new(Engine::new(&loaded.model, pool), workload))
-        .collect::<Result<Vec<_>>>()?;
-    let bar = console::bar(u64::from(plan.warmup + plan.repetitions) * runs.len() as u64, group);
-    let mut contenders: Vec<Contender<'_>> = benches
-        .iter_mut()
-        .zip(runs)
-        .map(|(bench, (loaded, pool, workload))| {
-            let name =
-                format!("{} {workload}, {}, {}t", loaded.info.model, loaded.model.kernel_name(), pool.n_threads());
-            Contender::new(name, || bench.run().map_err(Into::into))
-        })
-        .collect();
-    let outcome = interleave(&mut contenders, plan, &mut |event| {
-        show(&bar, event);
-        ControlFlow::Continue(())
-    })?;
-    drop(contenders);
-    bar.finish_and_clear();
-    let results = outcome.series.into_iter().zip(&benches).zip(runs);
-    Ok(results
-        .map(|((series, bench), (loaded, pool, workload))| {
-            let limits = probes.limits(pool.n_threads(), loaded.info.weights == "ternary");
-            let samples = series.to_samples(workload.tokens() as u64);
-            workload::speed_record(loaded, bench, samples, limits, group, series.failed)
-        })
-        .collect())
+) -> Result<Vec<record::Body>> {
+    let Some(&(_, _, workload)) = runs.first() else { bail!("nothing to measure") };
+    let entrants: Vec<Entrant<'_>> = runs.iter().map(|&(loaded, pool, _)| Entrant::Model(loaded, pool)).collect();
+    let plan = Plan { twin: true, ..plan.clone() };
+    let energy = Counters::open(Path::new(SYS));
+    let rules = Rules { plan: &plan, probes, proofs: &[], energy: &energy, pinned: false };
+    let results = race::run(&entrants, workload, group, &rules)?;
+    if results.interrupted {
+        bail!(Interrupted);
+    }
+    Ok(results.records)
 }
 
-fn show(bar: &ProgressBar, event: Event<'_>) {
-    match event {
-        Event::WarmUp { name } => {
-            bar.inc(1);
-            bar.set_message(format!("{name} (warm-up)"));
-        }
-        Event::Start { name, .. } => bar.set_message(name.to_owned()),
-        Event::Sample { .. } => bar.inc(1),
-        Event::Failed { name, reason } => bar.println(format!("{name}: {reason}")),
+fn list() -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    for name in suite::names() {
+        let suite = suite::find(&name)?;
+        writeln!(out, "{name:12} {}\n{:12} {}", suite.title, "", suite.models.join(", "))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what would be measured, group by group, without loading anything.
+fn dry_run(
+    args: &Args,
+    sources: &[Box<dyn WeightSource>],
+    kernels: &[&dyn TernaryKernel],
+    threads: &[usize],
+    workloads: &[Workload],
+    plan: &Plan,
+) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let up_to = if plan.precision.is_some() { "up to " } else { "" };
+    for workload in workloads {
+        writeln!(out, "{workload}: {up_to}{} rounds after {} of warm-up", plan.repetitions, plan.warmup)?;
+        for source in sources {
+            let names: Vec<&str> = match is_ternary(&**source)? {
+                true => kernels.iter().map(|kernel| kernel.info().name).collect(),
+                false => vec!["its dense kernel"],
+            };
+            for name in names {
+                threads.iter().try_for_each(|n| writeln!(out, "  {}, {name}, {n}t", source.name()))?;
+            }
+        }
+        for opponent in &args.opponent {
+            threads.iter().try_for_each(|n| writeln!(out, "  {opponent}, {n}t"))?;
+        }
+        writeln!(out, "  the fastest of them a second time, for the noise floor")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what was measured, in the format asked for. JSON lines were printed as they came.
+fn show(records: &[Record], probes: &Probes, output: Output, env: &Env) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Jsonl => {}
+        Output::Json => {
+            let speeds: Vec<&Record> = records.iter().filter(|r| matches!(r.body, Body::Speed(_))).collect();
+            writeln!(out, "{}", serde_json::to_string_pretty(&speeds)?)?;
+        }
+        Output::Csv => write!(out, "{}", frame::to_csv(&frame::speed_summary(records)?))?,
+        Output::Text | Output::Md => {
+            let rows = frame::speed_rows(records)?;
+            let text = match output {
+                Output::Md => markdown::speeds(&rows),
+                _ => table::speeds(&rows, console::tables(env)),
+            };
+            let gap = if output == Output::Md { "\n" } else { "" };
+            for line in probes.lines() {
+                writeln!(out, "{line}{gap}")?;
+            }
+            writeln!(out, "{}", text.trim_end())?;
+            for line in remarks(records) {
+                writeln!(out, "{gap}{line}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The noise floors, the energy, and the results that do not count.
+fn remarks(records: &[Record]) -> Vec<String> {
+    let noise = records.iter().filter_map(|record| match &record.body {
+        Body::Noise(noise) => noise.ratio().zip(noise.floor()).map(|(ratio, floor)| {
+            format!(
+                "noise floor, {}: {:.1} % (A/A {:.4} to {:.4} over {} pairs of {}, {} threads)",
+                noise.group,
+                100.0 * floor,
+                ratio.low,
+                ratio.high,
+                ratio.n,
+                noise.code.kernel,
+                noise.n_threads
+            )
+        }),
+        _ => None,
+    });
+    let mut energy: Vec<String> = speeds(records)
+        .filter(|speed| speed.opponent.is_none())
+        .filter_map(|speed| match ternbench_measure::stats::median(&speed.samples_joules) {
+            Some(joules) => {
+                let per_token = joules / speed.samples.tokens.max(1) as f64;
+                Some(format!("energy, {} {}: {per_token:.3} J/token", speed.model.model, speed.workload))
+            }
+            None => speed.energy.as_ref().map(|reason| format!("energy: {reason}")),
+        })
+        .collect();
+    energy.dedup();
+    let refused = speeds(records).filter_map(|speed| {
+        let reason = speed.refused.as_ref()?;
+        Some(format!(
+            "refused: {}, {}, {}t, {}: {reason}",
+            speed.model.model, speed.code.kernel, speed.n_threads, speed.workload
+        ))
+    });
+    noise.chain(energy).chain(refused).collect()
 }
 
 /// Runs every workload once more and prints where the time went.

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use ternbench_measure::record;
+use ternbench_measure::energy::Counters;
+use ternbench_measure::{Cost, interrupt, record};
 use ternbench_model::kv_cache::KvCache;
 use ternbench_model::sampler::argmax;
 use ternbench_model::{Engine, Logits, ModelConfig, Segment, Transformer};
@@ -44,18 +45,24 @@ impl Workload {
         self.depth + self.tokens()
     }
 
-    /// Bytes read per token, by part. Prefill reads the weights once for all tokens. The KV cache counts at its mean length.
+    /// Bytes read per token, by part. Prefill reads the weights once for all tokens. The KV cache counts at its mean length, in
+    /// layers with a sliding window at no more than the window.
     pub fn bytes_per_token(self, model: &Transformer) -> BTreeMap<String, u64> {
-        let weights = model.weight_bytes();
+        let (config, weights) = (model.config(), model.weight_bytes());
         let shared_by = self.n_prompt.max(1) as u64;
-        let mean_context = (self.depth + self.tokens() / 2) as u64;
-        let kv = KvCache::bytes_for(model.config(), 1) as u64 * mean_context;
+        let mean_context = self.depth + self.tokens() / 2;
+        let n_global = config.sliding.map_or(config.n_layers, |sliding| config.n_layers / sliding.pattern.max(1));
+        let in_window = config.sliding.map_or(0, |sliding| mean_context.min(sliding.window));
+        let positions = n_global * mean_context + (config.n_layers - n_global) * in_window;
+        let per_position = KvCache::bytes_for(config, 1) / config.n_layers.max(1);
+        let embedding_row = model.embedding_bytes() / config.vocab.max(1) as u64;
         // The queries of a prefill read the cache together.
         let parts = [
             ("linear", weights.linear / shared_by),
             ("lm_head", weights.head / shared_by),
             ("norms", weights.vectors / shared_by),
-            ("kv", kv / shared_by),
+            ("kv", (positions * per_position) as u64 / shared_by),
+            ("embedding", embedding_row),
         ];
         parts.into_iter().map(|(part, bytes)| (part.to_owned(), bytes)).collect()
     }
@@ -121,31 +128,45 @@ impl<'m> Bench<'m> {
 
     /// Runs the workload once and returns its time in nanoseconds. The output is checked: every run must give the same.
     pub fn run(&mut self) -> Result<u64> {
+        self.run_metered(None).map(|cost| cost.ns)
+    }
+
+    /// The same, with the joules that `counters` counted meanwhile.
+    pub fn run_metered(&mut self, counters: Option<&Counters>) -> Result<Cost> {
         let Workload { n_prompt, n_gen, depth } = self.workload;
         self.cache.truncate(depth);
-        let mut hash = Fnv::default();
+        let mut tokens = Vec::with_capacity(n_gen + 1);
+        let mut logits: &[f32] = &[];
+        let before = counters.and_then(Counters::read);
         let start = Instant::now();
         if n_prompt > 0 {
             let tokens = &self.prompt[depth..depth + n_prompt];
             let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
-            let logits = self.engine.forward(&mut [segment])?;
-            hash.add(u64::from(argmax(logits)));
+            logits = self.engine.forward(&mut [segment])?;
         }
         let mut token = self.prompt[depth];
         for _ in 0..n_gen {
+            interrupt::check()?;
             let segment = Segment { cache: &mut self.cache, tokens: &[token], logits: Logits::Last };
-            token = argmax(self.engine.forward(&mut [segment])?);
-            hash.add(u64::from(token));
+            logits = self.engine.forward(&mut [segment])?;
+            token = argmax(logits);
+            tokens.push(token);
         }
         let ns = start.elapsed().as_nanos() as u64;
+        let after = counters.and_then(Counters::read);
+        let joules =
+            counters.zip(before).zip(after).map(|((counters, before), after)| counters.joules(&before, &after));
+        let mut hash = Fnv::default();
+        tokens.iter().for_each(|&token| hash.add(u64::from(token)));
+        logits.iter().for_each(|logit| hash.add(u64::from(logit.to_bits())));
         let checksum = *self.checksum.get_or_insert(hash.0);
         if checksum != hash.0 {
-            bail!("two runs gave different tokens: the kernel or the memory is faulty");
+            bail!("wrong: two runs gave different results: the kernel or the memory is faulty");
         }
-        Ok(ns)
+        Ok(Cost { ns, joules })
     }
 
-    /// A checksum of the tokens, after the first run.
+    /// A checksum of every token decoded and of the last logits' bits, after the first run.
     pub fn checksum(&self) -> String {
         self.checksum.map_or(String::new(), |checksum| format!("{checksum:016x}"))
     }
@@ -185,7 +206,7 @@ pub fn greedy(engine: &mut Engine<'_>, prompt: &[u32], n: usize) -> Result<Vec<u
     Ok(generated)
 }
 
-/// FNV-1a over numbers.
+/// FNV-1a, a number at a time: enough to tell a wrong result from a right one.
 struct Fnv(u64);
 
 impl Default for Fnv {
@@ -196,24 +217,15 @@ impl Default for Fnv {
 
 impl Fnv {
     fn add(&mut self, value: u64) {
-        for byte in value.to_le_bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        self.0 = (self.0 ^ value).wrapping_mul(0x0000_0100_0000_01b3);
     }
 }
 
-/// A speed record of a bench's samples.
-pub fn speed_record(
-    loaded: &crate::open::Loaded,
-    bench: &Bench<'_>,
-    samples: record::Samples,
-    limits: record::Limits,
-    group: &str,
-    failed: Option<String>,
-) -> record::Speed {
+/// The record of a bench, without samples.
+pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: record::Limits) -> record::Speed {
     let (model, workload) = (&loaded.model, bench.workload);
     let parts = workload.bytes_per_token(model);
-    let mut speed = record::Speed {
+    record::Speed {
         model: loaded.info.clone(),
         code: loaded.code(),
         n_threads: bench.engine.pool().n_threads(),
@@ -221,17 +233,13 @@ pub fn speed_record(
         n_prompt: workload.n_prompt as u64,
         n_gen: workload.n_gen as u64,
         n_depth: workload.depth as u64,
-        group: group.to_owned(),
-        samples,
         bytes_per_token: parts.values().sum(),
         bytes_per_token_parts: parts,
         macs_per_token: workload.macs_per_token(model),
         limits,
         output_checksum: bench.checksum(),
-        refused: failed,
-    };
-    speed.check_limits();
-    speed
+        ..record::Speed::default()
+    }
 }
 
 /// Workloads from `-p` and `-n`, in order.

@@ -158,3 +158,47 @@ fn completions_are_made_for_every_shell() {
         assert!(stdout(&["completions", shell]).contains("ternbench"));
     }
 }
+
+#[test]
+fn models_are_converted_verified_and_synthesised() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (start, gguf, packed) = (fixture("packed-offline"), path("a.gguf"), path("b"));
+    stdout(&["model", "convert", &start, &gguf, "--type", "i2_s", "--embedding-type", "f32"]);
+    stdout(&["model", "convert", &gguf, &packed, "--type", "i2_s", "--embedding-type", "f32"]);
+    assert!(complaint(&["model", "convert", &start, &gguf, "--type", "f16"]).contains("--force"));
+    assert!(complaint(&["model", "convert", &start, &path("c"), "--type", "q8_0"]).contains("Q8_0"));
+    for other in [&gguf, &packed] {
+        let text = stdout(&["model", "verify", &start, other]);
+        assert!(text.contains("24 of 24 tensors agree"), "{text}");
+    }
+    assert_eq!(json(&["model", "verify", &start, &gguf, "-o", "json"])["agree"], true);
+
+    // One trit of the first matrix: the last byte of its codes.
+    let mut bytes = std::fs::read(&gguf).unwrap();
+    let file = json(&["model", "inspect", "-m", &gguf, "-o", "json"]);
+    let tensors = file["tensors"].as_array().unwrap();
+    assert_eq!((tensors.len(), &file["parts"]["linear"]["I2_S"]["matrices"]), (24, &Value::from(14)));
+    let before: u64 = tensors.iter().take(2).map(|tensor| tensor["bytes"].as_u64().unwrap()).sum();
+    let all: u64 = tensors.iter().map(|tensor| tensor["bytes"].as_u64().unwrap().next_multiple_of(32)).sum();
+    assert_eq!(tensors[1]["name"], "blk.0.attn_q.weight");
+    let at = bytes.len() - all as usize + before as usize - 33;
+    bytes[at] = if bytes[at] & 3 == 0 { bytes[at] | 1 } else { bytes[at] & !3 };
+    let changed = write(&folder, "changed.gguf", &bytes);
+    let output = ternbench(&["model", "verify", &start, &changed]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("layer 0 Q: 1 trits"), "{text}");
+
+    let synthetic = path("synthetic.gguf");
+    stdout(&["model", "synth", "bitnet-tiny", &synthetic]);
+    let text = stdout(&["model", "verify", "synthetic:bitnet-tiny", &synthetic]);
+    assert!(text.contains("logits within"), "{text}");
+    assert_eq!(json(&["model", "tokenize", "-m", &synthetic, "--text", "a b"])["ids"].as_array().unwrap().len(), 2);
+    let output = ternbench(&["generate", "-m", &synthetic, "-p", "the", "-n", "4"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("like noise"), "{stderr}");
+    let layouts = json(&["model", "inspect", "-m", &synthetic, "--check-layout", "-o", "json"]);
+    assert_eq!(layouts.as_array().unwrap().len(), 3);
+    assert!(layouts.as_array().unwrap().iter().all(|layout| layout["noise"] == true), "{layouts}");
+}

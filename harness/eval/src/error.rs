@@ -82,7 +82,7 @@ pub enum EvalError {
         found: usize,
     },
     /// The output folder already holds results of this task.
-    #[error("{}: there already; results are never overwritten: choose another --out, or move it away", path.display())]
+    #[error("{}: there already; results are never overwritten: go on with --resume, or choose another --out", path.display())]
     OutputExists {
         /// The file.
         path: PathBuf,

@@ -1,15 +1,12 @@
-//! Greedy generation of one response.
+//! A greedy response, and where it ends.
 //!
 //! Source: lm-evaluation-harness 0.4.13, `models/huggingface.py` (`generate_until`) and `models/utils.py`
 //! (`postprocess_generated_text`).
 
 use serde::Serialize;
 
-use crate::error::EvalError;
-use crate::lm::{LanguageModel, Logits};
-
 /// A response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Response {
     /// Every token generated, the end token or those that made a stop string included.
     pub ids: Vec<u32>,
@@ -24,7 +21,7 @@ pub struct Response {
 }
 
 /// What ended a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// The model's end token.
@@ -32,50 +29,13 @@ pub enum Finish {
     /// A stop string.
     Stop,
     /// The most tokens allowed.
+    #[default]
     Length,
 }
 
-/// Answers `prompt` greedily, with at most `max_new_tokens` tokens, until a string of `stop` or an end token.
-pub fn greedy<M: LanguageModel>(
-    model: &mut M,
-    prompt: &str,
-    max_new_tokens: usize,
-    stop: &[String],
-) -> Result<Response, EvalError> {
-    let max = model.max_context();
-    if max_new_tokens >= max {
-        let reason = format!("{max_new_tokens} new tokens leave no room for a prompt in a context of {max}");
-        return Err(EvalError::Model(reason));
-    }
-    let mut prompt_ids = model.encode(prompt)?;
-    let truncated_tokens = prompt_ids.len().saturating_sub(max - max_new_tokens);
-    prompt_ids.drain(..truncated_tokens);
-    if prompt_ids.is_empty() {
-        return Err(EvalError::Model("the prompt has no tokens".to_owned()));
-    }
-
-    let mut cache = model.new_cache(prompt_ids.len() + max_new_tokens);
-    let mut ids = Vec::new();
-    let mut text = String::new();
-    let mut finish = Finish::Length;
-    let mut next = argmax(model.forward(&mut cache, &prompt_ids, Logits::Last)?)?;
-    while ids.len() < max_new_tokens {
-        ids.push(next);
-        if model.eos_ids().contains(&next) {
-            finish = Finish::Eos;
-            break;
-        }
-        text = model.decode(&ids)?;
-        if stop.iter().any(|stop| !stop.is_empty() && text.contains(stop.as_str())) {
-            finish = Finish::Stop;
-            break;
-        }
-        if ids.len() < max_new_tokens {
-            next = argmax(model.forward(&mut cache, &[next], Logits::Last)?)?;
-        }
-    }
-    let text = before_stop(&text, stop).to_owned();
-    Ok(Response { ids, text, finish, prompt_tokens: prompt_ids.len(), truncated_tokens })
+/// Whether one of the stop strings has appeared.
+pub(crate) fn has_stop(text: &str, stop: &[String]) -> bool {
+    stop.iter().any(|stop| !stop.is_empty() && text.contains(stop.as_str()))
 }
 
 /// The text before the first of the stop strings, cut at one after the other as lm-evaluation-harness does.
@@ -85,66 +45,64 @@ pub fn before_stop<'t>(text: &'t str, stop: &[String]) -> &'t str {
         .fold(text, |text, stop| text.split(stop.as_str()).next().unwrap_or(text))
 }
 
-/// The first of the largest logits.
-fn argmax(logits: &[f32]) -> Result<u32, EvalError> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > best.1 {
-            best = (i as u32, logit);
-        }
-    }
-    if !best.1.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-        return Err(EvalError::Model("logits are not finite: the forward pass or the weights are broken".to_owned()));
-    }
-    Ok(best.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{EOS, ScriptedLm};
+    use crate::backend::{Answer, Backend, Question, Text};
+    use crate::error::EvalError;
+    use crate::testing::{EOS, HashLm};
 
     fn stops(stop: &[&str]) -> Vec<String> {
         stop.iter().map(|stop| (*stop).to_owned()).collect()
     }
 
+    /// The response, and how many tokens went through the model for it.
+    fn respond(model: HashLm, prompt: &str, max: usize, stop: &[&str]) -> Result<(Response, usize), EvalError> {
+        let mut model = model.local(4);
+        let prompt = Text::Plain(prompt.to_owned());
+        model.ask(0, Question::Generate { prompt, max_new_tokens: max, stop: stops(stop) })?;
+        let Some((0, Ok(Answer::Response(response)))) = model.answer() else { panic!("no response") };
+        assert!(model.answer().is_none());
+        Ok((response, model.batch().model().tokens_computed))
+    }
+
     #[test]
     fn a_stop_string_ends_the_response_and_is_cut_off() {
-        let mut model = ScriptedLm::new(100, " 42.\n\nQuestion: more");
-        let response = greedy(&mut model, "six by seven?", 50, &stops(&["</s>", "Question:"])).unwrap();
+        let model = HashLm::scripted(100, " 42.\n\nQuestion: more");
+        let (response, computed) = respond(model, "six by seven?", 50, &["</s>", "Question:"]).unwrap();
         assert_eq!(response.text, " 42.\n\n");
         assert_eq!(response.ids, " 42.\n\nQuestion:".bytes().map(u32::from).collect::<Vec<_>>());
         assert_eq!(response.finish, Finish::Stop);
         assert_eq!((response.prompt_tokens, response.truncated_tokens), (13, 0));
+        assert_eq!(computed, 13 + response.ids.len() - 1);
     }
 
     #[test]
     fn the_end_token_ends_it_and_is_kept_in_the_ids() {
-        let mut model = ScriptedLm::new(100, "7");
-        let response = greedy(&mut model, "?", 50, &[]).unwrap();
+        let (response, _) = respond(HashLm::scripted(100, "7"), "?", 50, &[]).unwrap();
         assert_eq!((response.text.as_str(), response.finish), ("7", Finish::Eos));
         assert_eq!(response.ids, [u32::from(b'7'), EOS]);
-        let mut model = ScriptedLm::new(100, "");
-        assert_eq!(greedy(&mut model, "?", 50, &[]).unwrap().text, "");
+        assert_eq!(respond(HashLm::scripted(100, ""), "?", 50, &[]).unwrap().0.text, "");
     }
 
     #[test]
     fn the_length_ends_it() {
-        let mut model = ScriptedLm::new(100, "123456789");
-        let response = greedy(&mut model, "?", 4, &stops(&["9"])).unwrap();
+        let (response, computed) = respond(HashLm::scripted(100, "123456789"), "?", 4, &["9"]).unwrap();
         assert_eq!((response.text.as_str(), response.finish), ("1234", Finish::Length));
         // A token that will not be read is not computed.
-        assert_eq!(model.tokens_computed, 1 + 3);
+        assert_eq!(computed, 1 + 3);
+        // A stop in the last token allowed is a stop.
+        let (response, _) = respond(HashLm::scripted(100, "123456789"), "?", 4, &["4"]).unwrap();
+        assert_eq!((response.text.as_str(), response.finish), ("123", Finish::Stop));
     }
 
     #[test]
     fn a_long_prompt_loses_its_start() {
-        let mut model = ScriptedLm::new(20, "ok");
-        let response = greedy(&mut model, "0123456789abcdef", 8, &[]).unwrap();
+        let (response, _) = respond(HashLm::scripted(20, "ok"), "0123456789abcdef", 8, &[]).unwrap();
         assert_eq!((response.prompt_tokens, response.truncated_tokens), (12, 4));
         assert_eq!(response.text, "ok");
-        assert!(greedy(&mut model, "0", 20, &[]).is_err());
-        assert!(greedy(&mut model, "", 8, &[]).is_err());
+        assert!(respond(HashLm::scripted(20, "ok"), "0", 20, &[]).is_err());
+        assert!(respond(HashLm::scripted(20, "ok"), "", 8, &[]).is_err());
     }
 
     #[test]
@@ -153,13 +111,5 @@ mod tests {
         assert_eq!(before_stop("none", &stops(&["Question:", ""])), "none");
         // lm-evaluation-harness cuts at "b" first and then no longer finds "ab".
         assert_eq!(before_stop("xab", &stops(&["b", "ab"])), "xa");
-    }
-
-    #[test]
-    fn ties_go_to_the_lower_id_and_nan_is_refused() {
-        assert_eq!(argmax(&[1.0, 3.0, 3.0]).unwrap(), 1);
-        assert!(argmax(&[1.0, f32::NAN]).is_err());
-        assert!(argmax(&[f32::INFINITY]).is_err());
-        assert!(argmax(&[]).is_err());
     }
 }

@@ -1,13 +1,12 @@
-//! What is recorded of each item: one JSON line, on disk as soon as the item is finished.
+//! What is recorded of each item: one JSON line, on disk as soon as the item is finished (see [`crate::store`]).
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fmt;
 
+use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
-use crate::error::EvalError;
 use crate::generate::Finish;
 
 /// What answered: in every line, so that a line can be understood alone and runs of different things are never mixed.
@@ -142,36 +141,79 @@ pub struct WindowItem<'a> {
     pub provenance: &'a Provenance,
 }
 
-/// Writes items to `items-<task>.jsonl`.
-#[derive(Debug)]
-pub struct ItemWriter {
-    path: PathBuf,
-    file: File,
+/// A line read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The item's place in its file, from 0.
+    pub index: usize,
+    /// The line without its end, byte for byte.
+    pub raw: String,
+    /// Its fields, in their order.
+    fields: Vec<(String, Value)>,
 }
 
-impl ItemWriter {
-    /// Creates the file in `folder`, and the folder. Results that are there already are never touched.
-    pub fn create(folder: &Path, task: &str) -> Result<Self, EvalError> {
-        std::fs::create_dir_all(folder).map_err(|source| EvalError::Output { path: folder.to_owned(), source })?;
-        let path = folder.join(format!("items-{task}.jsonl"));
-        match File::create_new(&path) {
-            Ok(file) => Ok(Self { path, file }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(EvalError::OutputExists { path }),
-            Err(source) => Err(EvalError::Output { path, source }),
+impl Line {
+    /// Reads a line.
+    pub fn parse(raw: &str) -> Result<Self, String> {
+        let Fields(fields) = serde_json::from_str(raw).map_err(|error| error.to_string())?;
+        let mut line = Self { index: 0, raw: raw.to_owned(), fields };
+        line.index = line.number("index").ok_or("it has no index")? as usize;
+        Ok(line)
+    }
+
+    /// A field.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    /// A field that is text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(Value::as_str)
+    }
+
+    /// A field that is a number from 0.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.get(name).and_then(Value::as_u64)
+    }
+
+    /// The extractors of a generation task, the headline one first.
+    pub fn extractors(&self) -> Vec<&str> {
+        self.fields.iter().filter_map(|(name, _)| name.strip_suffix("_correct")).collect()
+    }
+
+    /// What it counts as right or wrong, the headline metric first; nothing for a window.
+    pub fn verdicts(&self) -> Vec<(&str, bool)> {
+        let choice = |name| Some((name, self.number(name)? == 1));
+        let mut verdicts: Vec<_> = ["acc", "acc_norm", "acc_bytes"].into_iter().filter_map(choice).collect();
+        verdicts.extend(
+            self.fields.iter().filter_map(|(name, value)| Some((name.strip_suffix("_correct")?, value.as_bool()?))),
+        );
+        verdicts
+    }
+}
+
+/// An object's fields in the order in which they stand.
+struct Fields(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
         }
-    }
-
-    /// Appends one line. It is with the operating system when this returns: killing the process cannot lose it.
-    pub fn write(&mut self, item: &impl Serialize) -> Result<(), EvalError> {
-        let output = |source| EvalError::Output { path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(item).map_err(|error| output(error.into()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(output)
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+        deserializer.deserialize_map(InOrder)
     }
 }
 
@@ -201,36 +243,19 @@ mod tests {
             shots: &[3, 1],
             provenance: &provenance,
         };
+        let raw = serde_json::to_string(&item).unwrap();
+        let line = Line::parse(&raw).unwrap();
+        assert_eq!((line.index, line.raw.as_str(), line.text("gold")), (7, raw.as_str(), Some("5")));
+        assert_eq!(line.extractors(), ["strict", "flexible"]);
+        assert_eq!(line.verdicts(), [("strict", true), ("flexible", false)]);
+        assert!(Line::parse("{\"task\":\"x\"}").is_err() && Line::parse(&raw[..50]).is_err());
         assert_eq!(
-            serde_json::to_string(&item).unwrap(),
+            raw,
             concat!(
                 r##"{"task":"gsm8k","task_version":3,"index":7,"prompt_sha256":"ab","generated_ids":[1,2],"text":"x\n#### 5","##,
                 r#""strict":"5","flexible":"[invalid]","strict_correct":true,"flexible_correct":false,"gold":"5","finish":"stop","#,
                 r#""max_new_tokens":256,"prompt_tokens":9,"truncated_tokens":0,"shots":[3,1],"kernel":"k","model":"m","model_hash":"h"}"#
             )
         );
-    }
-
-    #[test]
-    fn lines_are_on_disk_at_once_and_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("new/deep");
-        let mut writer = ItemWriter::create(&out, "t").unwrap();
-        writer.write(&1).unwrap();
-        writer.write(&"a\nb").unwrap();
-        assert_eq!(std::fs::read_to_string(out.join("items-t.jsonl")).unwrap(), "1\n\"a\\nb\"\n");
-        let error = ItemWriter::create(&out, "t").unwrap_err().to_string();
-        assert!(error.contains("items-t.jsonl: there already") && error.contains("--out"), "{error}");
-        let error = ItemWriter::create(&out.join("items-t.jsonl"), "t").unwrap_err().to_string();
-        assert!(error.contains("cannot write results"), "{error}");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_is_an_error() {
-        let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut writer = ItemWriter { path: "full".into(), file };
-        let error = writer.write(&1).unwrap_err().to_string();
-        assert!(error.starts_with("full: cannot write results: "), "{error}");
     }
 }

@@ -2,13 +2,10 @@
 //! overlap, each begins with the model's start token where it has one (in place of the window's first token), and only the
 //! second half of a window is scored, so that every scored token has at least half a window before it.
 
-use crate::error::EvalError;
-use crate::lm::LanguageModel;
-use crate::score;
-use crate::stats::LogLoss;
+use crate::backend::Backend;
 
 /// The windows of `text`; a rest that fills none is left out.
-pub fn windows<M: LanguageModel>(model: &M, text: &str, window: usize) -> Result<Vec<Vec<u32>>, String> {
+pub fn windows(model: &impl Backend, text: &str, window: usize) -> Result<Vec<Vec<u32>>, String> {
     if window > model.max_context() {
         return Err(format!(
             "windows of {window} tokens do not fit into the model's context of {}",
@@ -29,46 +26,38 @@ pub fn windows<M: LanguageModel>(model: &M, text: &str, window: usize) -> Result
     Ok(windows)
 }
 
-/// The losses of the tokens behind the middle of `window`.
-pub fn score_window<M: LanguageModel>(model: &mut M, window: &[u32]) -> Result<LogLoss, EvalError> {
-    let first_row = window.len() / 2;
-    let mut loss = LogLoss::default();
-    let Some((_, input)) = window.split_last() else {
-        return Ok(loss);
-    };
-    let mut cache = model.new_cache(input.len());
-    score::advance(model, &mut cache, input, first_row, |row, logits| {
-        loss.add(logits.log_prob(window[row + 1])?);
-        Ok(())
-    })?;
-    Ok(loss)
-}
-
 #[cfg(test)]
 mod tests {
+    use ternbench_model::Batch;
+    use ternbench_model::batch::Limits;
+
     use super::*;
-    use crate::testing::HashLm;
+    use crate::backend::{Answer, Question};
+    use crate::local::LocalModel;
+    use crate::testing::{Bytes, HashLm};
 
     #[test]
     fn the_second_half_of_each_window_is_scored() {
-        let mut model = HashLm::new(512);
+        let mut model = HashLm::new(512).local(2);
         let windows = windows(&model, "0123456789abcdefXYZ", 8).unwrap();
         assert_eq!(windows, [b"01234567".map(u32::from), b"89abcdef".map(u32::from)]);
-        let loss = score_window(&mut model, &windows[0]).unwrap();
+        model.ask(0, Question::Window(windows[0].clone())).unwrap();
+        let Some((0, Ok(Answer::Loss(loss)))) = model.answer() else { panic!("no loss") };
         // Rows 4, 5 and 6 predict tokens 5, 6 and 7; the last token is not computed.
-        assert_eq!((loss.n, model.tokens_computed), (3, 7));
+        assert_eq!((loss.n, model.batch().model().tokens_computed), (3, 7));
         let mut expected = 0.0;
         for target in 5..8 {
-            let pair = score::Pair { context: windows[0][..target].to_vec(), continuation: vec![windows[0][target]] };
-            expected -= f64::from(score::loglikelihoods(&mut model, &[pair]).unwrap().loglikelihoods[0]);
+            let logits = HashLm::logits_after(&windows[0][..target]);
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            expected += sum.ln() - f64::from(logits[windows[0][target] as usize]);
         }
-        assert!((loss.sum - expected).abs() < 1e-6);
+        assert!((loss.sum - expected).abs() < 1e-5);
     }
 
     #[test]
     fn every_window_begins_with_the_start_token() {
-        let mut model = HashLm::new(512);
-        model.bos = Some(7);
+        let batch = Batch::new(HashLm::new(512), Limits::default());
+        let model = LocalModel::with_text(batch, Bytes { bos: Some(7) });
         let windows = windows(&model, "0123456789", 4).unwrap();
         // The text's own start token is the first of the first window.
         assert_eq!(windows, [[7, 48, 49, 50], [7, 52, 53, 54]]);
@@ -76,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_text_or_context_too_short_is_named() {
-        let model = HashLm::new(16);
+        let model = HashLm::new(16).local(1);
         assert!(windows(&model, "0123", 8).unwrap_err().starts_with("4 tokens do not fill a window of 8"));
         assert!(windows(&model, "0123", 17).unwrap_err().contains("context of 16"));
     }

@@ -3,18 +3,20 @@
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
+use ternbench_model::chat::Message;
 
+use crate::backend::Text;
 use crate::dataset::{self, LABEL, Record};
 use crate::error::EvalError;
 use crate::mt19937::PythonRandom;
-use crate::task::{Draw, Items, Method, Task};
+use crate::task::{Chat, Draw, Fewshot, Items, Method, Task};
 use crate::template::Templates;
 
 /// What the model is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// The examples and the context, ready for the tokenizer.
-    pub text: String,
+    /// The examples and the context.
+    pub text: Text,
     /// Which examples were drawn, by their place in their file.
     pub shots: Vec<u32>,
 }
@@ -22,7 +24,10 @@ pub struct Prompt {
 impl Prompt {
     /// The sha256 of the text's UTF-8, in hex: equal hashes, equal prompts.
     pub fn sha256(&self) -> String {
-        sha256(&self.text)
+        match &self.text {
+            Text::Plain(text) => sha256(text),
+            chat => sha256(&chat.shown()),
+        }
     }
 }
 
@@ -54,11 +59,8 @@ impl<'t> PromptSet<'t> {
         let mut shots = vec![Vec::new(); records.len()];
         if let Some(fewshot) = &items.fewshot {
             examples = dataset::read(folder, &fewshot.data)?;
-            let draws = draw(fewshot.draw, examples.len(), fewshot.count, records.len());
-            shots = draws.ok_or_else(|| {
-                let reason = format!("{} examples are needed, the file has {}", fewshot.count, examples.len());
-                EvalError::data(&folder.join(&fewshot.data.items), reason)
-            })?;
+            let draws = draw(fewshot, &examples, &records);
+            shots = draws.map_err(|reason| EvalError::data(&folder.join(&fewshot.data.items), reason))?;
         }
         Ok(Self { task, items, templates: Templates::default(), records, total, examples, shots })
     }
@@ -94,20 +96,44 @@ impl<'t> PromptSet<'t> {
         self.answer_of(&self.records[index], None).map_err(|reason| self.error(index, reason))
     }
 
-    fn text(&self, index: usize, shots: &[u32]) -> Result<String, String> {
-        let context = &self.items.prompt.context;
-        let mut text = String::new();
+    /// The prompt of item `index`, and its choices or the reference answer, for people; nothing where there is no such item.
+    pub fn shown(&self, index: usize) -> Option<(String, Vec<String>)> {
+        self.records.get(index)?;
+        let below = match &self.task.method {
+            Method::MultipleChoice(..) => self.choices(index).ok()?.0,
+            _ => vec![self.answer(index).ok()?],
+        };
+        Some((self.prompt(index).ok()?.text.shown(), below))
+    }
+
+    fn text(&self, index: usize, shots: &[u32]) -> Result<Text, String> {
+        let prompt = &self.items.prompt;
+        let record = &self.records[index];
+        let mut text = match &prompt.description {
+            Some(description) => self.templates.render(description, record)?,
+            None => String::new(),
+        };
+        let mut turns = Vec::new();
         if let Some(fewshot) = &self.items.fewshot {
             for &shot in shots {
                 let example = &self.examples[shot as usize];
-                text += &self.templates.render(fewshot.context.as_ref().unwrap_or(context), example)?;
-                text += &self.items.prompt.delimiter;
-                text += &self.answer_of(example, fewshot.answer.as_deref())?;
-                text += &fewshot.separator;
+                text += &self.templates.render(fewshot.context.as_ref().unwrap_or(&prompt.context), example)?;
+                let answer = self.answer_of(example, fewshot.answer.as_deref())?;
+                if prompt.chat == Some(Chat::Turns) {
+                    turns.extend([Message::user(std::mem::take(&mut text)), Message::assistant(answer)]);
+                } else {
+                    text += &prompt.delimiter;
+                    text += &answer;
+                    text += &fewshot.separator;
+                }
             }
         }
-        text += &self.templates.render(context, &self.records[index])?;
-        Ok(text)
+        text += &self.templates.render(&prompt.context, record)?;
+        if prompt.chat.is_none() {
+            return Ok(Text::Plain(text));
+        }
+        turns.push(Message::user(text));
+        Ok(Text::Chat(turns))
     }
 
     fn answer_of(&self, record: &Record, template: Option<&str>) -> Result<String, String> {
@@ -139,14 +165,26 @@ impl<'t> PromptSet<'t> {
     }
 }
 
-/// The examples of each of `items` items, or `None` when there are not enough.
-fn draw(draw: Draw, population: usize, count: u32, items: usize) -> Option<Vec<Vec<u32>>> {
-    let population = u32::try_from(population).ok()?;
-    match draw {
-        Draw::First => (count <= population).then(|| vec![(0..count).collect(); items]),
+/// The examples of each item.
+fn draw(fewshot: &Fewshot, examples: &[Record], records: &[Record]) -> Result<Vec<Vec<u32>>, String> {
+    let count = fewshot.count;
+    let too_few = |n: usize, whose: &str| format!("{count} examples are needed, {whose} has {n}");
+    let all: Vec<u32> = (0..examples.len() as u32).collect();
+    let first =
+        |of: &[u32], whose: &str| of.get(..count as usize).map(<[u32]>::to_vec).ok_or_else(|| too_few(of.len(), whose));
+    match &fewshot.draw {
+        Draw::First => Ok(vec![first(&all, "the file")?; records.len()]),
+        Draw::FirstOf(field) => {
+            let same = |record: &Record| -> Vec<u32> {
+                all.iter().copied().filter(|&i| examples[i as usize].get(field) == record.get(field)).collect()
+            };
+            let whose = |record: &Record| format!("{field} = {}", record.get(field).unwrap_or_default());
+            records.iter().map(|record| first(&same(record), &whose(record))).collect()
+        }
         Draw::PythonRandom(seed) => {
-            let mut random = PythonRandom::new(seed);
-            (0..items).map(|_| random.sample(population, count)).collect()
+            let mut random = PythonRandom::new(*seed);
+            let draws = records.iter().map(|_| random.sample(all.len() as u32, count));
+            draws.collect::<Option<_>>().ok_or_else(|| too_few(all.len(), "the file"))
         }
     }
 }
@@ -170,7 +208,7 @@ mod tests {
             expected += &format!("Question: {shot} and 1?\nAnswer: It is {}.\n#### {}\n\n", shot + 1, shot + 1);
         }
         expected += "Question: What is 2 + 2?\nAnswer:";
-        assert_eq!(prompt.text, expected);
+        assert_eq!(prompt.text, Text::Plain(expected));
         assert_eq!(set.answer(1).unwrap(), "Add.\n#### 4");
     }
 
@@ -188,8 +226,72 @@ mod tests {
             "#;
         let task = Task::parse(&text, "t").unwrap();
         let set = PromptSet::load(&task, folder.path(), None).unwrap();
-        assert_eq!(set.prompt(0).unwrap().text, "Q 0 and 1? A\n\nQuestion: Open a tin\nAnswer:");
+        assert_eq!(set.prompt(0).unwrap().text.shown(), "Q 0 and 1? A\n\nQuestion: Open a tin\nAnswer:");
         assert_eq!(set.choices(1).unwrap(), (vec!["xx ".to_owned(), "y".to_owned()], 1));
+    }
+
+    fn sample(task: &str) -> (Task, std::path::PathBuf) {
+        let datasets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+        let example = datasets.join("tasks/examples").join(task).with_extension("toml");
+        let name = if example.exists() { example.display().to_string() } else { task.to_owned() };
+        (Task::find(&name).unwrap(), datasets.join("sample"))
+    }
+
+    #[test]
+    fn mmlu_style_prompts_have_a_description_and_examples_of_the_subject() {
+        let (task, data) = sample("mmlu_style");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let prompt = set.prompt(1).unwrap();
+        assert_eq!(prompt.shots, [3, 4, 5]);
+        let text = prompt.text.shown();
+        assert!(text.starts_with(
+            "The following are multiple choice questions (with answers) about small arithmetic.\n\n\
+             What is 6 times 7?\nA. 36\nB. 40\nC. 49\nD. 42\nAnswer: D\n\nWhat is half"
+        ));
+        assert!(text.ends_with("What is 9 plus 8?\nA. 16\nB. 18\nC. 17\nD. 15\nAnswer:"));
+        assert_eq!(set.choices(1).unwrap(), (["A", "B", "C", "D"].map(str::to_owned).to_vec(), 2));
+        let few = include_str!("../../../datasets/tasks/examples/mmlu_style.toml").replace("count = 3", "count = 4");
+        let few = Task::parse(&few, "t").unwrap();
+        let error = PromptSet::load(&few, &data, None).unwrap_err().to_string();
+        assert!(error.contains("4 examples are needed, subject = \"kitchen physics\" has 3"), "{error}");
+    }
+
+    #[test]
+    fn hellaswag_style_endings_are_the_choices() {
+        let (task, data) = sample("hellaswag_style");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let text = "Planting a tree: A boy digs a deep hole in the lawn. he";
+        assert_eq!(set.prompt(1).unwrap().text.shown(), text);
+        let (choices, gold) = set.choices(1).unwrap();
+        assert_eq!((choices.len(), choices[gold].as_str()), (4, "sets the roots of a small tree into it."));
+    }
+
+    #[test]
+    fn chat_prompts_are_turns_or_one_message() {
+        let (task, data) = sample("gsm8k_4shot_chat");
+        let set = PromptSet::load(&task, &data, Some(1)).unwrap();
+        let Text::Chat(turns) = set.prompt(0).unwrap().text else { panic!("no conversation") };
+        let roles: Vec<_> = turns.iter().map(|turn| turn.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant", "user", "assistant", "user", "assistant", "user", "assistant", "user"]);
+        assert!(turns[0].content.starts_with("Question: ") && turns[0].content.ends_with("\nAnswer:"));
+        assert!(turns[1].content.contains("\n#### ") && !turns[1].content.ends_with('\n'));
+        let text = include_str!("../../../datasets/tasks/gsm8k_4shot_chat.toml");
+        let single = Task::parse(&text.replace("\"turns\"", "\"single\""), "t").unwrap();
+        let set = PromptSet::load(&single, &data, Some(1)).unwrap();
+        let Text::Chat(turns) = set.prompt(0).unwrap().text else { panic!("no conversation") };
+        assert_eq!(turns.len(), 1);
+        assert_eq!(turns[0].content.matches("Question: ").count(), 5);
+    }
+
+    #[test]
+    fn chain_of_thought_examples_are_the_users() {
+        let (task, data) = sample("gsm8k_cot");
+        let set = PromptSet::load(&task, &data, None).unwrap();
+        let text = set.prompt(3).unwrap().text.shown();
+        assert_eq!((text.matches("Q: ").count(), text.matches("The answer is").count()), (9, 8));
+        let Method::Generate(_, generate) = &task.method else { panic!("not generated") };
+        assert_eq!(generate.extract[0].extract("So 3. The answer is 1,234. The answer is 5."), "1,234.");
+        assert!(set.answer(3).unwrap().chars().all(|c| c.is_ascii_digit()));
     }
 
     #[test]
@@ -209,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_hash_is_sha256_in_hex() {
-        let prompt = Prompt { text: "abc".to_owned(), shots: vec![] };
+        let prompt = Prompt { text: Text::Plain("abc".to_owned()), shots: vec![] };
         assert_eq!(prompt.sha256(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -1,23 +1,17 @@
-//! Runs a task: every item through the model, onto the disk, into the score.
+//! Runs a task: every item to the model, onto the disk, into the score.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
-use crate::dataset;
+use crate::backend::Backend;
 use crate::error::EvalError;
-use crate::generate;
-use crate::items::{Answer, Answers, ChoiceItem, GenerateItem, ItemWriter, Provenance, WindowItem};
-use crate::lm::LanguageModel;
-use crate::perplexity;
-use crate::prompt::PromptSet;
-use crate::score;
-use crate::stats::{Accuracy, LogLoss, Metric};
-use crate::task::{Generate, Method, Perplexity, Task};
+use crate::items::{Line, Provenance};
+use crate::store::{self, Shard, Store};
+use crate::summary::Summary;
+use crate::task::Task;
+use crate::work::Work;
 
 /// What to run and where results go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The folder that holds the data, `gsm8k/test.jsonl` and so on.
     pub data: PathBuf,
@@ -27,6 +21,10 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Most tokens generated, where it is not the task's own number.
     pub max_new_tokens: Option<usize>,
+    /// A part of the items only.
+    pub shard: Option<Shard>,
+    /// Whether to go on with what an earlier run left.
+    pub resume: bool,
     /// What answers.
     pub provenance: Provenance,
 }
@@ -36,231 +34,124 @@ pub struct Options {
 pub struct Progress {
     /// Items on disk.
     pub done: usize,
+    /// Those of them that an earlier run left.
+    pub resumed: usize,
     /// Items in all.
     pub total: usize,
-    /// The headline score so far: `acc`, the first extractor's accuracy, or the perplexity.
-    pub score: f64,
+    /// Right ones so far, by the headline metric; nothing for a perplexity.
+    pub correct: Option<usize>,
+    /// Tokens answered for in this run.
+    pub tokens: u64,
 }
 
-/// The outcome of a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Summary {
-    /// The task's name.
-    pub task: String,
-    /// The task's version.
-    pub version: u32,
-    /// Items evaluated; windows of a perplexity.
-    pub n: usize,
-    /// Items in the whole set.
-    pub n_total: usize,
-    /// Scores, the headline one first.
-    pub metrics: Vec<Metric>,
-    /// Items whose prompt did not fit into the model's context.
-    pub truncated_items: usize,
-    /// Tokens scored or generated.
-    pub tokens: usize,
-    /// The file with a line per item.
-    pub items: PathBuf,
-    /// What the metrics were computed from.
-    #[serde(skip)]
-    counts: Counts,
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Counts {
-    accuracies: Vec<(String, Accuracy)>,
-    log_loss: Option<LogLoss>,
-}
-
-/// Runs `task` on `model`. `progress` is called after each item, when it is on disk.
-pub fn run<M: LanguageModel>(
+/// Runs `task` on `backend`. `progress` is called after each item, when it is on disk.
+pub fn run(
     task: &Task,
-    model: &mut M,
+    backend: &mut impl Backend,
     options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary, EvalError> {
-    match &task.method {
-        Method::MultipleChoice(_, _) => run_choices(task, model, options, progress),
-        Method::Generate(_, generate) => run_generate(task, generate, model, options, progress),
-        Method::Perplexity(perplexity) => run_perplexity(task, perplexity, model, options, progress),
+    let work = Work::prepare(task, backend, options)?;
+    let mine = |index: usize| options.shard.is_none_or(|shard| shard.has(index));
+    let path = store::items_path(&options.out, &task.name, options.shard);
+    let mut store = Store::open(path, options.resume)?;
+    let mut lines: Vec<Line> = Vec::new();
+    for raw in store.done().values() {
+        let line = Line::parse(raw).map_err(|reason| EvalError::data(store.path(), reason))?;
+        let in_place = line.index < work.len() && mine(line.index);
+        let fits = if in_place { work.check(&line) } else { Err("it is beyond this run's items".to_owned()) };
+        fits.map_err(|reason| EvalError::data(store.path(), format!("cannot resume, item {}: {reason}", line.index)))?;
+        lines.push(line);
     }
-}
-
-fn run_choices<M: LanguageModel>(
-    task: &Task,
-    model: &mut M,
-    options: &Options,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Summary, EvalError> {
-    let set = PromptSet::load(task, &options.data, options.limit)?;
-    // A mistake in the last item should not show after an hour.
-    (0..set.len()).try_for_each(|index| set.prompt(index).and(set.choices(index)).map(drop))?;
-    let delimiter = task.items().map_or("", |items| &items.prompt.delimiter);
-    let mut writer = ItemWriter::create(&options.out, &task.name)?;
-    let mut accuracies = [Accuracy::default(); 3];
-    let mut summary = Summary::new(task, set.len(), set.total(), &writer);
-    for index in 0..set.len() {
-        let prompt = set.prompt(index)?;
-        let (choices, gold) = set.choices(index)?;
-        let pairs = choices
-            .iter()
-            .map(|choice| score::encode_pair(model, &prompt.text, &format!("{delimiter}{choice}")))
-            .collect::<Result<Vec<_>, _>>();
-        let pairs = pairs.map_err(|error| error.at(&task.name, index))?;
-        let scores = score::loglikelihoods(model, &pairs).map_err(|error| error.at(&task.name, index))?;
-        let correct = score::correct_by_length(&scores.loglikelihoods, &choices, gold);
-        for (accuracy, correct) in accuracies.iter_mut().zip(correct) {
-            accuracy.add(correct);
+    let resumed = lines.len();
+    let left: Vec<usize> = (0..work.len()).filter(|index| mine(*index) && !store.done().contains_key(index)).collect();
+    let total = resumed + left.len();
+    let tokens_before = backend.tokens_done();
+    let mut correct = lines.iter().filter(|line| line.verdicts().first().is_some_and(|(_, right)| *right)).count();
+    let mut left = left.into_iter().peekable();
+    let at = |index| move |error: EvalError| error.at(&task.name, index);
+    loop {
+        while backend.has_room()
+            && let Some(index) = left.next()
+        {
+            work.question(index).and_then(|question| backend.ask(index, question)).map_err(at(index))?;
         }
-        let n_tokens: Vec<_> = pairs.iter().map(|pair| pair.continuation.len()).collect();
-        summary.count(n_tokens.iter().sum(), scores.truncated_tokens);
-        let [acc, acc_norm, acc_bytes] = correct.map(u8::from);
-        writer.write(&ChoiceItem {
-            task: &task.name,
-            task_version: task.version,
-            index,
-            prompt_sha256: prompt.sha256(),
-            gold,
-            loglikelihood: scores.loglikelihoods,
-            acc,
-            acc_norm,
-            acc_bytes,
-            n_tokens,
-            context_tokens: pairs.first().map_or(0, |pair| pair.context.len()),
-            truncated_tokens: scores.truncated_tokens,
-            shots: &prompt.shots,
-            provenance: &options.provenance,
-        })?;
-        progress(Progress { done: index + 1, total: set.len(), score: accuracies[0].value() });
+        let Some((index, answer)) = backend.answer() else {
+            if left.peek().is_some() {
+                return Err(EvalError::Model("has no room for a question, and no answer to give".to_owned()));
+            }
+            break;
+        };
+        let line = work.write(&mut store, index, answer.map_err(at(index))?)?;
+        let verdict = line.verdicts().first().map(|(_, right)| *right);
+        correct += usize::from(verdict == Some(true));
+        lines.push(line);
+        let tokens = backend.tokens_done() - tokens_before;
+        progress(Progress { done: lines.len(), resumed, total, correct: verdict.map(|_| correct), tokens });
     }
-    for (name, accuracy) in ["acc", "acc_norm", "acc_bytes"].into_iter().zip(accuracies) {
-        summary.accuracy(name, accuracy);
-    }
-    Ok(summary)
+    lines.sort_by_key(|line| line.index);
+    let path = store.path().to_owned();
+    store.finish()?;
+    Ok(Summary::of(&lines, work.total(), &path))
 }
 
-fn run_generate<M: LanguageModel>(
-    task: &Task,
-    method: &Generate,
-    model: &mut M,
-    options: &Options,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Summary, EvalError> {
-    let set = PromptSet::load(task, &options.data, options.limit)?;
-    (0..set.len()).try_for_each(|index| set.prompt(index).and(set.answer(index)).map(drop))?;
-    let max_new_tokens = options.max_new_tokens.unwrap_or(method.max_new_tokens);
-    let mut writer = ItemWriter::create(&options.out, &task.name)?;
-    let mut accuracies = vec![Accuracy::default(); method.extract.len()];
-    let mut summary = Summary::new(task, set.len(), set.total(), &writer);
-    for index in 0..set.len() {
-        let prompt = set.prompt(index)?;
-        let gold = method.normalise.normalise(&set.answer(index)?);
-        let response = generate::greedy(model, &prompt.text, max_new_tokens, &method.stop)
-            .map_err(|error| error.at(&task.name, index))?;
-        let mut answers = Vec::new();
-        for (extractor, accuracy) in method.extract.iter().zip(&mut accuracies) {
-            let text = extractor.extract(&response.text);
-            let correct = method.normalise.normalise(&text) == gold;
-            accuracy.add(correct);
-            answers.push(Answer { extractor: extractor.name(), text, correct });
-        }
-        summary.count(response.ids.len(), response.truncated_tokens);
-        writer.write(&GenerateItem {
-            task: &task.name,
-            task_version: task.version,
-            index,
-            prompt_sha256: prompt.sha256(),
-            generated_ids: &response.ids,
-            text: &response.text,
-            answers: Answers(answers),
-            gold,
-            finish: response.finish,
-            max_new_tokens,
-            prompt_tokens: response.prompt_tokens,
-            truncated_tokens: response.truncated_tokens,
-            shots: &prompt.shots,
-            provenance: &options.provenance,
-        })?;
-        let score = accuracies.first().map_or(0.0, |accuracy| accuracy.value());
-        progress(Progress { done: index + 1, total: set.len(), score });
+/// Puts the shards of a task in `folders` together, into `out`: the bytes of a run that was not sharded.
+pub fn merge(task: &str, folders: &[PathBuf], out: &Path) -> Result<Vec<Line>, EvalError> {
+    let shards = shards(task, folders)?;
+    let target = store::items_path(out, task, None);
+    if target.exists() {
+        return Err(EvalError::OutputExists { path: target });
     }
-    for (extractor, accuracy) in method.extract.iter().zip(accuracies) {
-        summary.accuracy(extractor.name(), accuracy);
-    }
-    Ok(summary)
-}
-
-fn run_perplexity<M: LanguageModel>(
-    task: &Task,
-    method: &Perplexity,
-    model: &mut M,
-    options: &Options,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Summary, EvalError> {
-    let path: &Path = &options.data.join(&method.text);
-    let text = dataset::read_text(path)?;
-    let windows = perplexity::windows(model, &text, method.window).map_err(|reason| EvalError::data(path, reason))?;
-    let total = windows.len().min(options.limit.unwrap_or(usize::MAX));
-    let text_sha256 = crate::prompt::sha256(&text);
-    let mut writer = ItemWriter::create(&options.out, &task.name)?;
-    let mut all = LogLoss::default();
-    let mut summary = Summary::new(task, total, windows.len(), &writer);
-    for (index, window) in windows.iter().take(total).enumerate() {
-        let loss = perplexity::score_window(model, window).map_err(|error| error.at(&task.name, index))?;
-        all.merge(loss);
-        summary.count(loss.n, 0);
-        writer.write(&WindowItem {
-            task: &task.name,
-            task_version: task.version,
-            index,
-            text_sha256: &text_sha256,
-            window: method.window,
-            n_tokens: loss.n,
-            nll: loss.sum,
-            nll_squares: loss.squares,
-            provenance: &options.provenance,
-        })?;
-        progress(Progress { done: index + 1, total, score: all.perplexity().value });
-    }
-    summary.metrics.push(all.perplexity());
-    summary.counts.log_loss = Some(all);
-    Ok(summary)
-}
-
-impl Summary {
-    /// How many items each metric counts as right; empty for a perplexity.
-    pub fn correct(&self) -> BTreeMap<String, u64> {
-        self.counts.accuracies.iter().map(|(name, accuracy)| (name.clone(), accuracy.correct as u64)).collect()
-    }
-
-    /// The sums of a perplexity.
-    pub fn log_loss(&self) -> Option<LogLoss> {
-        self.counts.log_loss
-    }
-
-    fn new(task: &Task, n: usize, n_total: usize, writer: &ItemWriter) -> Self {
-        Self {
-            task: task.name.clone(),
-            version: task.version,
-            n,
-            n_total,
-            metrics: Vec::new(),
-            truncated_items: 0,
-            tokens: 0,
-            items: writer.path().to_owned(),
-            counts: Counts::default(),
+    let mut lines: Vec<Line> = Vec::new();
+    for (shard, path) in &shards {
+        for line in store::read(path)? {
+            let wrong = |reason: String| EvalError::data(path, format!("item {}: {reason}", line.index));
+            if !shard.has(line.index) {
+                return Err(wrong("not of this shard".to_owned()));
+            }
+            if let Some(first) = lines.first() {
+                for field in ["task", "task_version", "model", "model_hash", "kernel", "max_new_tokens", "text_sha256"]
+                {
+                    if line.get(field) != first.get(field) {
+                        return Err(wrong(format!("another {field} than item {}: not mixed", first.index)));
+                    }
+                }
+            }
+            lines.push(line);
         }
     }
-
-    fn accuracy(&mut self, name: &str, accuracy: Accuracy) {
-        self.metrics.push(accuracy.metric(name));
-        self.counts.accuracies.push((name.to_owned(), accuracy));
+    lines.sort_by_key(|line| line.index);
+    if let Some((i, _)) = lines.iter().enumerate().find(|(i, line)| line.index != *i) {
+        return Err(EvalError::task(task, format!("item {i} is missing or twice there: are all shards of one run?")));
     }
+    std::fs::create_dir_all(out).map_err(|source| EvalError::Output { path: out.to_owned(), source })?;
+    store::write_sorted(&target, lines.iter().map(|line| &line.raw))?;
+    Ok(lines)
+}
 
-    fn count(&mut self, tokens: usize, truncated_tokens: usize) {
-        self.tokens += tokens;
-        self.truncated_items += usize::from(truncated_tokens > 0);
+/// The shard files of a task in `folders`, complete.
+fn shards(task: &str, folders: &[PathBuf]) -> Result<Vec<(Shard, PathBuf)>, EvalError> {
+    let mut found = Vec::new();
+    for folder in folders {
+        let entries = std::fs::read_dir(folder).map_err(|source| EvalError::Read { path: folder.clone(), source })?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let middle =
+                name.strip_prefix(&format!("items-{task}.shard-")).and_then(|name| name.strip_suffix(".jsonl"));
+            if let Some(shard) = middle.and_then(|middle| Shard::parse(&middle.replace("-of-", "/")).ok()) {
+                found.push((shard, path));
+            }
+        }
     }
+    found.sort_by_key(|(shard, _)| (shard.count, shard.index));
+    let count = found.first().map_or(0, |(shard, _)| shard.count);
+    let have: Vec<usize> = found.iter().map(|(shard, _)| shard.index).collect();
+    if found.iter().any(|(shard, _)| shard.count != count) || have != (1..=count).collect::<Vec<_>>() || count == 0 {
+        let names: Vec<_> = found.iter().map(|(shard, _)| format!("{}/{}", shard.index, shard.count)).collect();
+        let reason = format!("finished shards are [{}]: each of one set is needed once", names.join(", "));
+        return Err(EvalError::task(task, reason));
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -268,11 +159,11 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::testing::{self, HashLm, ScriptedLm};
+    use crate::testing::{self, HashLm};
 
     fn options(data: &Path, out: &Path) -> Options {
         let provenance = Provenance { kernel: "k".to_owned(), model: "m".to_owned(), model_hash: "h".to_owned() };
-        Options { data: data.to_owned(), out: out.to_owned(), limit: None, max_new_tokens: None, provenance }
+        Options { data: data.to_owned(), out: out.to_owned(), provenance, ..Options::default() }
     }
 
     fn lines(path: &Path) -> Vec<Value> {
@@ -288,10 +179,11 @@ mod tests {
         let task = Task::find("piqa").unwrap();
         let mut seen = Vec::new();
         let options = options(data.path(), out.path());
-        let summary = run(&task, &mut HashLm::new(512), &options, &mut |progress| seen.push(progress)).unwrap();
+        let summary =
+            run(&task, &mut HashLm::new(512).local(4), &options, &mut |progress| seen.push(progress)).unwrap();
         let items = lines(&summary.items);
         assert_eq!((summary.n, items.len(), seen.len()), (3, 3, 3));
-        assert_eq!((seen[2].done, seen[2].total, seen[2].score), (3, 3, summary.metrics[0].value));
+        assert_eq!((seen[2].done, seen[2].total, seen[2].correct.unwrap() as u64), (3, 3, summary.correct()["acc"]));
         for (metric, name) in summary.metrics.iter().zip(["acc", "acc_norm", "acc_bytes"]) {
             assert_eq!(metric.name, name);
             let right: u64 = items.iter().map(|item| item[name].as_u64().unwrap()).sum();
@@ -316,7 +208,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let task = Task::find("gsm8k").unwrap();
         let options = Options { limit: Some(2), ..options(data.path(), out.path()) };
-        let mut model = ScriptedLm::new(4096, " So 3, no: $4.\n#### 4\n\nQuestion: x");
+        let mut model = HashLm::scripted(4096, " So 3, no: $4.\n#### 4\n\nQuestion: x").local(1);
         let summary = run(&task, &mut model, &options, &mut |_| ()).unwrap();
         let items = lines(&summary.items);
         assert_eq!((items.len(), summary.n, summary.n_total), (2, 2, 3));
@@ -327,10 +219,14 @@ mod tests {
         assert_eq!(items[1]["shots"], serde_json::json!(testing::SECOND_SHOTS));
         let scores: Vec<_> = summary.metrics.iter().map(|m| (m.name.as_str(), m.value, m.stderr)).collect();
         assert_eq!(scores, [("strict", 0.5, Some(0.5)), ("flexible", 0.5, Some(0.5))]);
-        assert_eq!((summary.truncated_items, summary.tokens), (0, 2 * " So 3, no: $4.\n#### 4\n\nQuestion:".len()));
+        assert_eq!(
+            (summary.truncated_items, summary.tokens),
+            (0, 2 * " So 3, no: $4.\n#### 4\n\nQuestion:".len() as u64)
+        );
+        assert_eq!((summary.disagreement, summary.invalid["strict"]), (Some(0.0), 0.0));
 
         let short = Options { max_new_tokens: Some(6), out: out.path().join("short"), ..options };
-        let summary = run(&task, &mut ScriptedLm::new(40, " 4 + 4"), &short, &mut |_| ()).unwrap();
+        let summary = run(&task, &mut HashLm::scripted(40, " 4 + 4").local(1), &short, &mut |_| ()).unwrap();
         let items = lines(&summary.items);
         assert_eq!(summary.truncated_items, 2);
         assert_eq!((&items[0]["finish"], &items[0]["text"]), (&"length".into(), &" 4 + 4".into()));
@@ -342,11 +238,9 @@ mod tests {
     fn a_perplexity_end_to_end() {
         let data = testing::data_folder();
         let out = tempfile::tempdir().unwrap();
-        std::fs::create_dir(data.path().join("perplexity")).unwrap();
-        std::fs::write(data.path().join("perplexity/text.txt"), "to be or not to be ".repeat(100)).unwrap();
         let task = Task::find("perplexity").unwrap();
         let options = options(data.path(), out.path());
-        let summary = run(&task, &mut HashLm::new(512), &options, &mut |_| ()).unwrap();
+        let summary = run(&task, &mut HashLm::new(512).local(4), &options, &mut |_| ()).unwrap();
         let items = lines(&summary.items);
         assert_eq!((summary.n, items.len(), summary.tokens), (3, 3, 3 * 255));
         assert_eq!(summary.log_loss().unwrap().n, 3 * 255);
@@ -355,7 +249,7 @@ mod tests {
         assert!((summary.metrics[0].value.ln() - nll / (3.0 * 255.0)).abs() < 1e-12);
 
         let options = Options { out: out.path().join("b"), ..options };
-        let error = run(&task, &mut HashLm::new(511), &options, &mut |_| ()).unwrap_err().to_string();
+        let error = run(&task, &mut HashLm::new(511).local(4), &options, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("context of 511"), "{error}");
     }
 
@@ -364,11 +258,11 @@ mod tests {
         let data = testing::data_folder();
         let out = tempfile::tempdir().unwrap();
         std::fs::write(data.path().join("piqa/valid-labels.lst"), "0\n1\n2\n").unwrap();
-        let mut model = HashLm::new(512);
+        let mut model = HashLm::new(512).local(4);
         let options = options(data.path(), &out.path().join("none"));
         let error = run(&Task::find("piqa").unwrap(), &mut model, &options, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("item 2") && error.contains("the label is 2"), "{error}");
-        assert_eq!(model.tokens_computed, 0);
+        assert_eq!(model.batch().model().tokens_computed, 0);
         assert!(!options.out.exists());
     }
 
@@ -377,11 +271,110 @@ mod tests {
         let data = testing::data_folder();
         let out = tempfile::tempdir().unwrap();
         let mut model = HashLm::new(512);
-        model.fail_after = Some(100);
+        model.fail_after = Some(70);
+        let mut model = model.local(1);
         let options = options(data.path(), out.path());
         let error = run(&Task::find("piqa").unwrap(), &mut model, &options, &mut |_| ()).unwrap_err().to_string();
         assert!(error.starts_with("task piqa, item 2: model: logits are not finite"), "{error}");
         // What was finished before is there.
-        assert_eq!(lines(&out.path().join("items-piqa.jsonl")).len(), 2);
+        assert_eq!(lines(&out.path().join("items-piqa.jsonl.part")).len(), 2);
+    }
+
+    const TASKS: [&str; 3] = ["piqa", "gsm8k", "perplexity"];
+
+    /// The items file of a whole run, a stop string after some tokens included.
+    fn whole(task: &str, data: &Path, out: &Path, max_requests: usize) -> String {
+        let task = Task::find(task).unwrap();
+        let options = Options { max_new_tokens: Some(20), ..options(data, out) };
+        let summary = run(&task, &mut HashLm::new(2048).local(max_requests), &options, &mut |_| ()).unwrap();
+        std::fs::read_to_string(summary.items).unwrap()
+    }
+
+    #[test]
+    fn batches_shards_and_resumed_runs_give_the_same_bytes() {
+        let data = testing::data_folder();
+        let out = tempfile::tempdir().unwrap();
+        for name in TASKS {
+            let folder = |what: &str| out.path().join(format!("{name}-{what}"));
+            let expected = whole(name, data.path(), &folder("1"), 1);
+            assert_eq!(expected.lines().count(), 3);
+            assert_eq!(whole(name, data.path(), &folder("8"), 8), expected);
+            let task = Task::find(name).unwrap();
+            for count in [1, 2, 3, 5] {
+                let shards = folder(&format!("shards-{count}"));
+                for index in 1..=count {
+                    let shard = Some(Shard { index, count });
+                    let options = Options { max_new_tokens: Some(20), shard, ..options(data.path(), &shards) };
+                    run(&task, &mut HashLm::new(2048).local(2), &options, &mut |_| ()).unwrap();
+                }
+                let lines = merge(name, &[shards.clone()], &folder(&format!("merged-{count}"))).unwrap();
+                assert_eq!(lines.len(), 3);
+                let merged = store::items_path(&folder(&format!("merged-{count}")), name, None);
+                assert_eq!(std::fs::read_to_string(merged).unwrap(), expected, "{name} in {count} shards");
+                std::fs::remove_file(store::items_path(&shards, name, Some(Shard { index: 1, count }))).unwrap();
+                assert!(merge(name, &[shards], &folder("never")).is_err());
+            }
+            // Cut off anywhere, even within a line.
+            let part = folder("cut").join(format!("items-{name}.jsonl.part"));
+            std::fs::create_dir_all(folder("cut")).unwrap();
+            for cut in (0..expected.len()).step_by(7) {
+                std::fs::write(&part, &expected.as_bytes()[..cut]).unwrap();
+                let options =
+                    Options { max_new_tokens: Some(20), resume: true, ..options(data.path(), &folder("cut")) };
+                let mut progress = Vec::new();
+                let mut model = HashLm::new(2048).local(8);
+                let summary = run(&task, &mut model, &options, &mut |p| progress.push(p)).unwrap();
+                assert_eq!(std::fs::read_to_string(&summary.items).unwrap(), expected, "{name} cut at {cut}");
+                let kept = expected.as_bytes()[..cut].iter().filter(|&&byte| byte == b'\n').count();
+                assert!(progress.iter().all(|p| p.resumed == kept) && progress.len() == 3 - kept);
+                std::fs::remove_file(summary.items).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn other_models_tasks_prompts_and_lengths_are_not_mixed() {
+        let data = testing::data_folder();
+        let out = tempfile::tempdir().unwrap();
+        let task = Task::find("gsm8k").unwrap();
+        let first = Options { limit: Some(2), ..options(data.path(), out.path()) };
+        let go = |task: &Task, options: &Options| {
+            run(task, &mut HashLm::scripted(2048, "7").local(2), options, &mut |_| ()).map(|_| ())
+        };
+        go(&task, &first).unwrap();
+        let refused = |task: &Task, options: &Options, what: &str| {
+            let error = go(task, options).unwrap_err().to_string();
+            assert!(error.contains("cannot resume, item 0") && error.contains(what), "{error}");
+        };
+        assert!(go(&task, &first).unwrap_err().to_string().contains("--resume"));
+        let resume = Options { resume: true, limit: None, ..first };
+        let other = |change: &dyn Fn(&mut Provenance)| {
+            let mut options = resume.clone();
+            change(&mut options.provenance);
+            options
+        };
+        refused(&task, &other(&|p| p.kernel = "l".to_owned()), "kernel was \"k\" and is \"l\"");
+        refused(&task, &other(&|p| p.model_hash = "i".to_owned()), "model_hash");
+        refused(&task, &Options { max_new_tokens: Some(3), ..resume.clone() }, "max_new_tokens");
+        refused(&Task { version: 9, ..task.clone() }, &resume, "task_version was 3 and is 9");
+        let zero = std::fs::read_to_string(data.path().join("gsm8k/test.jsonl")).unwrap();
+        std::fs::write(data.path().join("gsm8k/test.jsonl"), zero.replace("What is 1", "What's 1")).unwrap();
+        refused(&task, &resume, "prompt_sha256");
+        std::fs::write(data.path().join("gsm8k/test.jsonl"), zero).unwrap();
+        // More items than the finished run had: only those are done.
+        go(&task, &resume).unwrap();
+        assert_eq!(lines(&store::items_path(out.path(), "gsm8k", None)).len(), 3);
+        refused_shards(&task, data.path(), out.path());
+    }
+
+    /// Shards of two models are not merged.
+    fn refused_shards(task: &Task, data: &Path, out: &Path) {
+        for index in [1, 2] {
+            let mut options = Options { shard: Some(Shard { index, count: 2 }), ..options(data, out) };
+            options.provenance.model_hash = index.to_string();
+            run(task, &mut HashLm::scripted(2048, "7").local(2), &options, &mut |_| ()).unwrap();
+        }
+        let error = merge("gsm8k", &[out.to_owned()], &out.join("merged")).unwrap_err().to_string();
+        assert!(error.contains("another model_hash"), "{error}");
     }
 }

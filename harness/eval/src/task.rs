@@ -70,6 +70,20 @@ pub struct Prompt {
     /// Between context and answer.
     #[serde(default = "space")]
     pub delimiter: String,
+    /// Template of what stands once before everything, examples included.
+    pub description: Option<String>,
+    /// Whether the prompt is put in the model's chat format, and how.
+    pub chat: Option<Chat>,
+}
+
+/// How a prompt becomes a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chat {
+    /// One message of the user holds everything.
+    Single,
+    /// Every example is a question of the user and an answer of the assistant.
+    Turns,
 }
 
 /// Solved examples before the prompt.
@@ -92,11 +106,13 @@ pub struct Fewshot {
 }
 
 /// Which solved examples an item gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Draw {
     /// The first of the file, the same for every item.
     First,
+    /// The first of those that have the item's value in this field, such as its subject.
+    FirstOf(String),
     /// `sample()` of CPython's `random.Random(seed)`, once per item in order; the generator's state carries over.
     PythonRandom(u64),
 }
@@ -191,7 +207,9 @@ macro_rules! builtin {
 const BUILTIN: &[(&str, &str)] = builtin![
     "piqa",
     "gsm8k",
+    "gsm8k_cot",
     "gsm8k_zeroshot",
+    "gsm8k_4shot_chat",
     "perplexity",
     "wikitext",
     "word_problems",
@@ -252,6 +270,9 @@ impl TaskFile {
         let has_items = self.data.is_some() && self.prompt.is_some();
         let items = self.data.zip(self.prompt).map(|(data, prompt)| Items { data, prompt, fewshot: self.fewshot });
         let method = match (items, self.multiple_choice, self.generate, self.perplexity) {
+            (Some(items), Some(_), None, None) if items.prompt.chat.is_some() => {
+                return Err("choices are scored after plain text: chat is for [generate]".to_owned());
+            }
             (Some(items), Some(choice), None, None) => {
                 Templates::check_expression(&choice.choices)?;
                 Templates::check_expression(&choice.gold)?;
@@ -282,6 +303,7 @@ impl TaskFile {
 impl Items {
     fn check(&self) -> Result<(), String> {
         Templates::check_template(&self.prompt.context)?;
+        self.prompt.description.iter().try_for_each(|description| Templates::check_template(description))?;
         let Some(fewshot) = &self.fewshot else {
             return Ok(());
         };
@@ -332,53 +354,19 @@ mod tests {
             let task = Task::find(name).unwrap();
             assert_eq!(task.name, name);
             assert!(!task.title.is_empty() && !task.source.is_empty());
-            assert_eq!(task.n_fewshot(), if name == "gsm8k" { 5 } else { 0 });
+            let shots = [("gsm8k", 5), ("gsm8k_cot", 8), ("gsm8k_4shot_chat", 4)];
+            let expected = shots.iter().find(|(with_shots, _)| *with_shots == name).map_or(0, |(_, n)| *n);
+            assert_eq!(task.n_fewshot(), expected);
         }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/tasks");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
             let stem = path.file_stem().unwrap().to_str().unwrap();
             assert!(Task::builtin_names().any(|name| name == stem), "{} is in no list", path.display());
         }
-    }
-
-    /// The format has words for the variants that come later.
-    #[test]
-    fn other_tasks_can_be_expressed() {
-        let cot = r#"
-            name = "gsm8k_cot"
-            version = 3
-            title = "GSM8K, chain of thought, 8 fixed shots"
-            source = "lm-evaluation-harness, task gsm8k_cot 3.0"
-            data = { items = "gsm8k/test.jsonl", fields = ["question", "answer"] }
-            prompt = { context = "Q: {{ question }}\nA:" }
-            [fewshot]
-            data = { items = "gsm8k/cot.jsonl", fields = ["question", "target"] }
-            count = 8
-            draw = "first"
-            answer = "{{ target }}"
-            [generate]
-            answer = "{{ answer.split('####')[-1].strip() }}"
-            max_new_tokens = 256
-            stop = ["Q:", "</s>", "<|im_end|>"]
-            extract = [{ name = "strict", pattern = 'The answer is (\-?[0-9\.\,]+).', take = "first" }]
-        "#;
-        assert!(matches!(Task::parse(cot, "cot").unwrap().method, Method::Generate(_, _)));
-        let mmlu = r#"
-            name = "mmlu_anatomy"
-            version = 1
-            title = "MMLU, anatomy, 5-shot"
-            source = "lm-evaluation-harness"
-            data = { items = "mmlu/anatomy_test.jsonl", fields = ["question", "choices", "answer"] }
-            multiple_choice = { choices = "['A', 'B', 'C', 'D']", gold = "answer" }
-            [prompt]
-            context = "{{ question.strip() }}\nA. {{ choices[0] }}\nB. {{ choices[1] }}\nAnswer:"
-            [fewshot]
-            data = { items = "mmlu/anatomy_dev.jsonl", fields = ["question", "choices", "answer"] }
-            count = 5
-            draw = "first"
-        "#;
-        assert!(matches!(Task::parse(mmlu, "mmlu").unwrap().method, Method::MultipleChoice(_, _)));
     }
 
     #[test]
@@ -400,6 +388,7 @@ mod tests {
             (gsm8k, "gsm8k/train", "gsm8k/test", "examples"),
             (gsm8k, "max_new_tokens = 256", "max_new_tokens = 0", "max_new_tokens"),
             (gsm8k, "python_random", "random", "random"),
+            (piqa, "[prompt]", "[prompt]\nchat = \"turns\"", "plain text"),
         ] {
             assert!(text.contains(from), "{from}");
             let message = Task::parse(&text.replace(from, to), "t").unwrap_err().to_string();

@@ -1,9 +1,13 @@
 //! Toy models and data for unit tests.
 
 use tempfile::TempDir;
+use ternbench_model::batch::{Batch, ForwardPass, Limits, SequenceCache};
+use ternbench_model::chat::Message;
+use ternbench_model::transformer::ForwardError;
+use ternbench_model::{Logits, Segment};
 
 use crate::error::EvalError;
-use crate::lm::{LanguageModel, Logits};
+use crate::local::{LocalModel, TextCodec};
 
 /// Tokens are bytes; `()` is one token of its own, so that merging across a border can be tested.
 const MERGED: u32 = 256;
@@ -11,32 +15,37 @@ const MERGED: u32 = 256;
 pub const EOS: u32 = 257;
 const VOCAB: usize = 258;
 
-fn encode(text: &str) -> Vec<u32> {
-    let mut ids = Vec::new();
-    for byte in text.bytes().map(u32::from) {
-        match ids.last_mut() {
-            Some(last) if *last == u32::from(b'(') && byte == u32::from(b')') => *last = MERGED,
-            _ => ids.push(byte),
+/// Bytes as tokens.
+#[derive(Default)]
+pub struct Bytes {
+    /// Put before every text.
+    pub bos: Option<u32>,
+}
+
+impl TextCodec for Bytes {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
+        let mut ids: Vec<u32> = self.bos.into_iter().collect();
+        for byte in text.bytes().map(u32::from) {
+            match ids.last_mut() {
+                Some(last) if *last == u32::from(b'(') && byte == u32::from(b')') => *last = MERGED,
+                _ => ids.push(byte),
+            }
         }
+        Ok(ids)
     }
-    ids
-}
 
-fn decode(ids: &[u32]) -> String {
-    let bytes: Vec<u8> = ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
+    fn encode_chat(&self, turns: &[Message]) -> Result<Vec<u32>, EvalError> {
+        let turns: Vec<_> = turns.iter().map(|turn| format!("<{}>{}", turn.role, turn.content)).collect();
+        self.encode(&turns.concat())
+    }
 
-/// Which rows of a pass over `tokens` are wanted.
-fn rows(tokens: &[u32], logits: Logits) -> std::ops::Range<usize> {
-    assert!(!tokens.is_empty(), "a pass needs a token");
-    match logits {
-        Logits::None => 0..0,
-        Logits::Last => tokens.len() - 1..tokens.len(),
-        Logits::From(first) => {
-            assert!(first < tokens.len());
-            first..tokens.len()
-        }
+    fn decode(&self, ids: &[u32]) -> Result<String, EvalError> {
+        let bytes: Vec<u8> = ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &[EOS]
     }
 }
 
@@ -44,58 +53,72 @@ fn rows(tokens: &[u32], logits: Logits) -> std::ops::Range<usize> {
 pub struct HashLm {
     max_context: usize,
     logits: Vec<f32>,
-    /// Put before every text.
-    pub bos: Option<u32>,
+    /// After any prompt it says this, and then ends.
+    script: Option<Vec<u32>>,
     /// Passes give NaN once so many tokens are computed.
     pub fail_after: Option<usize>,
     /// Tokens put through the model.
     pub tokens_computed: usize,
-    /// The most rows of logits asked for at once.
-    pub most_rows: usize,
+}
+
+/// A toy model's cache: what it has seen, and for how much it has room.
+pub struct Seen {
+    tokens: Vec<u32>,
+    capacity: usize,
+    /// Where the prompt ends: behind the tokens that came together.
+    prompt: usize,
+}
+
+impl SequenceCache for Seen {
+    fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn n_blocks(&self) -> usize {
+        0
+    }
+
+    fn fork(&self, len: usize, capacity: usize) -> Self {
+        Self { tokens: self.tokens[..len].to_vec(), capacity, prompt: 0 }
+    }
 }
 
 impl HashLm {
     pub fn new(max_context: usize) -> Self {
-        Self { max_context, logits: Vec::new(), bos: None, fail_after: None, tokens_computed: 0, most_rows: 0 }
+        Self { max_context, logits: Vec::new(), script: None, fail_after: None, tokens_computed: 0 }
+    }
+
+    /// One that says `script` after any prompt.
+    pub fn scripted(max_context: usize, script: &str) -> Self {
+        Self { script: Some(script.bytes().map(u32::from).collect()), ..Self::new(max_context) }
+    }
+
+    /// The logits after `tokens`.
+    pub fn logits_after(tokens: &[u32]) -> Vec<f32> {
+        let mut hash = tokens.iter().fold(17_u32, |hash, &t| (hash ^ t).wrapping_mul(0x0100_0193));
+        let next = |_| {
+            hash = hash.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (hash >> 8) as f32 / (1 << 22) as f32
+        };
+        (0..VOCAB).map(next).collect()
+    }
+
+    /// As a backend, with `max_requests` at once.
+    pub fn local(self, max_requests: usize) -> LocalModel<Self, Bytes> {
+        let limits = Limits { max_requests, tokens_per_pass: 100, kv_bytes: 1 << 30 };
+        LocalModel::with_text(Batch::new(self, limits), Bytes::default())
     }
 }
 
-/// A toy model's cache: what it has seen, and for how much it has room.
-#[derive(Clone)]
-pub struct Seen {
-    tokens: Vec<u32>,
-    capacity: usize,
-    prompt: usize,
-}
-
-impl Seen {
-    fn push(&mut self, token: u32) {
-        self.tokens.push(token);
-        assert!(self.tokens.len() <= self.capacity, "the cache is too small");
-    }
-}
-
-impl LanguageModel for HashLm {
+impl ForwardPass for HashLm {
     type Cache = Seen;
 
     fn vocab(&self) -> usize {
         VOCAB
     }
 
-    fn max_context(&self) -> usize {
+    fn context(&self) -> usize {
         self.max_context
-    }
-
-    fn eos_ids(&self) -> &[u32] {
-        &[EOS]
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        Ok(self.bos.into_iter().chain(encode(text)).collect())
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String, EvalError> {
-        Ok(decode(ids))
     }
 
     fn new_cache(&self, capacity: usize) -> Seen {
@@ -103,79 +126,45 @@ impl LanguageModel for HashLm {
         Seen { tokens: Vec::new(), capacity, prompt: 0 }
     }
 
-    fn forward(&mut self, cache: &mut Seen, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError> {
-        let rows = rows(tokens, logits);
-        self.most_rows = self.most_rows.max(rows.len());
+    fn forward(&mut self, segments: &mut [Segment<'_, Seen>]) -> Result<&[f32], ForwardError> {
         self.logits.clear();
-        for (i, &token) in tokens.iter().enumerate() {
-            cache.push(token);
-            if rows.contains(&i) {
-                let mut hash = cache.tokens.iter().fold(17_u32, |hash, &t| (hash ^ t).wrapping_mul(0x0100_0193));
-                self.logits.extend((0..VOCAB).map(|_| {
-                    hash = hash.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (hash >> 8) as f32 / (1 << 22) as f32
-                }));
+        for segment in segments {
+            let cache = &mut segment.cache;
+            if segment.tokens.len() > 1 || cache.tokens.is_empty() {
+                cache.prompt = cache.tokens.len() + segment.tokens.len();
             }
+            let first = match segment.logits {
+                Logits::None => usize::MAX,
+                Logits::Last => segment.tokens.len() - 1,
+                Logits::From(first) => first,
+            };
+            for (i, &token) in segment.tokens.iter().enumerate() {
+                cache.tokens.push(token);
+                assert!(cache.tokens.len() <= cache.capacity, "the cache is too small");
+                if i < first {
+                    continue;
+                }
+                let mut row = Self::logits_after(&cache.tokens);
+                if let Some(script) = &self.script {
+                    let said = cache.tokens.len() - cache.prompt.min(cache.tokens.len());
+                    row[script.get(said).copied().unwrap_or(EOS) as usize] = 100.0;
+                }
+                self.logits.extend(row);
+            }
+            self.tokens_computed += segment.tokens.len();
         }
-        self.tokens_computed += tokens.len();
         if self.fail_after.is_some_and(|limit| self.tokens_computed > limit) {
             self.logits.fill(f32::NAN);
         }
         Ok(&self.logits)
     }
-}
 
-/// A model that says its line after any prompt, and then ends.
-pub struct ScriptedLm {
-    hash: HashLm,
-    script: Vec<u32>,
-    /// Tokens put through the model.
-    pub tokens_computed: usize,
-}
-
-impl ScriptedLm {
-    pub fn new(max_context: usize, script: &str) -> Self {
-        Self { hash: HashLm::new(max_context), script: encode(script), tokens_computed: 0 }
-    }
-}
-
-impl LanguageModel for ScriptedLm {
-    type Cache = Seen;
-
-    fn vocab(&self) -> usize {
-        VOCAB
+    fn blocks_in_use(&self) -> usize {
+        0
     }
 
-    fn max_context(&self) -> usize {
-        self.hash.max_context
-    }
-
-    fn eos_ids(&self) -> &[u32] {
-        &[EOS]
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        self.hash.encode(text)
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String, EvalError> {
-        Ok(decode(ids))
-    }
-
-    fn new_cache(&self, capacity: usize) -> Seen {
-        self.hash.new_cache(capacity)
-    }
-
-    fn forward(&mut self, cache: &mut Seen, tokens: &[u32], logits: Logits) -> Result<&[f32], EvalError> {
-        if cache.tokens.is_empty() {
-            cache.prompt = tokens.len();
-        }
-        self.hash.forward(cache, tokens, logits)?;
-        self.tokens_computed += tokens.len();
-        let said = cache.tokens.len() - cache.prompt;
-        let next = self.script.get(said).copied().unwrap_or(EOS);
-        self.hash.logits[next as usize] = 100.0;
-        Ok(&self.hash.logits)
+    fn block_bytes(&self) -> usize {
+        1
     }
 }
 
@@ -210,5 +199,6 @@ pub fn data_folder() -> TempDir {
         })
         .collect();
     write("gsm8k/train.jsonl", &train);
+    write("perplexity/text.txt", &"to be or not to be ".repeat(100));
     folder
 }

@@ -39,7 +39,7 @@ fn gsm8k_prompts() {
         let prompt = set.prompt(reference.index).unwrap();
         assert_eq!(prompt.shots, reference.fewshot_train_idx, "item {}", reference.index);
         if let Some(expected) = reference.prompt {
-            assert_eq!(prompt.text, expected, "item {}", reference.index);
+            assert_eq!(prompt.text.shown(), expected, "item {}", reference.index);
         }
         assert_eq!(prompt.sha256(), reference.sha256, "item {}", reference.index);
     }
@@ -121,7 +121,7 @@ fn gsm8k_responses() {
     assert_eq!(references.len(), set.len());
     for reference in references {
         assert_eq!(method.stop, reference.stop);
-        assert_eq!(set.prompt(reference.index).unwrap().text, reference.prompt);
+        assert_eq!(set.prompt(reference.index).unwrap().text.shown(), reference.prompt);
         let gold = set.answer(reference.index).unwrap();
         assert_eq!(gold, reference.gold_answer);
         let text = generate::before_stop(&reference.gen_text_raw, &method.stop);
@@ -166,7 +166,7 @@ fn piqa_prompts_and_scores() {
             let (choices, gold) = set.choices(index).unwrap();
             assert_eq!(gold, reference.label, "item {index}");
             if let (Some(context), Some(continuations)) = (reference.context, reference.cont) {
-                assert_eq!(set.prompt(index).unwrap().text, context);
+                assert_eq!(set.prompt(index).unwrap().text.shown(), context);
                 assert_eq!(choices.iter().map(|choice| format!(" {choice}")).collect::<Vec<_>>(), continuations);
                 texts += 1;
             }

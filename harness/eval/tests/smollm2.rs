@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
-use ternbench_eval::{EngineModel, Options, Provenance, Summary, Task};
+use ternbench_eval::{LocalModel, Options, Summary, Task};
 use ternbench_kernels::{Pool, registry};
+use ternbench_model::batch::Limits;
 use ternbench_model::weights::{self, OpenOptions};
 use ternbench_model::{Engine, Tokenizer, Transformer};
 
@@ -36,14 +37,13 @@ fn evaluate<T: serde::de::DeserializeOwned>(setup: &Setup, task: &str, limit: us
     let source = weights::open(&setup.model, OpenOptions::default()).unwrap();
     let tokenizer = Tokenizer::for_model(&setup.model).unwrap();
     let transformer = Transformer::load(source.as_ref(), registry::default_kernel(), &pool, &|_| ()).unwrap();
-    let mut model = EngineModel::new(Engine::new(&transformer, &pool), &tokenizer);
+    let mut model = LocalModel::new(Engine::new(&transformer, &pool), &tokenizer, Limits::default());
     let out = tempfile::tempdir().unwrap();
     let options = Options {
         data: setup.shared.join("datasets"),
         out: out.path().to_owned(),
         limit: Some(limit),
-        max_new_tokens: None,
-        provenance: Provenance::default(),
+        ..Options::default()
     };
     let task = Task::find(task).unwrap();
     let summary = ternbench_eval::run(&task, &mut model, &options, &mut |_| ()).unwrap();

@@ -12,6 +12,8 @@ pub const DATA: &str = "TERNBENCH_DATA";
 pub const RESULTS: &str = "TERNBENCH_RESULTS";
 /// Number of threads: `TERNBENCH_THREADS`.
 pub const THREADS: &str = "TERNBENCH_THREADS";
+/// Folder for what can be made again (tuning tables, packed weights): `TERNBENCH_CACHE`; otherwise `ternbench` in the user's cache folder.
+pub const CACHE: &str = "TERNBENCH_CACHE";
 /// No colours when set to anything but nothing (<https://no-color.org>).
 pub const NO_COLOR: &str = "NO_COLOR";
 /// Terminal width, where the terminal cannot be asked.
@@ -36,6 +38,8 @@ pub struct Env {
     pub results: Option<PathBuf>,
     /// [`THREADS`].
     pub threads: Option<usize>,
+    /// [`CACHE`], or the user's cache folder where there is one.
+    pub cache: Option<PathBuf>,
     /// [`NO_COLOR`].
     pub no_color: bool,
     /// [`COLUMNS`].
@@ -69,6 +73,10 @@ impl Env {
             data: get(DATA).map(PathBuf::from),
             results: get(RESULTS).map(PathBuf::from),
             threads,
+            cache: get(CACHE).map(PathBuf::from).or_else(|| {
+                let home = || get("HOME").map(|home| PathBuf::from(home).join(".cache"));
+                get("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).map(|folder| folder.join("ternbench"))
+            }),
             no_color: get(NO_COLOR).is_some(),
             columns: get(COLUMNS).and_then(|text| text.parse().ok()),
         })
@@ -85,9 +93,11 @@ mod tests {
             KERNEL => Some("scalar-i8-naive".into()),
             THREADS => Some("2".into()),
             NO_COLOR => Some(String::new()),
+            "HOME" => Some("/home/a".into()),
             _ => None,
         })
         .expect("valid");
+        assert_eq!(env.cache, Some(PathBuf::from("/home/a/.cache/ternbench")));
         assert_eq!(env.kernel.as_deref(), Some("scalar-i8-naive"));
         assert_eq!(env.threads, Some(2));
         assert!(!env.no_color);

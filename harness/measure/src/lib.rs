@@ -4,11 +4,14 @@
 //! does and why is in `harness/METHODOLOGY.md`.
 
 pub mod clock;
+pub mod energy;
 pub mod env;
 pub mod git;
 pub mod host;
+pub mod interrupt;
 pub mod limits;
 pub mod memory;
+pub mod plan;
 pub mod record;
 pub mod record_file;
 pub mod rng;
@@ -21,4 +24,4 @@ pub use host::Host;
 pub use record::{Body, Record, RunContext};
 pub use record_file::{Damaged, RecordFile, RecordWriter};
 pub use run_dir::RunDir;
-pub use runner::{Contender, Outcome, Plan, interleave};
+pub use runner::{Contender, Cost, Outcome, Plan, interleave};

@@ -6,6 +6,7 @@
 //! raises [`SCHEMA`].
 
 mod kinds;
+mod protocol;
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -15,8 +16,9 @@ use crate::host::Host;
 use crate::limits::Peaks;
 
 pub use kinds::{
-    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Paired, Probe, Speed, TritCount, Verify,
+    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Paired, Probe, Speed, TritCount, Verify,
 };
+pub use protocol::{Opponent, Protocol};
 
 /// Version of this schema.
 pub const SCHEMA: u32 = 1;
@@ -119,6 +121,8 @@ bodies! {
     Verify;
     /// Tokens per second.
     Speed;
+    /// A contender measured against itself.
+    Noise;
     /// Loading a model.
     Load;
     /// Memory of a loaded model.

@@ -60,6 +60,18 @@ impl RecordWriter {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// Writes to standard output, with the same care: where that is a file, a record that did not fit is taken back.
+    ///
+    /// # Errors
+    /// When there is no standard output.
+    pub fn stdout() -> Result<Self, RecordFileError> {
+        let path = PathBuf::from("standard output");
+        match stdout_file() {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(RecordFileError::Io { doing: "opening", path, source }),
+        }
+    }
+
     /// Appends one record in one write and hands it to the system. A record that did not fit on the disk is taken back.
     ///
     /// # Errors
@@ -82,6 +94,19 @@ impl RecordWriter {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Standard output without Rust's line buffer, which would write half a record and forget it.
+#[cfg(unix)]
+fn stdout_file() -> io::Result<File> {
+    use std::os::fd::AsFd;
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(windows)]
+fn stdout_file() -> io::Result<File> {
+    use std::os::windows::io::AsHandle;
+    Ok(io::stdout().as_handle().try_clone_to_owned()?.into())
 }
 
 /// A line that is no record.
@@ -198,6 +223,14 @@ mod tests {
             Probe { samples_ns: vec![2, 1], work_per_sample: 100, ..Probe::default() }.into(),
             Verify { shapes: vec![[1, 2, 3]], ok: true, ..Verify::default() }.into(),
             speed().into(),
+            Speed {
+                protocol: Some(Protocol { precision: Some(0.01), stopped: "narrow".into(), ..Protocol::default() }),
+                opponent: Some(Opponent { program: "llama-bench".into(), ..Opponent::default() }),
+                samples_joules: vec![1.5],
+                ..speed()
+            }
+            .into(),
+            Noise { first_ns: vec![1, 2], second_ns: vec![2, 1], ..Noise::default() }.into(),
             Load { trits: Some(TritCount { minus: 1, zero: 2, plus: 3, other: 0 }), ..Load::default() }.into(),
             Memory { peak_rss_bytes: u64::MAX, ..Memory::default() }.into(),
             Kernel { compute_ns: vec![1], ..Kernel::default() }.into(),

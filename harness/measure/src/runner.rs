@@ -1,70 +1,47 @@
 //! The interleaved protocol: warm everything up, then run every contender once per round, in a new random order each round.
 //!
 //! What disturbs the machine for a while then disturbs all contenders alike, and two samples of the same round are a pair.
-//! Nothing is dropped: outliers stay. The same contender entered twice is an A/A run, which shows the noise floor.
+//! Nothing is dropped: outliers stay. One contender can run twice in every round ([`Plan::twin`]): that A/A run shows the noise.
 
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::interrupt;
+pub use crate::plan::{DebugBuilds, Plan, Stopped};
 use crate::record::Samples;
 use crate::rng::Rng;
 
 /// Why a contender failed.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
+/// What the part of a run that counts took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Nanoseconds of the monotonic clock.
+    pub ns: u64,
+    /// Joules, where they were measured.
+    pub joules: Option<f64>,
+}
+
 /// One of the things compared.
 pub struct Contender<'a> {
     /// Its name in progress messages and errors.
     pub name: String,
-    /// Does the work once and says how many nanoseconds the part that counts took.
-    pub run: Box<dyn FnMut() -> Result<u64, Failure> + 'a>,
+    /// Does the work once and says what the part that counts took.
+    pub run: Box<dyn FnMut() -> Result<Cost, Failure> + 'a>,
 }
 
 impl<'a> Contender<'a> {
-    /// A contender.
-    pub fn new(name: impl Into<String>, run: impl FnMut() -> Result<u64, Failure> + 'a) -> Self {
+    /// A contender that says how many nanoseconds it took.
+    pub fn new(name: impl Into<String>, mut run: impl FnMut() -> Result<u64, Failure> + 'a) -> Self {
+        Self::metered(name, move || run().map(|ns| Cost { ns, joules: None }))
+    }
+
+    /// A contender that says what energy it took as well.
+    pub fn metered(name: impl Into<String>, run: impl FnMut() -> Result<Cost, Failure> + 'a) -> Self {
         Self { name: name.into(), run: Box::new(run) }
     }
-}
-
-/// How often to run, and when to stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Runs of each contender before the first one that counts.
-    pub warmup: u32,
-    /// Rounds, unless the budget ends first.
-    pub repetitions: u32,
-    /// Rounds that are run even when the budget is over.
-    pub min_repetitions: u32,
-    /// No round is begun that would, at the pace so far, end after this (warm-up included).
-    pub budget: Option<Duration>,
-    /// Seed of the order within each round.
-    pub seed: u64,
-    /// What to do in a build with debug assertions.
-    pub debug_builds: DebugBuilds,
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self {
-            warmup: 1,
-            repetitions: 5,
-            min_repetitions: 3,
-            budget: None,
-            seed: crate::stats::SEED,
-            debug_builds: DebugBuilds::Refuse,
-        }
-    }
-}
-
-/// Whether a build with debug assertions may measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DebugBuilds {
-    /// No: its numbers mean nothing.
-    Refuse,
-    /// Yes: for tests of the protocol, which look at no number.
-    AllowInTests,
 }
 
 /// What is going on.
@@ -88,6 +65,8 @@ pub enum Event<'a> {
     Sample {
         /// Its index in the slice.
         contender: usize,
+        /// Whether this was its second run in the round.
+        twin: bool,
         /// Its name.
         name: &'a str,
         /// Round, from 0.
@@ -105,7 +84,7 @@ pub enum Event<'a> {
 }
 
 /// All that was measured of one contender.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// The contender's name.
     pub name: String,
@@ -116,6 +95,10 @@ pub struct Series {
 }
 
 impl Series {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), samples: Vec::new(), failed: None }
+    }
+
     /// The samples as a record holds them; a run made `tokens` tokens.
     pub fn to_samples(&self, tokens: u64) -> Samples {
         Samples {
@@ -125,10 +108,22 @@ impl Series {
             positions: self.samples.iter().map(|sample| sample.position).collect(),
         }
     }
+
+    /// Joules of every sample; empty where one of them was not measured.
+    pub fn joules(&self) -> Vec<f64> {
+        self.samples.iter().map(|sample| sample.joules).collect::<Option<_>>().unwrap_or_default()
+    }
+
+    /// The times of this series and another one in the rounds that both have.
+    pub fn pairs_with(&self, other: &Self) -> Vec<(f64, f64)> {
+        let in_round = |round| other.samples.iter().find(move |sample| sample.round == round);
+        let pair = |mine: &Sample| in_round(mine.round).map(|theirs| (mine.ns as f64, theirs.ns as f64));
+        self.samples.iter().filter_map(pair).collect()
+    }
 }
 
 /// One run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     /// Round, from 0: samples of the same round are pairs.
     pub round: u32,
@@ -136,26 +131,17 @@ pub struct Sample {
     pub position: u32,
     /// What it took.
     pub ns: u64,
-}
-
-/// Why the runner stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
-    /// All repetitions were done.
-    Done,
-    /// The time budget was used up.
-    Budget,
-    /// The progress callback asked for it (Ctrl-C).
-    Interrupted,
-    /// Every contender failed.
-    AllFailed,
+    /// What energy it took, where that was measured.
+    pub joules: Option<f64>,
 }
 
 /// The result of a group of interleaved runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// One series per contender, in the order given.
     pub series: Vec<Series>,
+    /// The contender that ran twice in every round, and its second series.
+    pub twin: Option<(usize, Series)>,
     /// Complete rounds.
     pub rounds: u32,
     /// Why it ended.
@@ -195,13 +181,40 @@ pub fn interleave(
         return Err(RunError::Nothing);
     }
     let start = Instant::now();
-    let series =
-        contenders.iter().map(|c| Series { name: c.name.clone(), samples: Vec::new(), failed: None }).collect();
-    let mut outcome = Outcome { series, rounds: 0, stopped: Stopped::Done };
-    if rounds(contenders, plan, start, &mut outcome, progress).is_break() {
+    let series: Vec<Series> = contenders.iter().map(|c| Series::new(&c.name)).collect();
+    let mut outcome = Outcome { series, twin: None, rounds: 0, stopped: Stopped::Done };
+    if warm_up(contenders, plan, &mut outcome, progress).is_break()
+        || rounds(contenders, plan, start, &mut outcome, progress).is_break()
+    {
         outcome.stopped = Stopped::Interrupted;
     }
     Ok(outcome)
+}
+
+/// Runs everyone unmeasured, and chooses who runs twice: the fastest, because it costs least and noise shows most in it.
+fn warm_up(
+    contenders: &mut [Contender<'_>],
+    plan: &Plan,
+    outcome: &mut Outcome,
+    progress: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let mut fastest: Option<(u64, usize)> = None;
+    for (index, (contender, series)) in contenders.iter_mut().zip(&mut outcome.series).enumerate() {
+        let mut last = 0;
+        for _ in 0..plan.warmup {
+            if series.failed.is_none() {
+                progress(Event::WarmUp { name: &contender.name })?;
+                last = run_once(contender, series, progress)?.0.map_or(last, |cost| cost.ns);
+            }
+        }
+        if series.failed.is_none() && fastest.is_none_or(|(ns, _)| last < ns) {
+            fastest = Some((last, index));
+        }
+    }
+    if let (true, Some((_, index))) = (plan.twin, fastest) {
+        outcome.twin = Some((index, Series::new(&contenders[index].name)));
+    }
+    ControlFlow::Continue(())
 }
 
 fn rounds(
@@ -211,20 +224,18 @@ fn rounds(
     outcome: &mut Outcome,
     progress: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    for (contender, series) in contenders.iter_mut().zip(&mut outcome.series) {
-        for _ in 0..plan.warmup {
-            if series.failed.is_none() {
-                progress(Event::WarmUp { name: &contender.name })?;
-                run_once(contender, series, progress)?;
-            }
-        }
-    }
     let mut rng = Rng::new(plan.seed);
-    let mut order: Vec<usize> = (0..contenders.len()).collect();
+    // The twin has the place behind the last contender.
+    let twin = contenders.len();
+    let mut order: Vec<usize> = (0..twin + usize::from(outcome.twin.is_some())).collect();
     let measuring = Instant::now();
     for round in 0..plan.repetitions {
         if outcome.series.iter().all(|series| series.failed.is_some()) {
             outcome.stopped = Stopped::AllFailed;
+            break;
+        }
+        if plan.is_narrow(round, &outcome.series) {
+            outcome.stopped = Stopped::Narrow;
             break;
         }
         let round_time = measuring.elapsed() / round.max(1);
@@ -235,15 +246,20 @@ fn rounds(
             break;
         }
         rng.shuffle(&mut order);
-        for (position, &index) in order.iter().enumerate() {
-            let (contender, series) = (&mut contenders[index], &mut outcome.series[index]);
+        for (position, &place) in order.iter().enumerate() {
+            let (index, series) = match &mut outcome.twin {
+                Some((index, series)) if place == twin => (*index, series),
+                _ => (place, &mut outcome.series[place]),
+            };
+            let contender = &mut contenders[index];
             if series.failed.is_some() {
                 continue;
             }
             progress(Event::Start { name: &contender.name, round, rounds: plan.repetitions })?;
-            if let Some(ns) = run_once(contender, series, progress)?.0 {
-                series.samples.push(Sample { round, position: position as u32, ns });
-                progress(Event::Sample { contender: index, name: &contender.name, round, ns })?;
+            if let Some(Cost { ns, joules }) = run_once(contender, series, progress)?.0 {
+                series.samples.push(Sample { round, position: position as u32, ns, joules });
+                let is_twin = place == twin;
+                progress(Event::Sample { contender: index, twin: is_twin, name: &contender.name, round, ns })?;
             }
         }
         outcome.rounds = round + 1;
@@ -252,7 +268,7 @@ fn rounds(
 }
 
 /// The result of one run, for `?` on the callback's wish to stop.
-struct Ran(Option<u64>);
+struct Ran(Option<Cost>);
 
 fn run_once(
     contender: &mut Contender<'_>,
@@ -260,7 +276,9 @@ fn run_once(
     progress: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<(), Ran> {
     match (contender.run)() {
-        Ok(ns) => ControlFlow::Continue(Ran(Some(ns))),
+        Ok(cost) => ControlFlow::Continue(Ran(Some(cost))),
+        // A run that Ctrl-C cut short has not failed.
+        Err(_) if interrupt::requested() => ControlFlow::Break(()),
         Err(error) => {
             let reason = error.to_string();
             series.failed = Some(reason.clone());
@@ -274,6 +292,7 @@ fn run_once(
 mod tests {
     use super::*;
     use std::cell::RefCell;
+    use std::time::Duration;
 
     fn plan(repetitions: u32) -> Plan {
         Plan { repetitions, debug_builds: DebugBuilds::AllowInTests, ..Plan::default() }
@@ -347,6 +366,47 @@ mod tests {
         let mut all_bad = [Contender::new("bad", || Err("no".into()))];
         let outcome = interleave(&mut all_bad, &plan(10), &mut quiet).expect("runs");
         assert_eq!(outcome.stopped, Stopped::AllFailed);
+    }
+
+    #[test]
+    fn the_fastest_has_a_twin_in_every_round_at_changing_places() {
+        let mut contenders =
+            [Contender::new("slow", || Ok(300)), Contender::new("fast", || Ok(100)), Contender::new("b", || Ok(200))];
+        let plan = Plan { twin: true, ..plan(30) };
+        let outcome = interleave(&mut contenders, &plan, &mut quiet).expect("runs");
+        let (index, twin) = outcome.twin.expect("a twin");
+        assert_eq!((index, twin.name.as_str()), (1, "fast"));
+        let (first, second) = (&outcome.series[1].samples, &twin.samples);
+        assert_eq!(outcome.series[1].pairs_with(&twin), vec![(100.0, 100.0); 30]);
+        let twin_first = first.iter().zip(second).filter(|(a, b)| b.position < a.position).count();
+        assert!((5..=25).contains(&twin_first), "{twin_first} of 30");
+        let mut places: Vec<u32> = outcome.series.iter().chain([&twin]).map(|s| s.samples[7].position).collect();
+        places.sort_unstable();
+        assert_eq!(places, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn narrow_intervals_end_it_early() {
+        let mut contenders = [Contender::new("steady", || Ok(1000)), Contender::new("too", || Ok(2000))];
+        let plan = Plan { precision: Some(0.01), ..plan(1000) };
+        let outcome = interleave(&mut contenders, &plan, &mut quiet).expect("runs");
+        assert_eq!((outcome.rounds, outcome.stopped), (crate::plan::MIN_ROUNDS_FOR_PRECISION, Stopped::Narrow));
+        assert_eq!(plan.protocol(outcome.stopped, false).stopped, "narrow");
+    }
+
+    #[test]
+    fn energy_is_kept_beside_the_time_or_not_at_all() {
+        let mut odd = 0;
+        let mut contenders = [
+            Contender::metered("a", || Ok(Cost { ns: 1, joules: Some(0.5) })),
+            Contender::metered("b", || {
+                odd += 1;
+                Ok(Cost { ns: 1, joules: (odd % 2 == 0).then_some(1.0) })
+            }),
+        ];
+        let outcome = interleave(&mut contenders, &plan(3), &mut quiet).expect("runs");
+        assert_eq!(outcome.series[0].joules(), [0.5; 3]);
+        assert_eq!(outcome.series[1].joules(), [0.0; 0]);
     }
 
     #[test]

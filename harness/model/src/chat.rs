@@ -1,12 +1,14 @@
 //! From a conversation to the tokens that a chat model expects: by the model's own Jinja template, or in the format of
 //! BitNet b1.58 2B4T, which tokenizes headers and contents separately and so cannot be a template.
 
+use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use thiserror::Error;
 
 use crate::config::Architecture;
@@ -135,18 +137,50 @@ pub fn render(
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", move |format: String| strftime(&format, now));
-    environment.add_filter("tojson", |value: Value| {
-        serde_json::to_string(&value)
-            .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))
-    });
+    environment.add_filter("tojson", |value: Value, options: Kwargs| python_json(&value, options.get("indent")?));
     let compiled = environment.template_from_str(template).map_err(bad)?;
     let rendered = compiled.render(context! {
         messages => Serde(messages),
         add_generation_prompt => generate,
+        // None and not undefined: templates ask for both.
+        tools => Value::from(()),
+        documents => Value::from(()),
         bos_token => token(tokenizer.bos_id()),
         eos_token => token(tokenizer.eos_id()),
     });
     rendered.map_err(bad)
+}
+
+/// JSON as Python's `json.dumps` writes it: a space after every comma and colon, or `indent` spaces a level.
+fn python_json(value: &Value, indent: Option<usize>) -> Result<String, minijinja::Error> {
+    let mut out = Vec::new();
+    let indent = indent.map(|width| " ".repeat(width));
+    let written = match &indent {
+        Some(indent) => {
+            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut out, formatter))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, Spaced)),
+    };
+    written.map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// `{"a": 1, "b": [1, 2]}`.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
 }
 
 /// The directives of `strftime` that chat templates use, in UTC; others stay as they are.

@@ -218,6 +218,13 @@ impl ModelConfig {
         (self.vocab * self.hidden) as u64 * if self.tied { 1 } else { 2 }
     }
 
+    /// All weights: linear layers, embedding and head, norms and biases.
+    pub fn parameters(&self) -> u64 {
+        let vectors = crate::weights::inventory::vectors(self);
+        let vectors = vectors.iter().map(|name| name.len(self) as u64).sum::<u64>();
+        self.linear_parameters() + self.embedding_parameters() + vectors
+    }
+
     /// The sliding window of layer `layer`, if it is a local one.
     pub fn window(&self, layer: usize) -> Option<SlidingWindow> {
         self.sliding.filter(|sliding| !(layer + 1).is_multiple_of(sliding.pattern.max(1)))

@@ -3,13 +3,14 @@
 use ternbench_kernels::Pool;
 
 use crate::breakdown::Breakdown;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, KvPool};
 use crate::transformer::{Buffers, ForwardError, Segment, Transformer};
 
 /// A model on a pool of threads: what runs forward passes.
 pub struct Engine<'m> {
     model: &'m Transformer,
     pool: &'m Pool,
+    kv: KvPool,
     buffers: Buffers,
     breakdown: Breakdown,
 }
@@ -17,7 +18,8 @@ pub struct Engine<'m> {
 impl<'m> Engine<'m> {
     /// Runs `model` on `pool`. Models and pools are shared: engines with other thread counts can stand beside this one.
     pub fn new(model: &'m Transformer, pool: &'m Pool) -> Self {
-        Self { model, pool, buffers: Buffers::default(), breakdown: Breakdown::default() }
+        let kv = KvPool::new(model.config());
+        Self { model, pool, kv, buffers: Buffers::default(), breakdown: Breakdown::default() }
     }
 
     /// The model.
@@ -30,9 +32,14 @@ impl<'m> Engine<'m> {
         self.pool
     }
 
-    /// An empty cache with room for `capacity` tokens.
+    /// Where the caches' memory is counted.
+    pub fn kv(&self) -> &KvPool {
+        &self.kv
+    }
+
+    /// An empty cache that takes at most `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(self.model.config(), capacity)
+        self.kv.new_cache(capacity)
     }
 
     /// Appends every segment's tokens to its cache and returns the logits asked for: one row of `vocab` values per position,

@@ -1,32 +1,108 @@
-//! Keys and values of one sequence.
+//! Keys and values of sequences, in blocks that sequences with a common beginning share.
+//!
+//! A block holds the keys and values of [`BLOCK`] positions in all layers. A fork shares the full blocks of what it continues and
+//! copies the one that is being filled, so that a common prefix lies in memory once (the idea of PagedAttention, Kwon et al.
+//! 2023). Where blocks begin depends on positions alone, so sharing changes no bit of a result.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::ModelConfig;
 
-/// The keys and values of the tokens a sequence has seen, in f32, per layer and KV head: `[layer][kv_head][position][head_dim]`.
-#[derive(Clone, Debug)]
-pub struct KvCache {
+/// Positions per block. Smaller blocks waste less at the ends of short sequences; 16 rows of a head are still one long stretch
+/// of memory, and attention is no slower than over one piece.
+pub const BLOCK: usize = 16;
+
+/// Blocks that hold `n` positions.
+pub fn blocks_for(n: usize) -> usize {
+    n.div_ceil(BLOCK)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
+}
+
+/// `[layer][keys, values][kv_head][position][head_dim]` in f32.
+#[derive(Debug)]
+struct Block {
+    data: Vec<f32>,
+    in_use: Arc<AtomicUsize>,
+}
+
+impl Block {
+    fn new(data: Vec<f32>, in_use: &Arc<AtomicUsize>) -> Self {
+        in_use.fetch_add(1, Ordering::Relaxed);
+        Self { data, in_use: in_use.clone() }
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Self {
+        Self::new(self.data.clone(), &self.in_use)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.in_use.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Makes caches of one shape and counts the blocks that they hold together, each shared one once.
+#[derive(Clone, Debug)]
+pub struct KvPool {
+    shape: Shape,
+    in_use: Arc<AtomicUsize>,
+}
+
+impl KvPool {
+    /// For sequences of a model.
+    pub fn new(config: &ModelConfig) -> Self {
+        let shape = Shape { n_layers: config.n_layers, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim };
+        Self { shape, in_use: Arc::default() }
+    }
+
+    /// An empty cache that takes at most `capacity` tokens. Memory is taken block by block.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache { pool: self.clone(), capacity, len: 0, blocks: Vec::new() }
+    }
+
+    /// Blocks held by all caches.
+    pub fn blocks_in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
+        4 * self.shape.block_len()
+    }
+}
+
+impl Shape {
+    fn block_len(self) -> usize {
+        self.n_layers * 2 * self.n_kv_heads * BLOCK * self.head_dim
+    }
+
+    /// Where a head's rows begin in a block; `part` is 0 for keys, 1 for values.
+    fn head(self, layer: usize, part: usize, head: usize) -> usize {
+        ((layer * 2 + part) * self.n_kv_heads + head) * BLOCK * self.head_dim
+    }
+}
+
+/// The keys and values of the tokens a sequence has seen.
+#[derive(Debug)]
+pub struct KvCache {
+    pool: KvPool,
     capacity: usize,
     len: usize,
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
+    blocks: Vec<Arc<Block>>,
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens.
-    pub fn new(config: &ModelConfig, capacity: usize) -> Self {
-        let layer = || vec![0.0; capacity * config.kv_dim()];
-        Self {
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-            capacity,
-            len: 0,
-            keys: (0..config.n_layers).map(|_| layer()).collect(),
-            values: (0..config.n_layers).map(|_| layer()).collect(),
-        }
-    }
-
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len
@@ -37,30 +113,56 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Tokens there is room for.
+    /// Tokens there may be.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes of a cache for `capacity` tokens.
-    pub fn bytes_for(config: &ModelConfig, capacity: usize) -> usize {
-        2 * 4 * config.n_layers * config.kv_dim() * capacity
+    /// Blocks it refers to, shared ones included.
+    pub fn n_blocks(&self) -> usize {
+        self.blocks.len()
     }
 
-    /// Forgets all tokens from position `len` on.
+    /// Bytes of keys and values of `n` tokens.
+    pub fn bytes_for(config: &ModelConfig, n: usize) -> usize {
+        2 * 4 * config.n_layers * config.kv_dim() * n
+    }
+
+    /// Forgets all tokens from position `len` on; their memory is kept for the next ones.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// A cache that begins with the first `len` tokens of this one (or all, if it has fewer) and takes `capacity`. Full blocks
+    /// are shared, the last one is copied if it is not full.
+    pub fn fork(&self, len: usize, capacity: usize) -> Self {
+        let len = len.min(self.len);
+        let mut blocks = self.blocks[..blocks_for(len)].to_vec();
+        if len % BLOCK > 0
+            && let Some(last) = blocks.last_mut()
+        {
+            *last = Arc::new(Block::clone(last));
+        }
+        Self { pool: self.pool.clone(), capacity, len, blocks }
     }
 
     /// Puts `n` tokens' keys and values (`n x kv_dim` each, heads already rotated) behind the ones held, in one layer.
     /// [`Self::advance`] makes them count, once all layers have theirs.
     pub(crate) fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let kv_dim = self.n_kv_heads * self.head_dim;
-        for (rows, cache) in [(keys, &mut self.keys[layer]), (values, &mut self.values[layer])] {
+        let shape = self.pool.shape;
+        let width = shape.head_dim;
+        let kv_dim = shape.n_kv_heads * width;
+        for (part, rows) in [keys, values].into_iter().enumerate() {
             for (i, row) in rows.chunks_exact(kv_dim).enumerate() {
-                for (head, row) in row.chunks_exact(self.head_dim).enumerate() {
-                    let at = (head * self.capacity + self.len + i) * self.head_dim;
-                    cache[at..at + self.head_dim].copy_from_slice(row);
+                let position = self.len + i;
+                if position / BLOCK == self.blocks.len() {
+                    self.blocks.push(Arc::new(Block::new(vec![0.0; shape.block_len()], &self.pool.in_use)));
+                }
+                // Blocks that others share are full, so this copies only behind a `truncate`.
+                let block = Arc::make_mut(&mut self.blocks[position / BLOCK]);
+                for (head, row) in row.chunks_exact(width).enumerate() {
+                    let at = shape.head(layer, part, head) + position % BLOCK * width;
+                    block.data[at..at + width].copy_from_slice(row);
                 }
             }
         }
@@ -70,9 +172,109 @@ impl KvCache {
         self.len += n;
     }
 
-    /// Keys and values of one head at positions `start..end`, each `(end - start) x head_dim`.
-    pub(crate) fn head(&self, layer: usize, head: usize, start: usize, end: usize) -> (&[f32], &[f32]) {
-        let at = |position: usize| (head * self.capacity + position) * self.head_dim;
-        (&self.keys[layer][at(start)..at(end)], &self.values[layer][at(start)..at(end)])
+    /// Keys and values of one head at `positions`, in order, block by block: each `rows x head_dim`.
+    pub(crate) fn head(
+        &self,
+        layer: usize,
+        head: usize,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (&[f32], &[f32])> {
+        let shape = self.pool.shape;
+        let width = shape.head_dim;
+        let (keys, values) = (shape.head(layer, 0, head), shape.head(layer, 1, head));
+        (positions.start / BLOCK..positions.end.div_ceil(BLOCK)).map(move |block| {
+            let first = block * BLOCK;
+            let start = width * (positions.start.max(first) - first);
+            let end = width * (positions.end.min(first + BLOCK) - first);
+            let data = &self.blocks[block].data;
+            (&data[keys + start..keys + end], &data[values + start..values + end])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3 };
+
+    fn pool() -> KvPool {
+        KvPool { shape: SHAPE, in_use: Arc::default() }
+    }
+
+    /// Appends `n` tokens whose numbers say layer, position, head and `salt`.
+    fn push(cache: &mut KvCache, n: usize, salt: f32) {
+        for layer in 0..SHAPE.n_layers {
+            let row = |position: usize, sign: f32| {
+                (0..6).map(move |i| sign * (salt + (1000 * layer + 10 * position) as f32 + i as f32))
+            };
+            let rows = |sign| (cache.len()..cache.len() + n).flat_map(|p| row(p, sign)).collect::<Vec<f32>>();
+            let (keys, values) = (rows(1.0), rows(-1.0));
+            cache.store(layer, &keys, &values);
+        }
+        cache.advance(n);
+    }
+
+    fn read(cache: &KvCache, positions: Range<usize>) -> Vec<f32> {
+        let mut all = Vec::new();
+        for layer in 0..SHAPE.n_layers {
+            for head in 0..SHAPE.n_kv_heads {
+                for (keys, values) in cache.head(layer, head, positions.clone()) {
+                    assert_eq!(keys.len(), values.len());
+                    assert!(keys.iter().zip(values).all(|(key, value)| *key == -value));
+                    all.extend_from_slice(keys);
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn rows_come_back_in_order_however_they_were_stored() {
+        let mut whole = pool().new_cache(100);
+        push(&mut whole, 50, 0.0);
+        let mut pieces = pool().new_cache(100);
+        [1, 15, 1, 20, 13].into_iter().for_each(|n| push(&mut pieces, n, 0.0));
+        for positions in [0..50, 0..16, 5..33, 16..17, 31..32, 48..50] {
+            let rows = read(&whole, positions.clone());
+            assert_eq!(rows.len(), positions.len() * 3 * 4);
+            assert_eq!(rows[0], (10 * positions.start) as f32);
+            assert_eq!(read(&pieces, positions), rows);
+        }
+    }
+
+    #[test]
+    fn forks_share_full_blocks_and_do_not_see_each_other() {
+        let pool = pool();
+        let mut trunk = pool.new_cache(100);
+        push(&mut trunk, 40, 0.0);
+        assert_eq!(pool.blocks_in_use(), 3);
+        let (mut a, mut b) = (trunk.fork(40, 100), trunk.fork(20, 100));
+        // Two full blocks are shared by a, one by b; each has a copy of the block that it writes to.
+        assert_eq!((pool.blocks_in_use(), a.n_blocks(), b.n_blocks()), (5, 3, 2));
+        assert_eq!((a.len(), b.len(), trunk.fork(99, 100).len()), (40, 20, 40));
+        push(&mut a, 10, 0.25);
+        push(&mut b, 20, 0.5);
+        push(&mut trunk, 10, 0.0);
+        let mut alone = super::KvPool { shape: SHAPE, in_use: Arc::default() }.new_cache(100);
+        push(&mut alone, 50, 0.0);
+        assert_eq!(read(&trunk, 0..50), read(&alone, 0..50));
+        assert_eq!(read(&a, 0..40), read(&trunk, 0..40));
+        assert_eq!(read(&a, 40..41)[0], 400.25);
+        assert_eq!((read(&b, 19..20)[0], read(&b, 20..21)[0]), (190.0, 200.5));
+        drop(trunk);
+        drop(a);
+        assert_eq!(pool.blocks_in_use(), b.n_blocks());
+    }
+
+    #[test]
+    fn writing_behind_a_truncation_leaves_forks_alone() {
+        let pool = pool();
+        let mut cache = pool.new_cache(100);
+        push(&mut cache, 32, 0.0);
+        let fork = cache.fork(32, 100);
+        cache.truncate(4);
+        push(&mut cache, 4, 0.5);
+        assert_eq!((read(&cache, 4..5)[0], read(&fork, 4..5)[0]), (40.5, 40.0));
     }
 }

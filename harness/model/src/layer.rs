@@ -1,6 +1,6 @@
 //! The weights of one transformer block.
 
-use ternbench_kernels::{Linear, TernaryKernel};
+use ternbench_kernels::{Dispatch, Linear};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -39,12 +39,12 @@ pub struct Census {
 }
 
 impl Layer {
-    /// Loads block `i` and packs its ternary matrices for `kernel`.
+    /// Loads block `i` and packs its ternary matrices for `kernels`.
     pub(crate) fn load(
         source: &dyn WeightSource,
         config: &ModelConfig,
         i: usize,
-        kernel: &'static dyn TernaryKernel,
+        kernels: &Dispatch,
     ) -> Result<(Self, Census), LoadError> {
         let mut census = Census::default();
         let mut linear = |which| -> Result<Linear, LoadError> {
@@ -54,7 +54,7 @@ impl Layer {
                     let count = |trit| trits.trits().iter().map(|&t| u64::from(t == trit)).sum::<u64>();
                     census.zero_trits += count(0);
                     census.plus_trits += count(1);
-                    Linear::ternary(kernel, &trits)
+                    Linear::ternary(kernels.of(trits.n(), trits.k()), &trits)
                 }
                 LinearWeights::Dense(matrix) => Linear::dense(matrix),
             };

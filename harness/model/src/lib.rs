@@ -1,5 +1,6 @@
 //! Ternary and baseline language models: weight files, tokenizers, and one forward pass that runs on any kernel.
 
+pub mod batch;
 pub mod breakdown;
 pub mod chat;
 pub mod config;
@@ -10,10 +11,12 @@ mod layer;
 pub mod manifest;
 pub mod rope;
 pub mod sampler;
+pub mod sanity;
 pub mod tokenizer;
 pub mod transformer;
 pub mod weights;
 
+pub use batch::Batch;
 pub use config::ModelConfig;
 pub use engine::Engine;
 pub use error::LoadError;

@@ -16,6 +16,8 @@ pub struct Manifest {
     pub architecture: Architecture,
     /// What people call it.
     pub title: String,
+    /// How many parameters its authors' files have, norms included.
+    pub parameters: Option<u64>,
     /// The shape.
     pub shape: Shape,
     /// What was published about it.
@@ -110,8 +112,15 @@ impl Manifest {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
             LoadError::file(path, format!("line {line}: {}", error.message()))
         })?;
-        manifest.config().validate().map_err(|reason| LoadError::file(path, reason))?;
-        Ok(manifest)
+        let config = manifest.config();
+        config.validate().map_err(|reason| LoadError::file(path, reason))?;
+        match manifest.parameters {
+            Some(said) if said != config.parameters() => {
+                let reason = format!("parameters = {said}, but the shape has {}", config.parameters());
+                Err(LoadError::file(path, reason))
+            }
+            _ => Ok(manifest),
+        }
     }
 
     /// The forward pass's view of the shape.

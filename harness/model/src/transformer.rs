@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 use ternbench_kernels::driver::{self, Scratch};
 use ternbench_kernels::team::SharedMut;
-use ternbench_kernels::{DenseMatrix, Linear, Pool, Team, TernaryKernel, Weights, ops};
+use ternbench_kernels::{DenseMatrix, Dispatch, Linear, Pool, Team, Weights, ops};
 use thiserror::Error;
 
 use crate::breakdown::{Breakdown, Part};
@@ -15,7 +15,7 @@ use crate::layer::{Census, Layer};
 use crate::rope::Rope;
 use crate::weights::{VectorName, WeightSource};
 
-/// A model with its linear layers packed for one kernel.
+/// A model with its linear layers packed for one kernel, or for one of decode and one of prefill.
 pub struct Transformer {
     config: ModelConfig,
     embedding: DenseMatrix,
@@ -24,15 +24,17 @@ pub struct Transformer {
     head: Linear,
     rope: Rope,
     local_rope: Option<Rope>,
-    kernel: &'static dyn TernaryKernel,
+    kernels: Dispatch,
     census: Census,
 }
 
 /// Bytes that one forward pass of one token reads, by part; the KV cache comes on top.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Linear layers, as packed.
+    /// Linear layers, as packed for decode.
     pub linear: u64,
+    /// Linear layers packed a second time, for a prefill kernel of another layout.
+    pub second_copy: u64,
     /// The head.
     pub head: u64,
     /// The embedding, where the head is another tensor. One row of it is read per token.
@@ -49,7 +51,7 @@ impl WeightBytes {
 
     /// Everything that is held.
     pub fn held(&self) -> u64 {
-        self.per_token() + self.embedding
+        self.per_token() + self.second_copy + self.embedding
     }
 }
 
@@ -65,9 +67,9 @@ pub enum Logits {
 }
 
 /// Tokens of one sequence, appended to its cache by a forward pass. A pass takes any number of segments.
-pub struct Segment<'a> {
+pub struct Segment<'a, C = KvCache> {
     /// The sequence so far.
-    pub cache: &'a mut KvCache,
+    pub cache: &'a mut C,
     /// What comes next, at least one token.
     pub tokens: &'a [u32],
     /// Where logits are wanted.
@@ -142,18 +144,19 @@ impl Buffers {
 }
 
 impl Transformer {
-    /// Loads every tensor of `source` and packs the ternary ones for `kernel`, layers in parallel on `pool`. `progress` is
+    /// Loads every tensor of `source` and packs the ternary ones for `kernels`, layers in parallel on `pool`. `progress` is
     /// called with the number of layers done.
     pub fn load(
         source: &dyn WeightSource,
-        kernel: &'static dyn TernaryKernel,
+        kernels: impl Into<Dispatch>,
         pool: &Pool,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, LoadError> {
+        let kernels = kernels.into();
         let config = source.config().clone();
         let done = std::sync::atomic::AtomicUsize::new(0);
         let load_layer = |i| {
-            let layer = Layer::load(source, &config, i, kernel);
+            let layer = Layer::load(source, &config, i, &kernels);
             progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
             layer
         };
@@ -178,7 +181,7 @@ impl Transformer {
             head: Linear::dense(head),
             embedding,
             layers,
-            kernel,
+            kernels,
             census,
             config,
         })
@@ -189,23 +192,28 @@ impl Transformer {
         &self.config
     }
 
-    /// The kernel of the ternary layers, or of nothing when the model has none (see [`Self::kernel_name`]).
-    pub fn kernel(&self) -> &'static dyn TernaryKernel {
-        self.kernel
+    /// The kernels of the ternary layers, or of nothing when the model has none (see [`Self::kernel_name`]).
+    pub fn kernels(&self) -> &Dispatch {
+        &self.kernels
     }
 
-    /// The name of the kernel that runs the linear layers, ternary or dense.
-    pub fn kernel_name(&self) -> &'static str {
+    /// The name of the kernel that runs the linear layers, ternary or dense; `a+b` where prefill has another than decode.
+    pub fn kernel_name(&self) -> String {
         match &self.layers[0].q.weights {
-            Weights::Ternary { kernel, .. } => kernel.info().name,
-            Weights::Dense { kernel, .. } => kernel.info().name,
+            Weights::Ternary(_) => self.kernels.default.name(),
+            Weights::Dense { kernel, .. } => kernel.info().name.to_owned(),
         }
+    }
+
+    /// The name of the kernel that runs the first linear layer for a batch of `m` tokens.
+    pub fn kernel_name_at(&self, m: usize) -> &'static str {
+        self.layers[0].q.kernel_name(m)
     }
 
     /// The storage type of the linear layers: `ternary`, or the dense type's name.
     pub fn weights_name(&self) -> &'static str {
         match &self.layers[0].q.weights {
-            Weights::Ternary { .. } => "ternary",
+            Weights::Ternary(_) => "ternary",
             Weights::Dense { matrix, .. } => matrix.ty().name(),
         }
     }
@@ -213,7 +221,7 @@ impl Transformer {
     /// The storage type of the head.
     pub fn head_name(&self) -> &'static str {
         match &self.head.weights {
-            Weights::Ternary { .. } => "ternary",
+            Weights::Ternary(_) => "ternary",
             Weights::Dense { matrix, .. } => matrix.ty().name(),
         }
     }
@@ -225,19 +233,25 @@ impl Transformer {
 
     /// Bytes held, by part.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = WeightBytes { head: self.head.weight_bytes() as u64, ..WeightBytes::default() };
+        let mut bytes = WeightBytes { head: self.head.held_bytes() as u64, ..WeightBytes::default() };
         if !self.config.tied {
             bytes.embedding = self.embedding.data().len() as u64;
         }
         bytes.vectors = 4 * self.output_norm.len() as u64;
         for layer in &self.layers {
             for linear in layer.linears() {
-                bytes.linear += linear.weight_bytes() as u64;
+                bytes.linear += linear.weight_bytes(1) as u64;
+                bytes.second_copy += (linear.held_bytes() - linear.weight_bytes(1)) as u64;
                 bytes.vectors += 4 * linear.bias.as_ref().map_or(0, Vec::len) as u64;
             }
             bytes.vectors += 4 * layer.norms().map(|norm| norm.len() as u64).sum::<u64>();
         }
         bytes
+    }
+
+    /// Bytes of the embedding, whether or not it is the head as well.
+    pub fn embedding_bytes(&self) -> u64 {
+        self.embedding.data().len() as u64
     }
 
     /// Multiply-adds per token in the linear layers, and in the head (which prefill runs for one token only).
@@ -489,14 +503,24 @@ impl Transformer {
                 for i in 0..len {
                     let end = position + i + 1;
                     let start = window.map_or(0, |window| end.saturating_sub(window));
-                    let (keys, values) = cache.head(layer, head / group, start, end);
                     let at = ((row + i) * n_heads + head) * head_dim;
-                    scores.resize(end - start, 0.0);
-                    ops::attention_scores(&q[at..at + head_dim], keys, scale, &mut scores);
-                    ops::softmax(&mut scores);
                     // SAFETY: each (token, head) belongs to one item, and items are handed out once.
-                    let out = unsafe { out.slice(at..at + head_dim) };
-                    ops::weighted_sum(&scores, values, out);
+                    let (q, out) = (&q[at..at + head_dim], unsafe { out.slice(at..at + head_dim) });
+                    scores.resize(end - start, 0.0);
+                    let mut rest = &mut scores[..];
+                    for (keys, _) in cache.head(layer, head / group, start..end) {
+                        let (piece, behind) = rest.split_at_mut(keys.len() / head_dim);
+                        ops::attention_scores(q, keys, scale, piece);
+                        rest = behind;
+                    }
+                    ops::softmax(&mut scores);
+                    out.fill(0.0);
+                    let mut rest = &scores[..];
+                    for (_, values) in cache.head(layer, head / group, start..end) {
+                        let (piece, behind) = rest.split_at(values.len() / head_dim);
+                        ops::add_weighted_sum(piece, values, out);
+                        rest = behind;
+                    }
                 }
             }
         });

@@ -239,7 +239,7 @@ fn gguf_tensor_lies() {
     refused(&with(q, &|tensor| tensor.2 = 999), &[q, "unknown tensor type 999"]);
     refused(&with(q, &|tensor| tensor.2 = 38), &[q, "TL1", "I2_S or safetensors"]);
     refused(&with(q, &|tensor| tensor.2 = 39), &[q, "TL2", "I2_S or safetensors"]);
-    refused(&with(q, &|tensor| tensor.2 = 135), &[q, "IQ2_BN"]);
+    refused(&with(q, &|tensor| tensor.2 = 135), &[q, "is 3, which is no trit"]);
     refused(&with(q, &|tensor| tensor.2 = 10), &[q, "do not fit type Q2_K"]);
     refused(
         &with("blk.0.ffn_down.weight", &|tensor| tensor.2 = 10),

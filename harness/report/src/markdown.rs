@@ -7,7 +7,7 @@ use ternbench_measure::{Host, Record};
 
 use crate::catalogue::Catalogue;
 use crate::claims::judge;
-use crate::frame::{FrameError, memory_rows, speed_rows};
+use crate::frame::{FrameError, SpeedRow, memory_rows, speed_rows};
 use crate::ledger::{Ledger, Verdict};
 use crate::table::{Align, SPEED_HEADER, speed_cells};
 
@@ -33,8 +33,7 @@ pub fn report(records: &[Record], host: Option<&Host>, plots: &[String]) -> Resu
     let speeds = speed_rows(records)?;
     if !speeds.is_empty() {
         let _ = writeln!(out, "## Speed\n\nMedians over all repetitions; nothing was dropped.\n");
-        let rows: Vec<Vec<String>> = speeds.iter().map(speed_cells).collect();
-        let _ = writeln!(out, "{}", table(&SPEED_HEADER, &rows));
+        let _ = writeln!(out, "{}", self::speeds(&speeds));
     }
     refused(&mut out, records);
     memory(&mut out, records);
@@ -61,6 +60,11 @@ pub fn table(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
         out += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")));
     }
     out
+}
+
+/// Speeds as a table.
+pub fn speeds(rows: &[SpeedRow]) -> String {
+    table(&SPEED_HEADER, &rows.iter().map(speed_cells).collect::<Vec<_>>())
 }
 
 /// The ledger as a Markdown table, for reports and the README.

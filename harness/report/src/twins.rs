@@ -53,7 +53,8 @@ fn bodies<'r, T>(records: &'r [Record], pick: impl Fn(&'r Body) -> Option<&'r T>
 fn models(records: &[Record], gates: &[&Gate]) -> Titled {
     let accuracies: Vec<&Accuracy> = bodies(records, |body| if let Body::Accuracy(a) = body { Some(a) } else { None });
     let speeds: Vec<&Speed> = bodies(records, |body| if let Body::Speed(speed) = body { Some(speed) } else { None });
-    let memories: Vec<&Memory> = bodies(records, |body| if let Body::Memory(memory) = body { Some(memory) } else { None });
+    let memories: Vec<&Memory> =
+        bodies(records, |body| if let Body::Memory(memory) = body { Some(memory) } else { None });
     let row = |gate: &&Gate| {
         let name = &gate.model.model;
         let score = |task: &str, metric: &str| {

@@ -1,11 +1,17 @@
-//! `ternbench model convert`: between GGUF and safetensors, and between storage types.
+//! `ternbench model convert`: between GGUF and safetensors, and between storage types; `ternbench model synth`: a synthetic model
+//! written the same way.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ternbench_kernels::DenseType;
+use ternbench_model::Tokenizer;
+use ternbench_model::manifest::SyntheticType;
+use ternbench_model::weights::WeightSource;
 use ternbench_model::weights::convert::{Conversion, TokenizerFrom, convert};
 use ternbench_model::weights::encode::StoredType;
+use ternbench_model::weights::gguf::GgufFile;
+use ternbench_model::weights::synthetic::SyntheticModel;
 
 use crate::console::{bar, bytes};
 use crate::open::{self, LayoutArg};
@@ -91,9 +97,6 @@ pub fn run(args: Args) -> Result<()> {
         Some(path) => TokenizerFrom::Path(path),
         None => own_tokenizer(&args.input),
     };
-    if matches!(tokenizer, TokenizerFrom::None) {
-        eprintln!("{}: written without a tokenizer (--tokenizer names one)", args.output.display());
-    }
     let conversion = Conversion {
         ty: args.ty.into(),
         embedding,
@@ -101,19 +104,72 @@ pub fn run(args: Args) -> Result<()> {
         origin: Some(Path::new(&args.input)),
         force: args.force,
     };
-    let bar = bar(0, &format!("writing {}", args.output.display()));
-    let written = convert(&*source, &args.output, &conversion, &|done, all| {
+    write(&*source, &args.output, &conversion)
+}
+
+/// Converts with a progress bar, and says what was written.
+fn write(source: &dyn WeightSource, output: &Path, conversion: &Conversion<'_>) -> Result<()> {
+    let bar = bar(0, &format!("writing {}", output.display()));
+    let written = convert(source, output, conversion, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
-    println!("{}: {} of weights ({})", args.output.display(), bytes(written), conversion.ty.name());
+    let tokenizer = match conversion.tokenizer {
+        TokenizerFrom::None => "no tokenizer (--tokenizer names one)",
+        _ => "with its tokenizer",
+    };
+    println!("{}: {}, {}, {tokenizer}", output.display(), bytes(written), conversion.ty.name());
     Ok(())
+}
+
+pub const SYNTH_EXAMPLES: &str = "\
+Examples:
+  ternbench model synth bitnet-2b4t bitnet.gguf          the shape of 2B4T, to time other engines with
+  ternbench model synth llama-3.2-1b llama.gguf --type q8_0";
+
+/// `ternbench model synth`: a model of noise in a file, with a generated tokenizer, that other engines can load.
+#[derive(clap::Args)]
+pub struct SynthArgs {
+    /// A shape of datasets/models
+    name: String,
+    /// A file that ends in .gguf, or a folder
+    output: PathBuf,
+    /// Storage type of the linear layers; by default I2_S for ternary shapes, else the manifest's
+    #[arg(long = "type", value_enum)]
+    ty: Option<TypeArg>,
+    /// Replace OUTPUT if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn synth(args: SynthArgs) -> Result<()> {
+    let manifest = open::manifest(&args.name)?;
+    let source = SyntheticModel::new(&manifest, None, open::SEED);
+    let natural = match manifest.shape.weights {
+        SyntheticType::Ternary => StoredType::I2S,
+        SyntheticType::F16 => StoredType::Dense(DenseType::F16),
+        SyntheticType::Bf16 => StoredType::Dense(DenseType::BF16),
+    };
+    let tokenizer = Tokenizer::generated(manifest.shape.vocab)?;
+    let conversion = Conversion {
+        ty: args.ty.map_or(natural, StoredType::from),
+        embedding: None,
+        tokenizer: TokenizerFrom::Made(&tokenizer),
+        origin: None,
+        force: args.force,
+    };
+    write(&source, &args.output, &conversion)
 }
 
 /// The tokenizer that the input has itself.
 fn own_tokenizer(input: &str) -> TokenizerFrom<'static> {
     let path = PathBuf::from(input);
-    let there = path.is_file() || ["tokenizer.json", "tokenizer.model"].iter().any(|name| path.join(name).is_file());
+    let has = |file: GgufFile| file.metadata().contains_key("tokenizer.ggml.model");
+    let there = if path.is_file() {
+        GgufFile::open(&path).is_ok_and(has)
+    } else {
+        ["tokenizer.json", "tokenizer.model"].iter().any(|name| path.join(name).is_file())
+    };
     if there { TokenizerFrom::Path(path) } else { TokenizerFrom::None }
 }

@@ -2,6 +2,7 @@
 
 mod convert;
 mod inspect;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ pub enum Command {
         model: String,
         #[command(flatten)]
         layout: LayoutArg,
+        /// Read a short English text in every I2_S layout, and say which one makes sense
+        #[arg(long)]
+        check_layout: bool,
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -33,6 +37,12 @@ pub enum Command {
     /// Convert between GGUF and safetensors, and between storage types
     #[command(after_help = convert::EXAMPLES)]
     Convert(convert::Args),
+    /// Compare two files of one model: trits, scales, floats and logits
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Args),
+    /// Write a synthetic model of a known shape to a file that other engines can load
+    #[command(after_help = convert::SYNTH_EXAMPLES)]
+    Synth(convert::SynthArgs),
     /// Print the logits behind given token ids
     #[command(after_help = "Example:\n  ternbench model logits -m model.gguf --ids 1,2,3 --all-positions -o json")]
     Logits {
@@ -78,8 +88,11 @@ pub enum Output {
 
 pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
     match command {
-        Command::Inspect { model, layout, output } => inspect::run(&model, layout, output)?,
+        Command::Inspect { model, check_layout: true, output, .. } => inspect::check_layout(&model, output, env)?,
+        Command::Inspect { model, layout, output, .. } => inspect::run(&model, layout, output)?,
         Command::Convert(args) => convert::run(args)?,
+        Command::Verify(args) => return verify::run(args, env),
+        Command::Synth(args) => convert::synth(args)?,
         Command::Logits { model, ids, all_positions, output } => logits(&model, &ids, all_positions, output, env)?,
         Command::Tokenize { model, text, text_file, special } => tokenize(&model, text, text_file, special)?,
     }

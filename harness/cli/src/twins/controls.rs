@@ -14,7 +14,7 @@ use ternbench_model::error::LoadError;
 use ternbench_model::weights::{I2sLayout, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource};
 
 use super::{Twin, file};
-use crate::open::{self, Loaded};
+use crate::open::Loaded;
 
 /// One mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl Control {
             Self::Rounded | Self::WrongLayout | Self::Int16 => {}
         }
         let wrong = Wrong { name: format!("{}, {}", right.name(), self.name()), right, config, control: self };
-        let loaded = Loaded::new(&wrong, if self == Self::Int16 { &INT16 } else { kernel }, pool)?;
+        let loaded =
+            Loaded::new(&wrong, if self == Self::Int16 { &INT16 as &'static dyn TernaryKernel } else { kernel }, pool)?;
         if loaded.info.weights != "ternary" {
             bail!("{}: the twin's weights are {}, not trits", wrong.name, loaded.info.weights);
         }
@@ -158,7 +159,8 @@ impl TernaryKernel for Int16Sums {
         for (row, weights) in w.data.as_i8()[rows.start * w.k..rows.end * w.k].chunks_exact(w.k).enumerate() {
             let weight_sum: i32 = weights.iter().map(|&w| i32::from(w)).sum();
             for token in 0..x.m {
-                let products = weights.iter().zip(x.row(token)).map(|(&w, &x)| (i16::from(w) + 1) * (i16::from(x) + 128));
+                let products =
+                    weights.iter().zip(x.row(token)).map(|(&w, &x)| (i16::from(w) + 1) * (i16::from(x) + 128));
                 let sum = products.fold(0i16, i16::saturating_add);
                 acc[token * n_rows + row] = i32::from(sum) - x.sums[token] - 128 * (weight_sum + w.k as i32);
             }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use ternbench_eval::{EngineModel, Options, Task};
+use ternbench_eval::{LocalModel, Options, Task};
 use ternbench_kernels::{Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, host, record, runner};
 use ternbench_model::{Engine, Tokenizer};
@@ -23,10 +23,11 @@ use self::controls::Control;
 use self::gate::Golden;
 use crate::console;
 use crate::eval;
+use crate::footprint;
 use crate::open::{self, Loaded};
 use crate::probes::Probes;
 use crate::speed;
-use crate::workload::{self, Workload};
+use crate::workload::Workload;
 
 /// The tasks, and what counts as right.
 const TASKS: [(&str, &str); 3] = [("word_problems", "strict_correct"), ("common_sense", "acc"), ("plain_text", "")];
@@ -148,26 +149,23 @@ impl Stage<'_> {
         for twin in Twin::BOTH {
             let source = ternbench_model::weights::open(&file(twin), Default::default())?;
             let loaded = Loaded::new(&*source, self.kernel, self.pool)?;
-            keep(loaded.load.clone().into())?;
+            let (load, memory) = footprint::measure(&*source, &loaded, self.pool, 96)?;
+            keep(load.into())?;
+            keep(memory.into())?;
             if bench.passes(twin, None, &loaded, keep)? {
-                sound.push((loaded, source));
+                sound.push(loaded);
             }
         }
         let mut fine = sound.len() == Twin::BOTH.len();
         for task in TASKS {
-            bench.score(task, &sound.iter().map(|(loaded, _)| loaded).collect::<Vec<_>>(), keep)?;
+            bench.score(task, &sound.iter().collect::<Vec<_>>(), keep)?;
         }
         bench.compare_kernels(keep)?;
-        for (loaded, source) in &sound {
-            let mut run = workload::Bench::new(Engine::new(&loaded.model, self.pool), Workload::prefill(96))?;
-            run.run()?;
-            keep(crate::claims::memory_record(&**source, loaded, &mut run)?.into())?;
-        }
         let plan = Plan { repetitions: if self.quick { 5 } else { 15 }, ..Plan::default() };
-        for workload in [Workload::prefill(96), Workload::decode(96)] {
-            let runs: Vec<_> = sound.iter().map(|(loaded, _)| (loaded, self.pool, workload)).collect();
+        for workload in [Workload::prefill(96), Workload::decode(96)].into_iter().filter(|_| !sound.is_empty()) {
+            let runs: Vec<_> = sound.iter().map(|loaded| (loaded, self.pool, workload)).collect();
             let speeds = speed::measure(&runs, &format!("twins {workload}"), &plan, self.probes)?;
-            speeds.into_iter().try_for_each(|speed| keep(speed.into()))?;
+            speeds.into_iter().try_for_each(&mut *keep)?;
         }
         for control in Control::ALL {
             let loaded = control.load(self.kernel, self.pool)?;
@@ -254,12 +252,13 @@ impl Referee<'_> {
 
     /// One task on one model; items go to the run's folder.
     fn evaluate(&self, task: &Task, loaded: &Loaded, limit: Option<usize>) -> Result<record::Accuracy> {
-        let mut lm = EngineModel::new(Engine::new(&loaded.model, self.stage.pool), &self.tokenizer);
-        let name = format!("{}-{}", host::slug(&loaded.info.model), host::slug(loaded.model.kernel_name()));
+        let limits = ternbench_model::batch::Limits::default();
+        let mut lm = LocalModel::new(Engine::new(&loaded.model, self.stage.pool), &self.tokenizer, limits);
+        let by = eval::Answerer::loaded(loaded);
+        let name = format!("{}-{}", host::slug(&loaded.info.model), host::slug(&loaded.model.kernel_name()));
         let out = self.stage.run.join(name);
-        let provenance = eval::provenance(loaded);
-        let options = Options { data: folder(), out, limit, max_new_tokens: None, provenance };
-        Ok(eval::score(task, &mut lm, loaded, &options)?.1)
+        let options = Options { data: folder(), out, limit, provenance: by.provenance(), ..Options::default() };
+        Ok(eval::score(task, &mut lm, &by, &options)?.1)
     }
 
     /// Greedy answers of every exact kernel against the oracle kernel's, item by item.
@@ -283,7 +282,11 @@ impl Referee<'_> {
             let ids = |item: &Value| item["generated_ids"].as_array().map_or(0, Vec::len) as u64;
             let differs = |(a, b): &(&Value, &Value)| a["generated_ids"] != b["generated_ids"];
             let n_differ = expected.iter().zip(&items).filter(differs).count() as u64;
-            println!("kernels: {}: {n_differ} of {} items differ from the oracle kernel's", kernel.info().name, items.len());
+            println!(
+                "kernels: {}: {n_differ} of {} items differ from the oracle kernel's",
+                kernel.info().name,
+                items.len()
+            );
             loaded.info.model = source.name().to_owned();
             keep(
                 record::Agreement {

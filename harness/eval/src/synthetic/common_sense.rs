@@ -15,7 +15,11 @@ struct Purpose {
 
 const PURPOSES: &[Purpose] = &[
     Purpose {
-        goals: ["To soak up spilled {},", "How do I dry a table that is wet with {}?", "Someone spilled {} on the floor."],
+        goals: [
+            "To soak up spilled {},",
+            "How do I dry a table that is wet with {}?",
+            "Someone spilled {} on the floor.",
+        ],
         objects: &["water", "milk", "juice", "tea", "soup", "coffee"],
         right: &["a towel", "a sponge", "a paper napkin", "an old shirt", "a cotton rag"],
         wrong: &["a spoon", "a hammer", "a candle", "a rope", "a magnet", "a saw"],
@@ -69,7 +73,11 @@ const PURPOSES: &[Purpose] = &[
         wrong: &["a balloon", "chalk", "a candle", "a pencil", "a towel", "a bottle"],
     },
     Purpose {
-        goals: ["To stay dry on the way to the {},", "How do I walk to the {} in the rain?", "It rains all the way to the {}."],
+        goals: [
+            "To stay dry on the way to the {},",
+            "How do I walk to the {} in the rain?",
+            "It rains all the way to the {}.",
+        ],
         objects: &["school", "market", "station", "shop", "harbor", "bakery"],
         right: &["an umbrella", "a raincoat", "a rain hat"],
         wrong: &["a sponge", "a fork", "a lamp", "a magnet", "a net", "a pencil"],

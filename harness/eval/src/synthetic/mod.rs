@@ -265,9 +265,11 @@ mod tests {
     #[test]
     fn train_and_test_share_no_instance_and_no_item() {
         let shared = |a: &[String], b: &[String]| a.iter().filter(|x| b.contains(x)).count();
-        let (train, test) = (word_problems(1, Split::Train, 5000).unwrap(), word_problems(1, Split::Test, 500).unwrap());
+        let (train, test) =
+            (word_problems(1, Split::Train, 5000).unwrap(), word_problems(1, Split::Test, 500).unwrap());
         let instances = |drawn: &[Drawn<WordProblem>]| drawn.iter().map(|d| d.instance.clone()).collect::<Vec<_>>();
-        let questions = |drawn: &[Drawn<WordProblem>]| drawn.iter().map(|d| d.item.question.clone()).collect::<Vec<_>>();
+        let questions =
+            |drawn: &[Drawn<WordProblem>]| drawn.iter().map(|d| d.item.question.clone()).collect::<Vec<_>>();
         assert_eq!(shared(&instances(&test), &instances(&train)), 0);
         assert_eq!(shared(&questions(&test), &questions(&train)), 0);
         let (train, test) = (common_sense(1, Split::Train, 3000).unwrap(), common_sense(1, Split::Test, 300).unwrap());

@@ -4,8 +4,8 @@
 use super::{Drawn, Person, Random, WordProblem, capital};
 
 const THINGS: [&str; 20] = [
-    "apples", "pears", "eggs", "nuts", "cookies", "books", "pens", "stamps", "coins", "shells", "buttons", "beads", "cards",
-    "balls", "stones", "plums", "cakes", "candles", "roses", "keys",
+    "apples", "pears", "eggs", "nuts", "cookies", "books", "pens", "stamps", "coins", "shells", "buttons", "beads",
+    "cards", "balls", "stones", "plums", "cakes", "candles", "roses", "keys",
 ];
 const HOLDERS: [&str; 8] = ["box", "basket", "bag", "jar", "drawer", "crate", "tin", "bowl"];
 /// What things are sold or packed in.
@@ -116,8 +116,9 @@ fn gift(random: &mut Random) -> Problem {
 
 fn two_places(random: &mut Random) -> Problem {
     let ((one, other), things, (a, b)) = (random.two(&HOLDERS), thing(random), sum(random));
-    let question =
-        format!("There are {a} {things} in the {one} and {b} {things} in the {other}. How many {things} are there in all?");
+    let question = format!(
+        "There are {a} {things} in the {one} and {b} {things} in the {other}. How many {things} are there in all?"
+    );
     (question, vec![Step::new("There are", a, '+', b, things)])
 }
 
@@ -177,8 +178,7 @@ fn price(random: &mut Random) -> Problem {
 fn rate(random: &mut Random) -> Problem {
     let (person, (verb, unit), (time, times)) = (random.person(), random.pick(&RATES), random.pick(&TIMES));
     let (a, b) = product(random);
-    let question =
-        format!("{} {verb} {a} {unit} every {time}. How many {unit} is that in {b} {times}?", person.name);
+    let question = format!("{} {verb} {a} {unit} every {time}. How many {unit} is that in {b} {times}?", person.name);
     (question, vec![Step::new("That is", a, '*', b, unit)])
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Code, Limits, Model, Samples};
+use super::{Code, Limits, Model, Opponent, Protocol, Samples};
 use crate::limits::Work;
+use crate::stats::{self, Compared, Estimate};
 
 /// Tokens per second of one model, kernel, thread count and workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub struct Speed {
     pub samples: Samples,
     /// Bytes that must be read per token (weights shared by a batch count by their share).
     pub bytes_per_token: u64,
-    /// `bytes_per_token` in parts: `linear`, `lm_head`, `kv`, `norms`.
+    /// `bytes_per_token` in parts: `linear`, `lm_head`, `kv`, `norms` (norms and biases), `embedding` (one row).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bytes_per_token_parts: BTreeMap<String, u64>,
     /// Multiply-adds per token.
@@ -42,8 +43,20 @@ pub struct Speed {
     /// The probes.
     #[serde(default)]
     pub limits: Limits,
-    /// Checksum of what was computed: the tokens decoded, or the last logits.
+    /// Energy of each sample, in joules, above nothing: idle power is in it. Empty where it was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples_joules: Vec<f64>,
+    /// The counters behind `samples_joules`, or why there are none: `not measured: no counter`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<String>,
+    /// Checksum of what was computed: every token decoded and the bits of the last logits.
     pub output_checksum: String,
+    /// How it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// The program that made the result, where it was not ternbench. Its kernel is then unknown, and so is its exactness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opponent: Option<Opponent>,
     /// Why the result does not count: impossible, wrong, or failed.
     #[serde(default)]
     pub refused: Option<String>,
@@ -64,6 +77,44 @@ impl Speed {
     }
 }
 
+/// A contender measured against itself: the A/A run of a group. What it shows beyond 1.0 is noise.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// The code that ran.
+    #[serde(flatten)]
+    pub code: Code,
+    /// Threads.
+    pub n_threads: usize,
+    /// Workload.
+    pub workload: String,
+    /// The group whose rounds it shared.
+    pub group: String,
+    /// Times of the contender, one per complete round.
+    pub first_ns: Vec<u64>,
+    /// Times of its twin in the same rounds.
+    pub second_ns: Vec<u64>,
+    /// How it was measured.
+    #[serde(default)]
+    pub protocol: Option<Protocol>,
+}
+
+impl Noise {
+    /// The ratio of the contender to its twin, which should cover 1.0. `None` without complete rounds.
+    pub fn ratio(&self) -> Option<Estimate> {
+        let pairs = self.first_ns.iter().zip(&self.second_ns).map(|(&a, &b)| (a as f64, b as f64)).collect();
+        Compared::Paired(pairs).interval(stats::SEED)
+    }
+
+    /// The noise floor: how far the ratio's interval reaches from 1.0, as a share (0.012 is 1.2 %). A difference smaller
+    /// than this was not told apart from none.
+    pub fn floor(&self) -> Option<f64> {
+        self.ratio().map(|ratio| (1.0 - ratio.low).abs().max((ratio.high - 1.0).abs()))
+    }
+}
+
 /// Loading a model, and what was counted meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Load {
@@ -76,6 +127,13 @@ pub struct Load {
     pub n_threads: usize,
     /// Time from the file (or the seed) to a model that can run, once per repetition. Includes packing.
     pub samples_ns: Vec<u64>,
+    /// Time to first token: from the file to the first token behind a prompt of `first_token_n_prompt`, loading included,
+    /// once per sample of `samples_ns`. Empty where nothing was run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_token_ns: Vec<u64>,
+    /// Tokens of that prompt.
+    #[serde(default)]
+    pub first_token_n_prompt: u64,
     /// Bytes of the files.
     pub file_bytes: u64,
     /// Parameters of the linear layers.
@@ -122,10 +180,22 @@ pub struct Memory {
     pub packed_bytes: u64,
     /// Embedding and lm head in memory, once where they are tied.
     pub embedding_bytes: u64,
+    /// The part of `packed_bytes` and `embedding_bytes` that is windows into the mapped files, not memory of its own.
+    #[serde(default)]
+    pub weights_mapped_bytes: u64,
+    /// Norms and biases.
+    #[serde(default)]
+    pub vector_bytes: u64,
     /// KV cache.
     pub kv_bytes: u64,
     /// Activations, tables and other working memory.
     pub scratch_bytes: u64,
+    /// Resident after the workload, less `baseline_rss_bytes`: what the parts must add up to. 0 where it was not read.
+    #[serde(default)]
+    pub resident_bytes: u64,
+    /// The part of `resident_bytes` that is pages of mapped files, which the system could drop.
+    #[serde(default)]
+    pub resident_file_bytes: u64,
     /// Parameters of the linear layers.
     pub n_params_linear: u64,
     /// Most that was resident while this model was loaded and ran, less `baseline_rss_bytes` where other things were resident.
@@ -135,6 +205,22 @@ pub struct Memory {
     pub baseline_rss_bytes: u64,
     /// Whether the peak could be reset before loading; if not it may be that of an earlier model.
     pub peak_was_reset: bool,
+}
+
+impl Memory {
+    /// The parts that are resident, added up: what ternbench allocated and counted itself, and the file pages touched. To be
+    /// held against `resident_bytes`, which the system counted.
+    pub fn accounted_bytes(&self) -> u64 {
+        let owned_weights = (self.packed_bytes + self.embedding_bytes).saturating_sub(self.weights_mapped_bytes);
+        owned_weights + self.vector_bytes + self.kv_bytes + self.scratch_bytes + self.resident_file_bytes
+    }
+
+    /// The share of `resident_bytes` that no part explains; negative where the parts add up to more. `None` where
+    /// `resident_bytes` was not read.
+    pub fn unaccounted_share(&self) -> Option<f64> {
+        let resident = self.resident_bytes as f64;
+        (resident > 0.0).then(|| (resident - self.accounted_bytes() as f64) / resident)
+    }
 }
 
 /// One kernel on one shape, its three phases apart.

@@ -2,6 +2,7 @@
 //! Llama 3's tiktoken ranks.
 
 pub(crate) mod export;
+mod generated;
 mod gguf;
 mod merges;
 mod stream;

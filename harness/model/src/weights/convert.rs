@@ -98,7 +98,7 @@ fn rotary_row(row: usize, head_dim: usize, from: RopeLayout, to: RopeLayout) -> 
 }
 
 /// Maps rows of a linear layer, where its rows rotate.
-fn row_order(config: &ModelConfig, which: LinearName, to: RopeLayout) -> impl Fn(usize) -> usize {
+pub(super) fn row_order(config: &ModelConfig, which: LinearName, to: RopeLayout) -> impl Fn(usize) -> usize {
     let rotates = matches!(which, LinearName::Q | LinearName::K);
     let (from, head_dim) = (config.rope_layout, config.head_dim);
     move |row| if rotates { rotary_row(row, head_dim, from, to) } else { row }

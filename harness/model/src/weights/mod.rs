@@ -1,6 +1,7 @@
 //! Weights, wherever they come from: a [`WeightSource`] hands out canonical tensors by name, and the transformer asks for
 //! them one at a time, so that at no moment more than one matrix exists twice.
 
+pub mod compare;
 pub mod convert;
 pub mod encode;
 pub mod gguf;
@@ -99,6 +100,36 @@ pub enum LinearWeights {
     Dense(DenseMatrix),
 }
 
+/// A tensor as its file stores it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StoredTensor {
+    /// Its name.
+    pub name: String,
+    /// What it belongs to.
+    pub part: ModelPart,
+    /// Its type's name.
+    #[serde(rename = "type")]
+    pub ty: String,
+    /// Its dimensions, the row length last; of packed trits, as they are unpacked.
+    pub shape: Vec<usize>,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+/// The parts of a model that sizes are given for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelPart {
+    /// The linear layers.
+    Linear,
+    /// The embedding.
+    Embedding,
+    /// The head, where it is another tensor.
+    Head,
+    /// Norms, biases, scales and what else there is.
+    Vectors,
+}
+
 /// A model's weights. Shapes are checked by the source: what it returns fits [`ModelConfig`].
 pub trait WeightSource: Sync {
     /// The model's shape and family.
@@ -125,6 +156,11 @@ pub trait WeightSource: Sync {
     /// What identifies the weights: the sha256 of the file or files, the recipe and seed of synthetic ones. Computing it may
     /// read everything, so it is asked for once, when a record needs it.
     fn hash(&self) -> Result<String, LoadError>;
+
+    /// What the files store, in their order; nothing for weights without a file.
+    fn stored(&self) -> Vec<StoredTensor> {
+        Vec::new()
+    }
 
     /// Lets the system take back the memory of what was read so far.
     fn release(&self) {}

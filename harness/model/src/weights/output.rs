@@ -44,22 +44,29 @@ pub(crate) struct PartialFile {
     writer: BufWriter<File>,
     temporary: PathBuf,
     target: PathBuf,
+    named: PathBuf,
     bytes: u64,
     whole: bool,
 }
 
 impl PartialFile {
     pub(crate) fn create(target: &Path) -> Result<Self, LoadError> {
+        Self::create_as(target, target)
+    }
+
+    /// The same inside a [`PartialFolder`]; errors name the folder's target.
+    fn create_as(target: &Path, named: &Path) -> Result<Self, LoadError> {
         let temporary = neighbour(target, "part")?;
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
-        let file = file.map_err(|error| write_error(target, error))?;
+        let file = file.map_err(|error| write_error(named, error))?;
         let writer = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { writer, temporary, target: target.to_owned(), bytes: 0, whole: false })
+        let (target, named) = (target.to_owned(), named.to_owned());
+        Ok(Self { writer, temporary, target, named, bytes: 0, whole: false })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), LoadError> {
         self.bytes += bytes.len() as u64;
-        self.writer.write_all(bytes).map_err(|error| write_error(&self.target, error))
+        self.writer.write_all(bytes).map_err(|error| write_error(&self.named, error))
     }
 
     /// Bytes written so far.
@@ -67,15 +74,16 @@ impl PartialFile {
         self.bytes
     }
 
+    /// What errors name.
     pub(crate) fn target(&self) -> &Path {
-        &self.target
+        &self.named
     }
 
     /// Makes the file appear. Returns its length.
     pub(crate) fn finish(mut self) -> Result<u64, LoadError> {
         let done = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
         let done = done.and_then(|()| std::fs::rename(&self.temporary, &self.target));
-        done.map_err(|error| write_error(&self.target, error))?;
+        done.map_err(|error| write_error(&self.named, error))?;
         self.whole = true;
         Ok(self.bytes)
     }
@@ -103,9 +111,14 @@ impl PartialFolder {
         Ok(Self { temporary, target: target.to_owned(), whole: false })
     }
 
-    /// Where to write.
-    pub(crate) fn path(&self) -> &Path {
-        &self.temporary
+    /// A file in the folder, written piece by piece.
+    pub(crate) fn file(&self, name: &str) -> Result<PartialFile, LoadError> {
+        PartialFile::create_as(&self.temporary.join(name), &self.target)
+    }
+
+    /// A small file in the folder.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), LoadError> {
+        std::fs::write(self.temporary.join(name), bytes).map_err(|error| write_error(&self.target, error))
     }
 
     /// Makes the folder appear, in the place of an older one where there is one.
@@ -131,9 +144,4 @@ impl Drop for PartialFolder {
             let _ = std::fs::remove_dir_all(&self.temporary);
         }
     }
-}
-
-/// Writes a small file whole.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), LoadError> {
-    std::fs::write(path, bytes).map_err(|error| write_error(path, error))
 }

@@ -3,7 +3,8 @@
 //! [`TernaryMatrix::new`](ternbench_kernels::TernaryMatrix::new) refuses with its place.
 //!
 //! Sources: `quantize_i2_s` of microsoft/BitNet (`src/ggml-bitnet-mad.cpp`) for I2_S, `dequantize_row_tq1_0` and
-//! `dequantize_row_tq2_0` of llama.cpp (`ggml/src/ggml-quants.c`) for the block types, `unpack_weights` of transformers
+//! `dequantize_row_tq2_0` of llama.cpp (`ggml/src/ggml-quants.c`) for the block types, `dequantize_row_iq1_bn` and
+//! `dequantize_row_iq2_bn` of ik_llama.cpp (`ggml/src/iqk/iqk_quantize.cpp`) for its own, `unpack_weights` of transformers
 //! (`integrations/bitnet.py`) for the uint8 checkpoints.
 
 use half::f16;
@@ -20,6 +21,13 @@ pub const TQ_BLOCK: usize = 256;
 pub const TQ1_0_BYTES: usize = 54;
 /// Bytes per TQ2_0 block: 64 of four codes, f16 scale.
 pub const TQ2_0_BYTES: usize = 66;
+
+/// Weights per IQ1_BN and IQ2_BN block.
+pub const BN_BLOCK: usize = 64;
+/// Bytes per IQ1_BN block: 12 of five trits, 1 of four.
+pub const IQ1_BN_BYTES: usize = 13;
+/// Bytes per IQ2_BN block: four codes each.
+pub const IQ2_BN_BYTES: usize = 16;
 
 fn code(byte: u8, shift: u32) -> i8 {
     ((byte >> shift) & 3) as i8 - 1
@@ -86,6 +94,61 @@ pub fn tq1_0(bytes: &[u8]) -> Result<(Vec<i8>, f32), String> {
             }
         }
     })
+}
+
+/// IQ2_BN: rows of an f32 scale and blocks of 16 bytes with four runs of 16 weights from the lowest bits up.
+pub fn iq2_bn(bytes: &[u8], k: usize) -> Result<(Vec<i8>, f32), String> {
+    let scale = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    scaled_rows(bytes, k, (4, scale), IQ2_BN_BYTES, |codes, out| {
+        for (run, shift) in out.chunks_exact_mut(16).zip([0, 2, 4, 6]) {
+            run.iter_mut().zip(codes).for_each(|(trit, &byte)| *trit = code(byte, shift));
+        }
+    })
+}
+
+/// IQ1_BN: rows of an f16 scale and blocks of 13 bytes. Every 16 weights are five from each of three bytes and one from the
+/// last byte of the block; a byte is `ceil(value * 256 / 243)` as in TQ1_0, its digits come out from the lowest up.
+pub fn iq1_bn(bytes: &[u8], k: usize) -> Result<(Vec<i8>, f32), String> {
+    let scale = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    let digit = |byte: u8, place: usize| {
+        let rest = byte.wrapping_mul([81, 27, 9, 3, 1][place]);
+        ((u16::from(rest) * 3) >> 8) as i8 - 1
+    };
+    scaled_rows(bytes, k, (2, scale), IQ1_BN_BYTES, |codes, out| {
+        for (group, out) in out.chunks_exact_mut(16).enumerate() {
+            for (i, out) in out[..15].iter_mut().enumerate() {
+                *out = digit(codes[group * 3 + i / 5], i % 5);
+            }
+            out[15] = digit(codes[12], group);
+        }
+    })
+}
+
+/// Decodes rows that begin with a scale. All rows must agree on it, except those whose weights are all zero.
+fn scaled_rows(
+    bytes: &[u8],
+    k: usize,
+    (scale_bytes, read): (usize, impl Fn(&[u8]) -> f32),
+    block_bytes: usize,
+    decode: impl Fn(&[u8], &mut [i8]),
+) -> Result<(Vec<i8>, f32), String> {
+    let row_bytes = scale_bytes + k / BN_BLOCK * block_bytes;
+    let mut trits = vec![0; bytes.len() / row_bytes * k];
+    let mut scale: Option<f32> = None;
+    for (row, (bytes, out)) in bytes.chunks_exact(row_bytes).zip(trits.chunks_exact_mut(k)).enumerate() {
+        let (d, codes) = bytes.split_at(scale_bytes);
+        for (block, out) in codes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(BN_BLOCK)) {
+            decode(block, out);
+        }
+        let d = read(d);
+        if !d.is_finite() {
+            return Err(format!("the scale of row {row} is {d}, not a finite number"));
+        }
+        if out.iter().any(|&trit| trit != 0) && *scale.get_or_insert(d) != d {
+            return Err(format!("row {row} has scale {d}, earlier rows another: not a ternary tensor with one scale"));
+        }
+    }
+    Ok((trits, scale.unwrap_or(0.0)))
 }
 
 /// Decodes blocks that end in an f16 scale. A ternary tensor has one scale: all blocks must agree on it, except those whose

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
-use crate::bytes::AlignedBytes;
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
+use crate::layout::i8;
 use crate::trit::TernaryMatrix;
 
 /// See the module.
@@ -37,9 +37,7 @@ impl TernaryKernel for I8Naive {
     }
 
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        let mut data = AlignedBytes::zeroed(w.n() * w.k());
-        data.as_i8_mut().copy_from_slice(w.trits());
-        PackedMatrix { n: w.n(), k: w.k(), data }
+        i8::pack(w)
     }
 
     fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {

@@ -4,18 +4,21 @@ mod config;
 pub mod entry;
 pub mod file;
 pub mod types;
+pub mod unpack;
 pub(super) mod write;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use ternbench_kernels::{DenseMatrix, DenseType, TernaryMatrix};
+use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, TernaryMatrix};
 
 pub use self::file::GgufFile;
 use self::file::TensorInfo;
 use crate::config::{Architecture, ModelConfig};
 use crate::error::LoadError;
-use crate::weights::{LinearName, LinearWeights, OpenOptions, VectorName, WeightSource, inventory, ternary};
+use crate::weights::{
+    LinearName, LinearWeights, ModelPart, OpenOptions, StoredTensor, VectorName, WeightSource, inventory, ternary,
+};
 
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
@@ -113,7 +116,7 @@ impl GgufModel {
         let mut known = BTreeSet::from([config::ROPE_FREQS.to_owned()]);
         for name in [EMBEDDING, HEAD].into_iter().filter(|&name| name == EMBEDDING || !config.tied) {
             let tensor = matrix(file, name, config.vocab, config.hidden)?;
-            tensor.ty.dense().ok_or_else(|| self.unsupported(tensor))?;
+            self.check_dense(tensor)?;
             known.insert(name.to_owned());
         }
         for name in inventory::vectors(config) {
@@ -127,7 +130,7 @@ impl GgufModel {
             let weight = name.clone() + ".weight";
             let tensor = matrix(file, &weight, n, k)?;
             if !tensor.ty.is_ternary() {
-                tensor.ty.dense().ok_or_else(|| self.unsupported(tensor))?;
+                self.check_dense(tensor)?;
             } else if tensor.ty.id == types::I2_S
                 && let Some(reason) = ternary::i2s_shape_error(n, k, self.options.i2s_layout)
             {
@@ -152,21 +155,38 @@ impl GgufModel {
         }
     }
 
-    fn unsupported(&self, tensor: &TensorInfo) -> LoadError {
-        let names: Vec<_> = DenseType::ALL.iter().map(|ty| ty.name()).collect();
+    /// Refuses what can be neither multiplied with nor turned into floats.
+    fn check_dense(&self, tensor: &TensorInfo) -> Result<(), LoadError> {
+        if tensor.ty.dense().is_some() || unpack::block(tensor.ty).is_some() {
+            return Ok(());
+        }
+        let names: Vec<_> = DenseType::ALL.iter().map(|ty| ty.name()).chain(unpack::NAMES).collect();
         let reason = format!(
-            "type {} ({}) is not supported here: {} are, and I2_S, TQ1_0, TQ2_0 in linear layers",
+            "type {} ({}) is not supported here: {} are, and I2_S, TQ1_0, TQ2_0, IQ1_BN, IQ2_BN in linear layers",
             tensor.ty.name,
             tensor.ty.id,
             names.join(", ")
         );
-        self.file.tensor_error(&tensor.name, reason)
+        Err(self.file.tensor_error(&tensor.name, reason))
     }
 
     fn dense(&self, name: &str, n: usize, k: usize) -> Result<DenseMatrix, LoadError> {
         let tensor = matrix(&self.file, name, n, k)?;
-        let ty = tensor.ty.dense().ok_or_else(|| self.unsupported(tensor))?;
-        let matrix = DenseMatrix::new(n, k, ty, self.file.data(tensor)?);
+        let data = self.file.data(tensor)?;
+        let matrix = match (tensor.ty.dense(), unpack::block(tensor.ty)) {
+            (Some(ty), _) => DenseMatrix::new(n, k, ty, data),
+            (None, Some(unpack)) => {
+                let mut floats = AlignedBytes::zeroed(n * k * 4);
+                let mut values = vec![0f32; tensor.ty.block_len];
+                let blocks = data.chunks_exact(tensor.ty.block_bytes);
+                for (block, out) in blocks.zip(floats.chunks_exact_mut(tensor.ty.block_len * 4)) {
+                    unpack(block, &mut values);
+                    out.chunks_exact_mut(4).zip(&values).for_each(|(out, w)| out.copy_from_slice(&w.to_le_bytes()));
+                }
+                DenseMatrix::new(n, k, DenseType::F32, floats.into())
+            }
+            (None, None) => None,
+        };
         matrix.ok_or_else(|| self.file.tensor_error(name, "its size does not fit its shape"))
     }
 
@@ -176,6 +196,8 @@ impl GgufModel {
         let (trits, scale) = match tensor.ty.id {
             types::TQ1_0 => ternary::tq1_0(&data).map_err(bad)?,
             types::TQ2_0 => ternary::tq2_0(&data).map_err(bad)?,
+            types::IQ1_BN => ternary::iq1_bn(&data, k).map_err(bad)?,
+            types::IQ2_BN => ternary::iq2_bn(&data, k).map_err(bad)?,
             _ => {
                 let (codes, tail) = data.split_at(data.len() - ternary::I2S_TAIL);
                 let scale = f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
@@ -230,6 +252,25 @@ impl WeightSource for GgufModel {
 
     fn hash(&self) -> Result<String, LoadError> {
         Ok(self.file.map().sha256())
+    }
+
+    fn stored(&self) -> Vec<StoredTensor> {
+        let part = |name: &str| match name {
+            EMBEDDING => ModelPart::Embedding,
+            HEAD => ModelPart::Head,
+            name if name.contains("norm") || !name.ends_with(".weight") || name == config::ROPE_FREQS => {
+                ModelPart::Vectors
+            }
+            _ => ModelPart::Linear,
+        };
+        let stored = self.file.tensors().iter().map(|tensor| StoredTensor {
+            name: tensor.name.clone(),
+            part: part(&tensor.name),
+            ty: tensor.ty.name.to_owned(),
+            shape: tensor.dims.iter().rev().copied().collect(),
+            bytes: tensor.bytes() as u64,
+        });
+        stored.collect()
     }
 
     fn release(&self) {

@@ -2,7 +2,7 @@
 
 use ternbench_kernels::DenseType;
 
-use crate::weights::ternary::{I2S_TAIL, TQ_BLOCK, TQ1_0_BYTES, TQ2_0_BYTES};
+use crate::weights::ternary::{BN_BLOCK, I2S_TAIL, IQ1_BN_BYTES, IQ2_BN_BYTES, TQ_BLOCK, TQ1_0_BYTES, TQ2_0_BYTES};
 
 /// A tensor type: its id in the file, its name, weights per block, bytes per block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub const TQ1_0: u32 = 34;
 pub const TQ2_0: u32 = 35;
 /// I2_S of bitnet.cpp, ternary.
 pub const I2_S: u32 = 36;
+/// IQ1_BN of ik_llama.cpp, ternary.
+pub const IQ1_BN: u32 = 134;
+/// IQ2_BN of ik_llama.cpp, ternary.
+pub const IQ2_BN: u32 = 135;
 
 /// Every type whose size is known (`enum ggml_type` of ggml.h), readable here or not.
 const TYPES: &[GgmlType] = &[
@@ -59,6 +63,9 @@ const TYPES: &[GgmlType] = &[
     ty(TQ2_0, "TQ2_0", TQ_BLOCK, TQ2_0_BYTES),
     // Four weights a byte, and a tail after the whole tensor.
     ty(I2_S, "I2_S", 4, 1),
+    // And a scale before every row.
+    ty(IQ1_BN, "IQ1_BN", BN_BLOCK, IQ1_BN_BYTES),
+    ty(IQ2_BN, "IQ2_BN", BN_BLOCK, IQ2_BN_BYTES),
 ];
 
 const fn ty(id: u32, name: &'static str, block_len: usize, block_bytes: usize) -> GgmlType {
@@ -77,12 +84,6 @@ impl GgmlType {
                  or safetensors file instead (38 and 39 mean other types elsewhere, none of them readable here)",
                 id - 37
             ),
-            134 | 135 => {
-                format!(
-                    "type {id} (IQ{}_BN of ik_llama.cpp) is not supported: load the I2_S or safetensors file",
-                    id - 133
-                )
-            }
             _ => format!("unknown tensor type {id}"),
         })
     }
@@ -94,7 +95,18 @@ impl GgmlType {
             return elements.is_multiple_of(4).then(|| (elements / 4).checked_add(I2S_TAIL))?;
         }
         let row = *dims.first()?;
-        row.is_multiple_of(self.block_len).then(|| (elements / self.block_len).checked_mul(self.block_bytes))?
+        let blocks =
+            row.is_multiple_of(self.block_len).then(|| (elements / self.block_len).checked_mul(self.block_bytes))??;
+        blocks.checked_add((elements / row).checked_mul(self.row_scale_bytes())?)
+    }
+
+    /// Bytes of the scale before every row.
+    pub fn row_scale_bytes(self) -> usize {
+        match self.id {
+            IQ1_BN => 2,
+            IQ2_BN => 4,
+            _ => 0,
+        }
     }
 
     /// The same type among the dense ones that can be multiplied with.
@@ -104,6 +116,6 @@ impl GgmlType {
 
     /// Whether it holds trits.
     pub fn is_ternary(self) -> bool {
-        matches!(self.id, TQ1_0 | TQ2_0 | I2_S)
+        matches!(self.id, TQ1_0 | TQ2_0 | I2_S | IQ1_BN | IQ2_BN)
     }
 }

@@ -39,6 +39,13 @@ pub struct Entry {
     end: usize,
 }
 
+impl Entry {
+    /// Stored bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.end - self.start) as u64
+    }
+}
+
 /// The safetensors files of a model, as one table of tensors.
 #[derive(Debug)]
 pub struct Checkpoint {

@@ -18,7 +18,9 @@ use self::config::{HfConfig, LinearClass};
 use self::file::{Checkpoint, Entry};
 use crate::config::{Architecture, ModelConfig};
 use crate::error::LoadError;
-use crate::weights::{LinearName, LinearWeights, VectorName, WeightSource, inventory, ternary};
+use crate::weights::{
+    LinearName, LinearWeights, ModelPart, StoredTensor, VectorName, WeightSource, inventory, ternary,
+};
 
 /// A model in a folder.
 ///
@@ -284,6 +286,31 @@ impl WeightSource for SafetensorsModel {
 
     fn hash(&self) -> Result<String, LoadError> {
         Ok(self.checkpoint.sha256())
+    }
+
+    fn stored(&self) -> Vec<StoredTensor> {
+        let embedding = self.embedding_name();
+        let part = |name: &str| match name {
+            name if name == embedding => ModelPart::Embedding,
+            name if name == self.head => ModelPart::Head,
+            name if name.contains("_proj.weight") && !name.ends_with("_scale") => ModelPart::Linear,
+            _ => ModelPart::Vectors,
+        };
+        let stored = self.checkpoint.tensors().iter().map(|(name, entry)| {
+            let packed = self.is_packed(name);
+            let mut shape = entry.shape.clone();
+            if let (true, Some(rows)) = (packed, shape.first_mut()) {
+                *rows *= 4;
+            }
+            StoredTensor {
+                name: name.clone(),
+                part: part(name),
+                ty: if packed { "U8 trits".to_owned() } else { format!("{:?}", entry.dtype) },
+                shape,
+                bytes: entry.bytes(),
+            }
+        });
+        stored.collect()
     }
 
     fn release(&self) {

@@ -12,7 +12,7 @@ use crate::error::LoadError;
 use crate::tokenizer::Tokenizer;
 use crate::weights::convert::{self, Conversion, Part, TokenizerFrom};
 use crate::weights::encode::{self, StoredType};
-use crate::weights::output::{PartialFile, PartialFolder, write_file};
+use crate::weights::output::{PartialFile, PartialFolder};
 use crate::weights::{LinearName, LinearWeights, WeightSource, inventory};
 
 /// The files of a tokenizer, which are carried from folder to folder as they are.
@@ -62,9 +62,9 @@ pub(in crate::weights) fn write(
 
     let folder = PartialFolder::create(target)?;
     let json = config_json(config, ty.is_none(), embedding);
-    write_file(&folder.path().join("config.json"), format!("{json:#}\n").as_bytes())?;
-    tokenizer(conversion, folder.path())?;
-    let mut out = PartialFile::create(&folder.path().join("model.safetensors"))?;
+    folder.write("config.json", format!("{json:#}\n").as_bytes())?;
+    tokenizer(conversion, &folder, target)?;
+    let mut out = folder.file("model.safetensors")?;
     out.write(&header(&plan))?;
     for (done, tensor) in plan.iter().enumerate() {
         progress(done, plan.len());
@@ -252,7 +252,7 @@ fn number(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
-fn tokenizer(conversion: &Conversion<'_>, folder: &Path) -> Result<(), LoadError> {
+fn tokenizer(conversion: &Conversion<'_>, folder: &PartialFolder, target: &Path) -> Result<(), LoadError> {
     let made;
     let tokenizer = match &conversion.tokenizer {
         TokenizerFrom::None => return Ok(()),
@@ -261,7 +261,7 @@ fn tokenizer(conversion: &Conversion<'_>, folder: &Path) -> Result<(), LoadError
             for name in TOKENIZER_FILES.iter().filter(|name| path.join(name).is_file()) {
                 let from = path.join(name);
                 let bytes = std::fs::read(&from).map_err(|error| LoadError::io(&from, error))?;
-                write_file(&folder.join(name), &bytes)?;
+                folder.write(name, &bytes)?;
             }
             return Ok(());
         }
@@ -270,9 +270,9 @@ fn tokenizer(conversion: &Conversion<'_>, folder: &Path) -> Result<(), LoadError
             &made
         }
     };
-    let files = tokenizer.to_hugging_face().map_err(|error| LoadError::file(folder, error))?;
+    let files = tokenizer.to_hugging_face().map_err(|error| LoadError::file(target, error))?;
     for (name, json) in files {
-        write_file(&folder.join(name), json.as_bytes())?;
+        folder.write(name, json.as_bytes())?;
     }
     Ok(())
 }

@@ -1,3 +1,14 @@
 //! Kernels for AVX-512 with VNNI: 32 registers of 64 bytes, four int8 products and their sum by `vpdpbusd`.
 
+pub mod b3_dpbusd;
 pub mod i2s_dpbusd;
+
+pub mod interleaved {
+    //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes.
+
+    crate::arch::x86_64::dpbusd::dpbusd_loops! {
+        features: "avx512f,avx512bw,avx512vnni", token: Avx512Vnni, register: __m512i, bytes: 64, tokens: 8,
+        zero: _mm512_setzero_si512, set1: _mm512_set1_epi32, load: _mm512_loadu_si512, store: _mm512_storeu_si512,
+        add: _mm512_add_epi32, dpbusd: _mm512_dpbusd_epi32
+    }
+}

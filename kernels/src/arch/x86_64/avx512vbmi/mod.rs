@@ -1,0 +1,13 @@
+//! Kernels for AVX-512 with VNNI and VBMI, whose `vpermb` looks up 64 bytes in a table of 64.
+
+pub mod t5_dpbusd;
+
+pub mod interleaved {
+    //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes, compiled with VBMI so that decoders are inlined.
+
+    crate::arch::x86_64::dpbusd::dpbusd_loops! {
+        features: "avx512f,avx512bw,avx512vnni,avx512vbmi", token: Avx512Vbmi, register: __m512i, bytes: 64, tokens: 8,
+        zero: _mm512_setzero_si512, set1: _mm512_set1_epi32, load: _mm512_loadu_si512, store: _mm512_storeu_si512,
+        add: _mm512_add_epi32, dpbusd: _mm512_dpbusd_epi32
+    }
+}

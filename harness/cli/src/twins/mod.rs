@@ -313,6 +313,8 @@ fn items(path: &Path) -> Result<Vec<Value>> {
 
 #[cfg(test)]
 mod tests {
+    use ternbench_model::{Logits, Segment};
+
     use super::*;
 
     /// The proof that the referee sees fouls: five wrong engines are caught, the sound ones pass.
@@ -334,6 +336,31 @@ mod tests {
             let gate = golden.check(control.twin(), Some(control.name()), &loaded, &tokenizer, &text, &pool).unwrap();
             let off = (gate.nll_sum - gate.expected_nll_sum) / gate.n as f64;
             assert!(gate.wrong.is_some() && off > 0.1, "{}: {off} nats, {:?}", control.name(), gate.wrong);
+        }
+    }
+
+    /// What `scripts/check-twins` saw with transformers holds offline: logits within 1e-3 behind every prompt.
+    #[test]
+    fn logits_are_those_of_transformers() {
+        let pool = Pool::new(2).unwrap();
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder().join("golden.json")).unwrap()).unwrap();
+        let stride = golden["logit_stride"].as_u64().unwrap() as usize;
+        for twin in Twin::BOTH {
+            let source = ternbench_model::weights::open(&file(twin), Default::default()).unwrap();
+            let loaded = Loaded::new(&*source, registry::default_kernel(), &pool).unwrap();
+            let mut engine = Engine::new(&loaded.model, &pool);
+            let prompts = golden["twins"][twin.name()]["prompts"].as_array().unwrap();
+            assert_eq!(prompts.len(), 20);
+            for prompt in prompts {
+                let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
+                let expected: Vec<f32> = serde_json::from_value(prompt["logits"].clone()).unwrap();
+                let mut cache = engine.new_cache(ids.len());
+                let segment = Segment { cache: &mut cache, tokens: &ids, logits: Logits::Last };
+                let logits = engine.forward(&mut [segment]).unwrap();
+                let worst =
+                    logits.iter().step_by(stride).zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 1e-3 && expected.len() == logits.len().div_ceil(stride), "{}: {worst}", twin.name());
+            }
         }
     }
 }

@@ -75,6 +75,8 @@ class Manifests(unittest.TestCase):
     def test_twins_are_what_their_manifests_say(self):
         found = {name: manifest for name, manifest in manifests().items() if "twin" in manifest}
         self.assertEqual(set(found), {"twin-ternary", "twin-fp16"})
+        if not all((DATASETS / "twins" / f"{name}.gguf").exists() for name in found):
+            self.skipTest("datasets/twins has no models yet: scripts/train-twins")
         twin, other = (found[name]["twin"] for name in ("twin-ternary", "twin-fp16"))
         for key in ("data", "recipe", "steps", "tokens"):
             self.assertEqual(twin[key], other[key], "the twins differ in more than their linear layers")

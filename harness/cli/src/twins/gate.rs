@@ -20,7 +20,7 @@ use crate::workload;
 
 /// Prompts that may differ: a tie between two tokens falls one way or the other with the order of a sum.
 const MAX_PROMPTS_DIFFER: u64 = 1;
-/// Nats per token that the loss may be off; every mistake tried so far costs more than ten times this.
+/// Nats per token that the loss may be off. The mildest mistake, SiLU, cost 0.038 on half-trained twins.
 const MAX_LOSS_OFF: f64 = 0.01;
 
 /// What transformers said.

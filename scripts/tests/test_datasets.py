@@ -1,6 +1,7 @@
 """Checks what datasets/ ships: manifests, their parameter counts, and every calculation of the sample set."""
 
 import fractions
+import hashlib
 import json
 import math
 import pathlib
@@ -56,19 +57,37 @@ class Manifests(unittest.TestCase):
                 self.assertEqual(manifest["name"], name)
                 self.assertIn(manifest["architecture"], {"bitnet", "llama", "gemma3", "qwen2", "minicpm"})
                 self.assertLessEqual(set(manifest), {"name", "architecture", "title", "parameters", "chat", "shape", "hub", "package",
-                                                "published"})
+                                                "published", "twin"})
                 shape = manifest["shape"]
                 self.assertLessEqual(SHAPE, set(shape))
                 self.assertLessEqual(set(shape), SHAPE | OPTIONAL)
                 self.assertEqual(shape["n_heads"] % shape["n_kv_heads"], 0)
                 self.assertIn(shape["activation"], {"relu2", "silu", "gelu_tanh"})
-                self.assertEqual(shape["weights"], "ternary" if manifest["architecture"] == "bitnet" else "f16")
+                ternary = manifest["architecture"] == "bitnet" and name != "twin-fp16"
+                self.assertEqual(shape["weights"], "ternary" if ternary else "f16")
                 sliding = {"sliding_window", "sliding_pattern", "rope_theta_local"} & set(shape)
                 self.assertIn(len(sliding), (0, 3))
                 for file in manifest.get("hub", {}).get("files", []) + [manifest.get("package", {})]:
                     self.assertRegex(file.get("sha256", "0" * 64), "^[0-9a-f]{64}$")
                 if "package" in manifest:
                     self.assertEqual(len(manifest["package"]["pip"]), len(manifest["package"]["parts"]))
+
+    def test_twins_are_what_their_manifests_say(self):
+        found = {name: manifest for name, manifest in manifests().items() if "twin" in manifest}
+        self.assertEqual(set(found), {"twin-ternary", "twin-fp16"})
+        if not all((DATASETS / "twins" / f"{name}.gguf").exists() for name in found):
+            self.skipTest("datasets/twins has no models yet: scripts/train-twins")
+        twin, other = (found[name]["twin"] for name in ("twin-ternary", "twin-fp16"))
+        for key in ("data", "recipe", "steps", "tokens"):
+            self.assertEqual(twin[key], other[key], "the twins differ in more than their linear layers")
+        self.assertLessEqual(twin["bytes"] + other["bytes"], 8_000_000)
+        for name, manifest in found.items():
+            content = (DATASETS / "twins" / manifest["twin"]["file"]).read_bytes()
+            self.assertEqual(len(content), manifest["twin"]["bytes"], name)
+            self.assertEqual(hashlib.sha256(content).hexdigest(), manifest["twin"]["sha256"], name)
+            self.assertEqual(manifest["shape"] | {"weights": ""}, found["twin-fp16"]["shape"] | {"weights": ""})
+            log = [json.loads(line) for line in (DATASETS / "twins" / f"log-{name}.jsonl").read_text().splitlines()]
+            self.assertEqual((log[-1]["step"], log[-1]["loss"]), (manifest["twin"]["steps"], manifest["twin"]["loss"]))
 
     def test_parameter_counts(self):
         found = manifests()

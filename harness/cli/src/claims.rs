@@ -23,6 +23,7 @@ use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
 use crate::probes::Probes;
 use crate::speed;
+use crate::twins;
 use crate::workload::{self, Workload};
 
 /// The models of the report that BitNet 2B4T is compared with, smallest first, and its own shape in half precision.
@@ -91,6 +92,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     referee.prove_kernels()?;
     referee.compare_kernels()?;
     referee.compare_with_baselines()?;
+    referee.demonstrate_twins()?;
     referee.finish(start)
 }
 
@@ -353,6 +355,19 @@ impl<'e> Referee<'e> {
         Ok(())
     }
 
+    /// Accuracy where no real weights are given: the twins', which say nothing of this model.
+    fn demonstrate_twins(&mut self) -> Result<()> {
+        if self.args.model.is_some() {
+            return Ok(());
+        }
+        let kernel = open::kernel(self.args.kernel.as_deref(), self.env)?;
+        let Self { pools, run, context, writer, records, probes, args, .. } = self;
+        let (Some(pool), Some(probes)) = (pools.last(), probes.as_ref()) else { return Ok(()) };
+        let stage = twins::Stage { kernel, pool, probes, run: run.path(), quick: args.quick };
+        stage.demonstrate(&mut |body| twins::keep(body, context, writer, records))?;
+        Ok(())
+    }
+
     fn finish(mut self, start: Instant) -> Result<ExitCode> {
         let ledger = ternbench_report::judge(&self.records);
         for claim in ledger.to_records() {
@@ -360,6 +375,9 @@ impl<'e> Referee<'e> {
         }
         let output = console::tables(self.env);
         println!("\n{}\n", sections::speed(&frame::speed_rows(&self.records)?).text(output));
+        for section in ternbench_report::twins::tables(&self.records) {
+            println!("{}\n", section.text(output));
+        }
         println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());
         let folder = self.run.path().to_owned();
         let run = Run { folder: folder.clone(), records: self.records, host: Some(self.host), damaged: Vec::new() };

@@ -23,6 +23,8 @@ mod rank;
 mod report;
 mod speed;
 mod suite;
+mod tasks;
+mod twins;
 mod workload;
 
 use std::io::Write;
@@ -63,6 +65,11 @@ enum Command {
     Check(check::Args),
     /// Score PIQA, GSM8K or the perplexity of a text
     Eval(eval::Args),
+    /// Show the whole experiment on two small trained models that ship with ternbench
+    Twins(twins::Args),
+    /// Make data for evaluations and training
+    #[command(subcommand)]
+    Tasks(tasks::Command),
     /// Continue a prompt, streaming
     Generate(generate::Args),
     /// Look into a model: its tensors, tokens and logits
@@ -106,6 +113,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Rank(args) => rank::run(args, &env),
         Command::Check(args) => check::run(args, &env),
         Command::Eval(args) => eval::run(args, &env),
+        Command::Twins(args) => twins::run(args, &env),
+        Command::Tasks(command) => tasks::run(command),
         Command::Generate(args) => generate::run(args, &env),
         Command::Model(command) => model::run(command, &env),
         Command::Completions { shell } => {

@@ -97,15 +97,16 @@ impl ModelArgs {
     }
 }
 
-/// The manifest that has this shape, so that real files and synthetic weights of one model are known to be the same.
-fn shape_name(config: &ModelConfig) -> Option<String> {
+/// The manifest that has this shape, so that real files and synthetic weights of one model are known to be the same. Where two
+/// have it (the twins), the one with such weights.
+fn shape_name(config: &ModelConfig, is_ternary: bool) -> Option<String> {
     let folder = datasets().join("models");
     let dimensions = |c: &ModelConfig| [c.n_layers, c.hidden, c.ffn, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab];
-    let fits = |name: &String| {
-        let manifest = Manifest::find(&folder, name).ok();
-        manifest.is_some_and(|m| m.architecture == config.architecture && dimensions(&m.config()) == dimensions(config))
-    };
-    Manifest::names(&folder).into_iter().find(fits)
+    let manifests = Manifest::names(&folder).into_iter().filter_map(|name| Manifest::find(&folder, &name).ok());
+    let fits = manifests
+        .filter(|m| m.architecture == config.architecture && dimensions(&m.config()) == dimensions(config))
+        .max_by_key(|m| (m.shape.weights == SyntheticType::Ternary) == is_ternary);
+    fits.map(|manifest| manifest.name)
 }
 
 /// The kernel called `name`, or the environment's, or the best.
@@ -214,7 +215,7 @@ impl Loaded {
             model: source.name().to_owned(),
             model_hash: source.hash()?,
             architecture: architecture.as_str().unwrap_or_default().to_owned(),
-            shape: shape_name(config),
+            shape: shape_name(config, model.weights_name() == "ternary"),
             weights: model.weights_name().to_lowercase(),
         };
         let trits = (census.ternary_weights > 0).then(|| record::TritCount {

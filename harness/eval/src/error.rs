@@ -71,6 +71,16 @@ pub enum EvalError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The generator has not so many different items.
+    #[error("{n} different {what} were asked for, the templates give about {found}: ask for fewer")]
+    Exhausted {
+        /// The kind of item.
+        what: &'static str,
+        /// How many were asked for.
+        n: usize,
+        /// How many were found.
+        found: usize,
+    },
     /// The output folder already holds results of this task.
     #[error("{}: there already; results are never overwritten: go on with --resume, or choose another --out", path.display())]
     OutputExists {

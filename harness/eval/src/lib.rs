@@ -26,6 +26,7 @@ pub mod score;
 pub mod stats;
 pub mod store;
 pub mod summary;
+pub mod synthetic;
 pub mod task;
 pub mod template;
 #[cfg(test)]

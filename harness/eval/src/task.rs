@@ -204,8 +204,18 @@ macro_rules! builtin {
 }
 
 /// The tasks of `datasets/tasks/`, part of the binary so that it works from any folder.
-const BUILTIN: &[(&str, &str)] =
-    builtin!["piqa", "gsm8k", "gsm8k_cot", "gsm8k_zeroshot", "gsm8k_4shot_chat", "perplexity", "wikitext",];
+const BUILTIN: &[(&str, &str)] = builtin![
+    "piqa",
+    "gsm8k",
+    "gsm8k_cot",
+    "gsm8k_zeroshot",
+    "gsm8k_4shot_chat",
+    "perplexity",
+    "wikitext",
+    "word_problems",
+    "common_sense",
+    "plain_text",
+];
 
 impl Task {
     /// Names of the tasks that come with ternbench.

@@ -166,6 +166,38 @@ pub fn proportion(correct: u64, n: u64) -> Option<Estimate> {
     Some(Estimate { value: p, low: (centre - half).max(0.0), high: (centre + half).min(1.0), n: n as usize })
 }
 
+/// The difference of two proportions over the same `n` items with its paired bootstrap interval, and McNemar's exact two-sided p:
+/// how likely so uneven a split of the items that only one has right is, were both as good. `None` when the counts do not fit.
+pub fn paired_difference(only_first: u64, only_second: u64, n: u64, seed: u64) -> Option<(Estimate, f64)> {
+    let discordant = only_first.checked_add(only_second)?;
+    if n == 0 || discordant > n {
+        return None;
+    }
+    let value = (only_first as f64 - only_second as f64) / n as f64;
+    let mut rng = Rng::new(seed);
+    let resample = |rng: &mut Rng| {
+        let sum: i64 = (0..n)
+            .map(|_| match rng.below(n as usize) as u64 {
+                item if item < only_first => 1,
+                item if item < discordant => -1,
+                _ => 0,
+            })
+            .sum();
+        sum as f64 / n as f64
+    };
+    let mut differences: Vec<f64> = (0..RESAMPLES).map(|_| resample(&mut rng)).collect();
+    let (low, high) = ends(&mut differences);
+    // Twice the binomial tail at 1/2, term by term in logarithms: 2^-n underflows for many items.
+    let fewer = only_first.min(only_second);
+    let mut term = -(discordant as f64) * std::f64::consts::LN_2;
+    let mut tail = term.exp();
+    for i in 0..fewer {
+        term += ((discordant - i) as f64).ln() - ((i + 1) as f64).ln();
+        tail += term.exp();
+    }
+    Some((Estimate { value, low, high, n: n as usize }, (2.0 * tail).min(1.0)))
+}
+
 /// The 2.5 % and 97.5 % order statistics.
 fn ends(values: &mut [f64]) -> (f64, f64) {
     values.sort_unstable_by(f64::total_cmp);
@@ -255,5 +287,25 @@ mod tests {
     fn a_reciprocal_swaps_the_ends() {
         let estimate = Estimate { value: 2.0, low: 1.0, high: 4.0, n: 3 }.recip();
         assert_eq!(estimate, Estimate { value: 0.5, low: 0.25, high: 1.0, n: 3 });
+    }
+
+    #[test]
+    fn paired_differences_by_hand() {
+        // Of 6 items that only one has right, 1 or fewer on the weaker side: (1 + 6) / 64 each way.
+        let (difference, p) = paired_difference(5, 1, 20, SEED).expect("counts fit");
+        assert!((p - 2.0 * 7.0 / 64.0).abs() < 1e-12, "{p}");
+        assert_eq!((difference.value, difference.n), (0.2, 20));
+        assert!(difference.low <= 0.0 && difference.high > 0.35, "{difference:?}");
+        let (none, p) = paired_difference(0, 0, 100, SEED).expect("counts fit");
+        assert_eq!((none.value, none.low, none.high, p), (0.0, 0.0, 0.0, 1.0));
+        // As many on both sides: no sign of a difference, whatever their number.
+        assert_eq!(paired_difference(700, 700, 2000, SEED).map(|(_, p)| p), Some(1.0));
+        // The interval is close to the normal one.
+        let (many, p) = paired_difference(80, 20, 1000, SEED).expect("counts fit");
+        let error = ((0.1 - 0.06 * 0.06) / 1000.0_f64).sqrt();
+        assert!((many.low - (0.06 - 1.96 * error)).abs() < 0.004 && (many.high - (0.06 + 1.96 * error)).abs() < 0.004);
+        assert!(p < 1e-8);
+        assert_eq!(paired_difference(3, 3, 5, SEED), None);
+        assert_eq!(paired_difference(0, 0, 0, SEED), None);
     }
 }

@@ -18,6 +18,7 @@ pub mod rank;
 pub mod run;
 pub mod sections;
 pub mod table;
+pub mod twins;
 
 pub use claims::judge;
 pub use document::Document;

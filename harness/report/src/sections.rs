@@ -8,7 +8,8 @@ use crate::compare::{By, cmp, cmp_table};
 use crate::frame::{KernelRow, SpeedRow, memory_rows};
 use crate::ledger::Ledger;
 use crate::rank;
-use crate::table::{Kind, Table, Value, column};
+use crate::table::{Kind, Output, Table, Value, column};
+use crate::twins;
 
 /// A table with its heading.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,13 @@ pub struct Section {
     pub note: &'static str,
     /// The table.
     pub table: Table,
+}
+
+impl Section {
+    /// For a terminal or a pipe.
+    pub fn text(&self, output: Output) -> String {
+        format!("{}\n{}\n{}", self.title, self.note, self.table.text(output))
+    }
 }
 
 /// The sections of a report that have rows, in order.
@@ -51,6 +59,7 @@ pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow]) -> Ve
         section("Accuracy", "Items scored; Wilson intervals.", accuracy(records)),
         section("Verification", "Done before anything was timed.", verification(records)),
     ];
+    sections.extend(twins::tables(records));
     sections.retain(|section| !section.table.rows.is_empty());
     sections
 }

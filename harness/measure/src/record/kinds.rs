@@ -369,6 +369,54 @@ pub struct Accuracy {
     pub items_file: String,
 }
 
+/// Two models on the same items of a task.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paired {
+    /// Task with its version.
+    pub task: String,
+    /// What counts as right: `acc`, `strict`.
+    pub metric: String,
+    /// The first model.
+    pub first: String,
+    /// The second model.
+    pub second: String,
+    /// Items that both have right.
+    pub both: u64,
+    /// Items that only the first has right.
+    pub only_first: u64,
+    /// Items that only the second has right.
+    pub only_second: u64,
+    /// Items that neither has right.
+    pub neither: u64,
+}
+
+/// A model held against its reference before anything of it is timed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// The code.
+    #[serde(flatten)]
+    pub code: Code,
+    /// What was broken on purpose; nothing for a model that should pass.
+    #[serde(default)]
+    pub control: Option<String>,
+    /// Prompts whose greedy tokens were compared.
+    pub n_prompts: u64,
+    /// Prompts after which a token differs.
+    pub n_differ: u64,
+    /// Tokens of the text whose perplexity was compared.
+    pub n: u64,
+    /// Sum of their negative log-likelihoods (natural logarithm).
+    pub nll_sum: f64,
+    /// The same sum of the reference.
+    pub expected_nll_sum: f64,
+    /// Why it is wrong, if it is.
+    #[serde(default)]
+    pub wrong: Option<String>,
+}
+
 /// A verdict as it was printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {

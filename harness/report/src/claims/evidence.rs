@@ -45,7 +45,12 @@ impl<'a> Evidence<'a> {
                 Body::Load(load) => evidence.loads.push(load),
                 Body::Memory(memory) => evidence.memories.push(memory),
                 Body::Accuracy(accuracy) => evidence.accuracies.push(accuracy),
-                Body::Probe(_) | Body::Noise(_) | Body::Kernel(_) | Body::Claim(_) => {}
+                Body::Probe(_)
+                | Body::Noise(_)
+                | Body::Kernel(_)
+                | Body::Paired(_)
+                | Body::Gate(_)
+                | Body::Claim(_) => {}
             }
         }
         evidence

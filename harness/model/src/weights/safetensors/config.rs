@@ -105,7 +105,7 @@ pub fn config(path: &Path, object: &Value) -> Result<HfConfig, LoadError> {
     };
     let text = top.part("text_config");
     let json = text.as_ref().unwrap_or(&top);
-    let ternary = ternary(&top, architecture)?;
+    let ternary = ternary(&top)?;
 
     let n_heads = json.required("num_attention_heads")?;
     let hidden = json.required("hidden_size")?;
@@ -143,11 +143,9 @@ pub fn config(path: &Path, object: &Value) -> Result<HfConfig, LoadError> {
     })
 }
 
-/// `quantization_config`: `BitNetQuantConfig` of transformers. A model of type `bitnet` is ternary without it too.
-fn ternary(top: &Json<'_>, architecture: Architecture) -> Result<Option<LinearClass>, LoadError> {
-    let Some(quantization) = top.part("quantization_config") else {
-        return Ok((architecture == Architecture::Bitnet).then_some(LinearClass::Multiply));
-    };
+/// `quantization_config`: `BitNetQuantConfig` of transformers. Without it the linear layers are plain, as they are there.
+fn ternary(top: &Json<'_>) -> Result<Option<LinearClass>, LoadError> {
+    let Some(quantization) = top.part("quantization_config") else { return Ok(None) };
     match quantization.str("quant_method")? {
         Some("bitnet") => {}
         other => {

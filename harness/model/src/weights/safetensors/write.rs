@@ -43,8 +43,7 @@ pub(in crate::weights) fn write(
     progress: &dyn Fn(usize, usize),
 ) -> Result<u64, LoadError> {
     let config = source.config();
-    let ternary = matches!(source.linear(0, LinearName::Q)?, LinearWeights::Ternary(_))
-        || config.architecture == Architecture::Bitnet;
+    let ternary = matches!(source.linear(0, LinearName::Q)?, LinearWeights::Ternary(_));
     let ty = match conversion.ty {
         StoredType::I2S => None,
         StoredType::Dense(ty @ (DenseType::F32 | DenseType::F16 | DenseType::BF16)) if !ternary => Some(ty),

@@ -39,6 +39,8 @@ const BASELINES: [&str; 6] = [
 const QUICK_BASELINES: [&str; 2] = ["synthetic:llama-3.2-1b", "synthetic:gemma-3-1b"];
 /// The model whose claims are judged.
 const MODEL: &str = "synthetic:bitnet-2b4t";
+/// The portable kernel that is compared besides the oracle.
+const PORTABLE: &str = "scalar-i2s-unpack";
 /// The same layers, four of them: small enough to compare slow kernels on.
 const SLICE: &str = "synthetic:bitnet-2b4t-4layer";
 
@@ -192,12 +194,19 @@ impl<'e> Referee<'e> {
         registry::KERNELS.iter().map(|entry| entry.info.name).filter(|name| proofs.contains(name)).collect()
     }
 
-    /// Greedy tokens and speed of every proved kernel, on four layers of the model's shape; then tokens on the whole model.
+    /// The proved kernels that run inside a model here: of the portable ones, which take seconds a token, the oracle and one other.
+    fn compared(&self) -> Vec<&'static str> {
+        let portable = |name: &str| name.starts_with("scalar-") && name != registry::ORACLE_KERNEL && name != PORTABLE;
+        self.proved().into_iter().filter(|name| !portable(name)).collect()
+    }
+
+    /// Greedy tokens and speed of the kernels, on four layers of the model's shape; then the tokens of the one that is timed against
+    /// the baselines, on the whole model.
     fn compare_kernels(&mut self) -> Result<()> {
         let pool = self.largest_pool()?;
         let source = open::source(SLICE, self.args.layout.into())?;
         let mut loaded = Vec::new();
-        for name in self.proved() {
+        for name in self.compared() {
             loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
         }
         let n_prompts = if self.args.quick { 2 } else { 8 };
@@ -228,7 +237,8 @@ impl<'e> Referee<'e> {
         }
         let source = open::source(&self.model, self.args.layout.into())?;
         let mut expected = None;
-        for name in self.proved() {
+        let timed = open::kernel(self.args.kernel.as_deref(), self.env)?.info().name;
+        for name in [registry::ORACLE_KERNEL, timed] {
             let l = Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?;
             if l.info.weights != "ternary" {
                 break;

@@ -53,7 +53,7 @@ pub struct Results {
 /// An entrant made ready. Opponents keep what they said last.
 enum Ready<'a> {
     Bench(Box<Bench<'a>>),
-    Opponent(Option<Row>),
+    Opponent(Option<Box<Row>>),
 }
 
 /// Runs `workload` on every entrant, interleaved. What fails, is wrong or is impossible becomes a refused record with the reason.
@@ -82,7 +82,7 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
                     // In one line: the runner keeps no causes.
                     let row = opponent.run(workload, *n_threads).map_err(|error| console::one_line(&error))?;
                     let ns = row.total_ns()?;
-                    *last = Some(row);
+                    *last = Some(Box::new(row));
                     Ok(Cost { ns, joules: None })
                 }
                 (Ready::Opponent(_), Entrant::Model(..)) => Err(Failure::from("a model is no opponent")),
@@ -124,7 +124,7 @@ fn results(
                 workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.is_ternary()))
             }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
-                opponent.speed_record(row.as_ref(), workload, *n_threads)
+                opponent.speed_record(row.as_deref(), workload, *n_threads)
             }
             _ => continue,
         };

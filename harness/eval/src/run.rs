@@ -307,7 +307,7 @@ mod tests {
                     let options = Options { max_new_tokens: Some(20), shard, ..options(data.path(), &shards) };
                     run(&task, &mut HashLm::new(2048).local(2), &options, &mut |_| ()).unwrap();
                 }
-                let lines = merge(name, &[shards.clone()], &folder(&format!("merged-{count}"))).unwrap();
+                let lines = merge(name, std::slice::from_ref(&shards), &folder(&format!("merged-{count}"))).unwrap();
                 assert_eq!(lines.len(), 3);
                 let merged = store::items_path(&folder(&format!("merged-{count}")), name, None);
                 assert_eq!(std::fs::read_to_string(merged).unwrap(), expected, "{name} in {count} shards");

@@ -180,7 +180,6 @@ fn contested(
                 limits: at.limits,
                 output_checksum: timing.checksum,
                 refused: wrong.map(|wrong| format!("wrong: {wrong}")).or(timing.failed),
-                ..record::Kernel::default()
             };
             let exact = info.exactness == Exactness::Exact;
             Row { record, exact, bits_per_weight: info.bits_per_weight, pick: info.name == pick, late: false, ns }

@@ -175,8 +175,10 @@ fn pair(shapes: &[&Shape], candidates: &[&'static dyn TernaryKernel], present: O
 mod tests {
     use super::*;
 
-    /// A table from `(n, k, [(m, [(kernel, ns)])])`.
-    fn table(shapes: &[(usize, usize, &[(usize, [f64; 3])])], names: [&str; 3]) -> Table {
+    /// `(n, k, [(m, ns of each kernel)])`.
+    type Times<'a> = (usize, usize, &'a [(usize, [f64; 3])]);
+
+    fn table(shapes: &[Times<'_>], names: [&str; 3]) -> Table {
         let batch =
             |&(m, ns): &(usize, [f64; 3])| Batch { m, ns: names.map(str::to_owned).into_iter().zip(ns).collect() };
         let shapes = shapes.iter().map(|&(n, k, batches)| Shape { n, k, batches: batches.iter().map(batch).collect() });
@@ -194,7 +196,7 @@ mod tests {
         let times = |decode: [f64; 2], prefill: [f64; 2]| {
             BATCHES.map(|m| (m, if m < 16 { [decode[0], decode[1], 9.0] } else { [prefill[0], prefill[1], 9.0] }))
         };
-        let select = |shapes: &[(usize, usize, &[(usize, [f64; 3])])]| {
+        let select = |shapes: &[Times<'_>]| {
             let list: Vec<_> = shapes.iter().map(|&(n, k, _)| (n, k)).collect();
             select(&table(shapes, names), &list, &kernels())
         };

@@ -42,8 +42,11 @@ impl Step {
 /// A question and its steps. What is asked for is the result of the last one.
 type Problem = (String, Vec<Step>);
 
-/// A name and how it makes a problem. Half of the table has one step, a third two, the others three.
-const TEMPLATES: &[(&str, fn(&mut Random) -> Problem)] = &[
+/// A name, and how it makes a problem.
+type Template = (&'static str, fn(&mut Random) -> Problem);
+
+/// Half of the table has one step, a third two, the others three.
+const TEMPLATES: &[Template] = &[
     ("gift", gift),
     ("two places", two_places),
     ("rate sum", rate_sum),

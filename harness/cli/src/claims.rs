@@ -21,6 +21,7 @@ use crate::eval;
 use crate::footprint;
 use crate::kernels;
 use crate::open::{self, LayoutArg, Loaded};
+use crate::pairing;
 use crate::probes::Probes;
 use crate::speed;
 use crate::twins;
@@ -379,18 +380,19 @@ impl<'e> Referee<'e> {
     }
 
     fn finish(mut self, start: Instant) -> Result<ExitCode> {
-        let ledger = ternbench_report::judge(&self.records);
+        let folder = self.run.path().to_owned();
+        let mut run = Run::new(folder.clone(), std::mem::take(&mut self.records), Some(self.host.clone()));
+        pairing::pair(&mut run);
+        let ledger = ternbench_report::judge(&run);
         for claim in ledger.to_records() {
             self.keep(claim)?;
         }
         let output = console::tables(self.env);
-        println!("\n{}\n", sections::speed(&frame::speed_rows(&self.records)?).text(output));
-        for section in ternbench_report::twins::tables(&self.records) {
+        println!("\n{}\n", sections::speed(&frame::speed_rows(&run.records)?).text(output));
+        for section in ternbench_report::twins::tables(&run.records) {
             println!("{}\n", section.text(output));
         }
         println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());
-        let folder = self.run.path().to_owned();
-        let run = Run { folder: folder.clone(), records: self.records, host: Some(self.host), damaged: Vec::new() };
         for path in Document::new(&run)?.save(&folder, true)? {
             println!("report: {}", path.display());
         }

@@ -61,7 +61,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
 /// The noise floor in words.
 pub fn noise(run: &Run) -> String {
     match compare::noise_floor(&run.records) {
-        Some(floor) => format!("noise floor of this run: {:.1} %", floor * 100.0),
-        None => "noise floor unknown: nothing was timed twice in this run".into(),
+        Some(floor) => format!("noise floor of this run: {:.1} %, that of its worst A/A run", floor * 100.0),
+        None => "no noise floor was measured: this run has no A/A run".into(),
     }
 }

@@ -12,8 +12,9 @@ use crate::output::{self, Output};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ternbench diff results/runs/BEFORE results/runs/AFTER
-A change is real if the interval of the ratio keeps away from 1 and the change is larger than the noise floor: what a
-contender differed from itself by in the A/A runs of the noisier run or, without any, between its groups.")]
+A change is real if the interval of the ratio keeps away from 1 and the change is larger than the noise floor: that of the
+worst A/A run of either run. Without any A/A run intervals alone decide.
+Exit codes: 0 the runs were compared, whatever changed (`check` fails on a regression), 1 one cannot be read, 2 wrong usage.")]
 pub struct Args {
     /// The run before
     before: PathBuf,
@@ -54,10 +55,10 @@ pub fn compare(before: &Run, after: &Run, noise: Option<f64>) -> Compared {
     let mut notes = vec![match (noise, floor) {
         (Some(floor), _) => format!("noise floor: {:.1} %, as given", floor * 100.0),
         (None, Some(floor)) => {
-            format!("noise floor: {:.1} %, what a contender differs from itself by in the noisier run", floor * 100.0)
+            format!("noise floor: {:.1} %, that of the worst A/A run of either run", floor * 100.0)
         }
         (None, None) => {
-            "noise floor unknown: neither run timed anything twice; intervals alone decide (--noise sets a floor)"
+            "no noise floor was measured: neither run has an A/A run; intervals alone decide (--noise sets a floor)"
                 .into()
         }
     }];

@@ -17,6 +17,7 @@ mod model;
 mod open;
 mod opponent;
 mod output;
+mod pairing;
 mod probes;
 mod race;
 mod rank;

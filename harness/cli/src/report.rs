@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use ternbench_measure::{Env, run_dir};
 use ternbench_report::table::Table;
-use ternbench_report::{Document, Run, frame, judge, sections};
+use ternbench_report::{Document, Run, energy, frame, judge, sections};
 
 use crate::claims;
 use crate::output::{self, Output};
+use crate::pairing;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -48,18 +49,23 @@ enum Which {
     Speed,
     /// Kernels on their own
     Kernels,
+    /// A/A runs
+    Noise,
     /// Memory
     Memory,
+    /// Joules by the published formula
+    Energy,
     /// Every raw sample
     Samples,
 }
 
 pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
-    let run = Run::read_all(&args.runs)?;
+    let mut run = Run::read_all(&args.runs)?;
+    pairing::pair(&mut run);
     run.damaged.iter().for_each(|line| eprintln!("left out: {line}"));
     if let Some(which) = args.table {
         output::print(&table(&run, which)?, args.output, &[], env)?;
-        return Ok(claims::exit_code(&judge(&run.records), args.judge));
+        return Ok(claims::exit_code(&judge(&run), args.judge));
     }
     let document = Document::new(&run)?;
     let folder = args.out.as_ref().unwrap_or(&run.folder);
@@ -90,10 +96,12 @@ fn keep_evidence(run: &Run, folder: &Path) -> Result<()> {
 
 fn table(run: &Run, which: Which) -> Result<Table> {
     Ok(match which {
-        Which::Claims => sections::claims(&judge(&run.records)),
+        Which::Claims => sections::claims(&judge(&run)),
         Which::Speed => sections::speed(&frame::speed_rows(&run.records)?),
         Which::Kernels => sections::kernels(&frame::kernel_rows(&run.records)?),
+        Which::Noise => sections::noise(&run.records),
         Which::Memory => sections::memory(&run.records),
+        Which::Energy => energy::table(),
         Which::Samples => sections::samples(&run.records),
     })
 }

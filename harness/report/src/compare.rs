@@ -11,6 +11,7 @@ use ternbench_measure::record::{Body, Kernel, Model, Speed};
 use ternbench_measure::stats::{self, Compared, Estimate};
 
 use crate::catalogue::Catalogue;
+use crate::sums::Sums;
 use crate::table::{Column, Kind, Table, Value, column};
 
 /// What was timed. Two series with the same contender can be compared between runs.
@@ -24,8 +25,8 @@ pub struct Contender {
     pub weights: String,
     /// The kernel.
     pub kernel: String,
-    /// Whether it is exact.
-    pub exact: bool,
+    /// What is known of its sums.
+    pub sums: Sums,
     /// Threads.
     pub n_threads: usize,
 }
@@ -51,7 +52,7 @@ impl Contender {
             parts.push(format!("{} {}", self.model_title(), self.weights));
         }
         if self.kernel != other.kernel {
-            parts.push(self.kernel.clone());
+            parts.push(self.sums.mark(&self.kernel));
         }
         if self.n_threads != other.n_threads {
             parts.push(threads);
@@ -60,7 +61,6 @@ impl Contender {
     }
 
     fn values(&self) -> Vec<Value> {
-        let lossy = if self.exact { "" } else { " (lossy)" };
         let model =
             if self.model.is_empty() { "–".to_owned() } else { format!("{} {}", self.model_title(), self.weights) };
         vec![
@@ -68,7 +68,7 @@ impl Contender {
             model.into(),
             self.model.clone().into(),
             self.weights.clone().into(),
-            format!("{}{lossy}", self.kernel).into(),
+            self.sums.mark(&self.kernel).into(),
             self.n_threads.into(),
         ]
     }
@@ -115,7 +115,7 @@ impl Series {
             model: speed.model.model.clone(),
             weights: speed.model.weights.clone(),
             kernel: speed.code.kernel.clone(),
-            exact: speed.code.exact,
+            sums: Sums::of_speed(speed),
             n_threads: speed.n_threads,
         };
         let group = (record.run_id.clone(), speed.group.clone());
@@ -130,7 +130,7 @@ impl Series {
             model: String::new(),
             weights: String::new(),
             kernel: kernel.code.kernel.clone(),
-            exact: kernel.code.exact,
+            sums: Sums::of_code(&kernel.code),
             n_threads: kernel.n_threads,
         };
         let macs = (n * k * m) as f64;
@@ -255,28 +255,14 @@ pub fn cmp_table(pairs: &[Pair]) -> Table {
     }))
 }
 
-/// How much of a difference is noise, as a share (0.02 for 2 %): what the A/A runs of these records show at worst. Without one, the
-/// typical (median) difference between the medians of a contender that was timed in several groups of a run. `None` where
-/// nothing was timed twice.
+/// How much of a difference is noise, as a share (0.02 for 2 %): what the A/A runs of these records show at worst. `None` without
+/// an A/A run: what is not measured is not guessed.
 pub fn noise_floor(records: &[Record]) -> Option<f64> {
     let floors = records.iter().filter_map(|record| match &record.body {
         Body::Noise(noise) => noise.floor(),
         _ => None,
     });
-    floors.reduce(f64::max).or_else(|| between_groups(records))
-}
-
-fn between_groups(records: &[Record]) -> Option<f64> {
-    let all = Series::all(records);
-    let mut medians: BTreeMap<(&str, &Contender), Vec<f64>> = BTreeMap::new();
-    for series in &all {
-        medians.entry((&series.group.0, &series.contender)).or_default().extend(stats::median(&series.rates));
-    }
-    let spread = |of: &Vec<f64>| {
-        let (low, high) = (of.iter().copied().reduce(f64::min)?, of.iter().copied().reduce(f64::max)?);
-        (of.len() > 1).then_some(high / low - 1.0)
-    };
-    stats::median(&medians.values().filter_map(spread).collect::<Vec<_>>())
+    floors.reduce(f64::max)
 }
 
 /// What became of a contender between two runs.
@@ -407,15 +393,14 @@ mod tests {
     }
 
     #[test]
-    fn the_noise_floor_is_what_a_contender_differs_from_itself_by() {
+    fn the_noise_floor_is_that_of_the_worst_a_a_run() {
         let one = |group: &str, rate: f64| Body::from(speed(BITNET, "ternary", 2, group, &[rate; 5]));
-        assert_eq!(noise_floor(&records([one("g", 10.0)])), None);
         let groups = || [one("g", 10.0), one("h", 10.3), one("i", 9.9)];
-        let floor = noise_floor(&records(groups())).expect("three groups");
-        assert!((floor - (10.3 / 9.9 - 1.0)).abs() < 1e-6, "{floor}");
-        // An A/A run knows better: ratios of 0.99 to 1.02.
-        let noise = Noise { first_ns: vec![99, 100, 100, 101, 102], second_ns: vec![100; 5], ..Noise::default() };
-        let floor = noise_floor(&records(groups().into_iter().chain([noise.into()]))).expect("an A/A run");
+        assert_eq!(noise_floor(&records(groups())), None, "groups are no A/A run");
+        let noise = |first_ns| Noise { first_ns, second_ns: vec![100; 5], ..Noise::default() };
+        let quiet = noise(vec![100, 100, 100, 100, 101]);
+        let worse = noise(vec![98, 100, 100, 101, 101]);
+        let floor = noise_floor(&records(groups().into_iter().chain([worse.into(), quiet.into()]))).expect("A/A runs");
         assert!((floor - 0.02).abs() < 1e-6, "{floor}");
     }
 

@@ -61,9 +61,9 @@ impl Document {
         machine.extend(run.damaged.iter().map(|line| ("Damaged record".into(), line.clone())));
         Ok(Self {
             headline: headline(run),
-            ledger: judge(records),
+            ledger: judge(run),
             plots: plots::all(records, &speeds, &kernels, &run.machine()),
-            sections: sections::all(records, &speeds, &kernels),
+            sections: sections::all(run, &speeds, &kernels),
             machine,
         })
     }
@@ -111,12 +111,9 @@ fn headline(run: &Run) -> String {
 }
 
 fn noise(records: &[Record]) -> String {
-    let how = match records.iter().any(|record| matches!(record.body, Body::Noise(_))) {
-        true => "what a contender differs from itself by at worst, in A/A runs",
-        false => "what a contender typically differs from itself by, between groups of the run",
-    };
-    noise_floor(records)
-        .map_or("unknown: nothing was timed twice".into(), |floor| format!("{:.1} %: {how}", floor * 100.0))
+    noise_floor(records).map_or("not measured: there was no A/A run".into(), |floor| {
+        format!("{:.1} %: what a contender differs from itself by at worst, in A/A runs", floor * 100.0)
+    })
 }
 
 fn machine(records: &[Record], host: Option<&Host>) -> Vec<(String, String)> {

@@ -7,13 +7,15 @@ use ternbench_measure::limits;
 use ternbench_measure::record::{Body, Kernel, Memory, Speed};
 use ternbench_measure::stats::{self, Estimate};
 
+use crate::sums::Sums;
+
 /// What makes two speed samples comparable.
-const SPEED_KEYS: [&str; 8] = ["workload", "model", "shape", "weights", "kernel", "isa", "exact", "n_threads"];
+const SPEED_KEYS: [&str; 8] = ["workload", "model", "shape", "weights", "kernel", "isa", "sums", "n_threads"];
 /// What is the same for all of them; the largest is kept.
 const SPEED_CARRIED: [&str; 5] =
     ["limit_tokens_per_s", "bytes_per_token", "macs_per_token", "bandwidth_bytes_per_s", "macs_per_s"];
 /// What makes two kernel samples comparable.
-const KERNEL_KEYS: [&str; 8] = ["kernel", "isa", "exact", "n", "k", "m", "n_threads", "cache"];
+const KERNEL_KEYS: [&str; 8] = ["kernel", "isa", "sums", "n", "k", "m", "n_threads", "cache"];
 /// What is the same for all of them; the largest is kept.
 const KERNEL_CARRIED: [&str; 3] = ["packed_bytes", "bandwidth_bytes_per_s", "macs_per_s"];
 
@@ -37,8 +39,8 @@ pub struct SpeedRow {
     pub kernel: String,
     /// Instruction set that ran.
     pub isa: String,
-    /// Whether the kernel is exact.
-    pub exact: bool,
+    /// What is known of its sums.
+    pub sums: Sums,
     /// Threads.
     pub n_threads: u64,
     /// Median tokens per second with its interval.
@@ -71,8 +73,8 @@ pub struct KernelRow {
     pub kernel: String,
     /// Instruction set that ran.
     pub isa: String,
-    /// Whether the kernel is exact.
-    pub exact: bool,
+    /// What is known of its sums.
+    pub sums: Sums,
     /// Output rows.
     pub n: u64,
     /// Inputs.
@@ -142,7 +144,7 @@ pub fn speed_samples(records: &[Record]) -> Result<DataFrame, FrameError> {
         text("weights", &|s| s.model.weights.clone()),
         text("kernel", &|s| s.code.kernel.clone()),
         text("isa", &|s| s.code.isa.clone()),
-        Column::new("exact".into(), spread(&counts, speeds.iter().map(|s| s.code.exact))),
+        text("sums", &|s| Sums::of_speed(s).name().to_owned()),
         Column::new("n_threads".into(), spread(&counts, speeds.iter().map(|s| s.n_threads as u64))),
         Column::new("tokens_per_s".into(), speeds.iter().flat_map(|s| s.samples.tokens_per_s()).collect::<Vec<f64>>()),
         Column::new("limit_tokens_per_s".into(), spread(&counts, speeds.iter().map(|s| limit_of(s)))),
@@ -170,7 +172,7 @@ pub fn speed_rows(records: &[Record]) -> Result<Vec<SpeedRow>, FrameError> {
             weights: frame.text("weights", i)?,
             kernel: frame.text("kernel", i)?,
             isa: frame.text("isa", i)?,
-            exact: frame.flag("exact", i)?,
+            sums: Sums::named(&frame.text("sums", i)?),
             n_threads: frame.count("n_threads", i)?,
             tokens_per_s: frame.estimate("tokens_per_s", i)?,
             mad: frame.number("mad", i)?,
@@ -209,7 +211,7 @@ pub fn kernel_rows(records: &[Record]) -> Result<Vec<KernelRow>, FrameError> {
     let columns = vec![
         text("kernel", &|k| k.code.kernel.clone()),
         text("isa", &|k| k.code.isa.clone()),
-        Column::new("exact".into(), spread(&counts, kernels.iter().map(|k| k.code.exact))),
+        text("sums", &|k| Sums::of_code(&k.code).name().to_owned()),
         size("n", &|k| k.n),
         size("k", &|k| k.k),
         size("m", &|k| k.m),
@@ -230,7 +232,7 @@ pub fn kernel_rows(records: &[Record]) -> Result<Vec<KernelRow>, FrameError> {
         Ok(KernelRow {
             kernel: frame.text("kernel", i)?,
             isa: frame.text("isa", i)?,
-            exact: frame.flag("exact", i)?,
+            sums: Sums::named(&frame.text("sums", i)?),
             n: frame.count("n", i)?,
             k: frame.count("k", i)?,
             m: frame.count("m", i)?,
@@ -260,10 +262,6 @@ impl Rows {
 
     fn count(&self, name: &str, i: usize) -> PolarsResult<u64> {
         Ok(self.0.column(name)?.u64()?.get(i).unwrap_or(0))
-    }
-
-    fn flag(&self, name: &str, i: usize) -> PolarsResult<bool> {
-        Ok(self.0.column(name)?.bool()?.get(i).unwrap_or(false))
     }
 
     fn estimate(&self, name: &str, i: usize) -> PolarsResult<Estimate> {

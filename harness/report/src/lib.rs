@@ -13,10 +13,12 @@ pub mod frame;
 pub mod html;
 pub mod ledger;
 pub mod markdown;
+pub mod pairing;
 pub mod plots;
 pub mod rank;
 pub mod run;
 pub mod sections;
+pub mod sums;
 pub mod table;
 pub mod twins;
 

@@ -9,6 +9,7 @@ use ternbench_measure::Record;
 use ternbench_measure::stats::{self, Compared, Estimate};
 
 use crate::compare::Series;
+use crate::sums::Sums;
 use crate::table::{Kind, Table, Value, column};
 
 /// One kernel's place.
@@ -16,8 +17,8 @@ use crate::table::{Kind, Table, Value, column};
 pub struct Place {
     /// What was compared: `m = 1, 2 threads, cold`.
     pub class: String,
-    /// Whether the kernels of this ranking are exact.
-    pub exact: bool,
+    /// What is known of the sums of this ranking's kernels.
+    pub sums: Sums,
     /// Place from 1; `None` where shapes are missing.
     pub place: Option<usize>,
     /// The kernel.
@@ -31,7 +32,7 @@ pub struct Place {
 }
 
 /// By class and exactness: kernel, then shape.
-type Classes<'a> = BTreeMap<(String, bool), BTreeMap<&'a str, BTreeMap<(usize, usize), &'a Series>>>;
+type Classes<'a> = BTreeMap<(String, Sums), BTreeMap<&'a str, BTreeMap<(usize, usize), &'a Series>>>;
 
 /// Ranks the kernels that ran on matrices of their own.
 pub fn rank(records: &[Record]) -> Vec<Place> {
@@ -42,13 +43,13 @@ pub fn rank(records: &[Record]) -> Vec<Place> {
         let threads = series.contender.n_threads;
         let class = format!("m = {m}, {threads} thread{}, {cache}", if threads == 1 { "" } else { "s" });
         // A kernel that ran a shape twice counts with its last run.
-        let kernels = classes.entry((class, !series.contender.exact)).or_default();
+        let kernels = classes.entry((class, series.contender.sums)).or_default();
         kernels.entry(&series.contender.kernel).or_default().insert((*n, *k), series);
     }
-    classes.iter().flat_map(|((class, lossy), kernels)| rank_class(class, !lossy, kernels)).collect()
+    classes.iter().flat_map(|((class, sums), kernels)| rank_class(class, *sums, kernels)).collect()
 }
 
-fn rank_class(class: &str, exact: bool, kernels: &BTreeMap<&str, BTreeMap<(usize, usize), &Series>>) -> Vec<Place> {
+fn rank_class(class: &str, sums: Sums, kernels: &BTreeMap<&str, BTreeMap<(usize, usize), &Series>>) -> Vec<Place> {
     let shapes: BTreeSet<(usize, usize)> = kernels.values().flat_map(|of| of.keys().copied()).collect();
     let mean = |of: &BTreeMap<(usize, usize), &Series>| {
         let medians = of.values().filter_map(|series| stats::median(&series.rates)).collect::<Vec<_>>();
@@ -65,7 +66,7 @@ fn rank_class(class: &str, exact: bool, kernels: &BTreeMap<&str, BTreeMap<(usize
             });
             Place {
                 class: class.to_owned(),
-                exact,
+                sums,
                 place: None,
                 kernel: (*kernel).to_owned(),
                 ratio: against_best,
@@ -93,12 +94,11 @@ pub fn table(places: &[Place]) -> Table {
         column("shapes", "shapes", Kind::Text),
     ];
     Table::new(columns).with_rows(places.iter().map(|place| {
-        let exactness = if place.exact { "exact" } else { "bounded" };
         let shapes = format!("{} of {}", place.n_shapes, place.n_shapes_all);
         let place_number: Value = place.place.into();
         vec![
             place.class.clone().into(),
-            exactness.into(),
+            place.sums.name().into(),
             place_number,
             place.kernel.clone().into(),
             place.ratio.into(),
@@ -127,7 +127,7 @@ mod tests {
         ]);
         let places = rank(&made);
         let shown: Vec<(&str, bool, Option<usize>)> =
-            places.iter().map(|place| (place.kernel.as_str(), place.exact, place.place)).collect();
+            places.iter().map(|place| (place.kernel.as_str(), place.sums == Sums::Exact, place.place)).collect();
         assert_eq!(
             shown,
             [("a", true, Some(1)), ("b", true, Some(2)), ("half", true, None), ("lossy", false, Some(1))]

@@ -1,15 +1,23 @@
 //! The tables of a report, from records: one function per table, shared by Markdown, HTML and the exporters.
 
+mod accuracy;
+mod size;
+
 use ternbench_measure::Record;
 use ternbench_measure::record::Body;
 
 use crate::catalogue::Catalogue;
 use crate::compare::{By, cmp, cmp_table};
-use crate::frame::{KernelRow, SpeedRow, memory_rows};
+use crate::energy;
+use crate::frame::{KernelRow, SpeedRow};
 use crate::ledger::Ledger;
 use crate::rank;
+use crate::run::Run;
+use crate::sums::Sums;
 use crate::table::{Kind, Output, Table, Value, column};
 use crate::twins;
+
+pub use size::memory;
 
 /// A table with its heading.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +38,8 @@ impl Section {
 }
 
 /// The sections of a report that have rows, in order.
-pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow]) -> Vec<Section> {
+pub fn all(run: &Run, speeds: &[SpeedRow], kernels: &[KernelRow]) -> Vec<Section> {
+    let records = &run.records;
     let section = |title, note, table| Section { title, note, table };
     let mut sections = vec![
         section(
@@ -54,9 +63,32 @@ pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow]) -> Ve
             rank::table(&rank::rank(records)),
         ),
         section("Refused", "These enter no other table, ratio or verdict.", refused(records)),
-        section("Memory", "GB (10⁹ bytes). What was resident before loading is subtracted.", memory(records)),
-        section("Loading", "From file or seed to a model that can run, packing included.", load(records)),
-        section("Accuracy", "Items scored; Wilson intervals.", accuracy(records)),
+        section(
+            "Noise",
+            "A/A runs: in every group one contender ran twice in each round. The floor is how far the interval of its ratio to itself reaches from 1: a smaller difference was not told apart from none.",
+            noise(records),
+        ),
+        section(
+            "Memory",
+            "GB (10⁹ bytes), less what was resident before loading. Windows into mapped files count as file pages, as far as they were touched. The parts must add up to what the system says is resident.",
+            memory(records),
+        ),
+        section(
+            "Loading",
+            "From file or seed to a model that can run, packing included; and on to the first token behind a prompt.",
+            size::load(records),
+        ),
+        section("Accuracy", "Items scored; Wilson intervals.", accuracy::scores(run)),
+        section(
+            "Accuracy by items",
+            "Runs that answered the same items, paired: the interval resamples items; McNemar's exact p says how likely so uneven a split is between equals.",
+            accuracy::paired(run),
+        ),
+        section(
+            "Energy by formula",
+            "Joules of one pass over 512 tokens by the report's own formula, not measured. What it counts, what was published, and what it leaves out: the lm head, the norms, and reading every weight from memory once (in decode every token pays that).",
+            energy::table(),
+        ),
         section("Verification", "Done before anything was timed.", verification(records)),
     ];
     sections.extend(twins::tables(records));
@@ -81,15 +113,14 @@ pub fn speed(rows: &[SpeedRow]) -> Table {
         column("share_of_limit", "of limit", Kind::Share),
     ];
     Table::new(columns).with_rows(rows.iter().map(|row| {
-        let lossy = if row.exact { "" } else { " (lossy)" };
         vec![
             row.workload.clone().into(),
             Catalogue::get().title(&row.shape).into(),
             row.model.clone().into(),
             row.weights.clone().into(),
-            format!("{}{lossy}", row.kernel).into(),
+            row.sums.mark(&row.kernel).into(),
             row.isa.clone().into(),
-            exactness(row.exact),
+            row.sums.name().into(),
             row.n_threads.into(),
             row.tokens_per_s.into(),
             row.mad.into(),
@@ -97,10 +128,6 @@ pub fn speed(rows: &[SpeedRow]) -> Table {
             row.share_of_limit().into(),
         ]
     }))
-}
-
-fn exactness(exact: bool) -> Value {
-    if exact { "exact" } else { "bounded" }.into()
 }
 
 /// Kernels on their own: one row per shape, batch, thread count and kernel.
@@ -127,7 +154,7 @@ pub fn kernels(rows: &[KernelRow]) -> Table {
             row.m.into(),
             row.kernel.clone().into(),
             row.isa.clone().into(),
-            exactness(row.exact),
+            row.sums.name().into(),
             row.n_threads.into(),
             row.cache.clone().into(),
             row.compute_ns.scale(1e-3).into(),
@@ -139,85 +166,33 @@ pub fn kernels(rows: &[KernelRow]) -> Table {
     }))
 }
 
-/// Memory, least peak first.
-pub fn memory(records: &[Record]) -> Table {
+/// A/A runs: the ratio of a contender to itself.
+pub fn noise(records: &[Record]) -> Table {
     let columns = [
+        column("workload", "workload", Kind::Text),
+        column("group", "group", Kind::Text),
         column("title", "model", Kind::Text),
         column("model", "", Kind::Text),
         column("weights", "weights", Kind::Text),
         column("kernel", "kernel", Kind::Text),
-        column("stored_bytes", "stored", Kind::Bytes),
-        column("mapped_bytes", "mapped", Kind::Bytes),
-        column("packed_bytes", "packed linear", Kind::Bytes),
-        column("embedding_bytes", "embedding", Kind::Bytes),
-        column("kv_bytes", "KV cache", Kind::Bytes),
-        column("scratch_bytes", "scratch", Kind::Bytes),
-        column("peak_rss_bytes", "resident peak", Kind::Bytes),
-    ];
-    Table::new(columns).with_rows(memory_rows(records).into_iter().map(|memory| {
-        let shape = memory.model.shape().unwrap_or(&memory.model.model);
-        vec![
-            Catalogue::get().title(shape).into(),
-            memory.model.model.clone().into(),
-            memory.model.weights.clone().into(),
-            memory.kernel.clone().into(),
-            memory.stored_bytes.into(),
-            memory.mapped_bytes.into(),
-            memory.packed_bytes.into(),
-            memory.embedding_bytes.into(),
-            memory.kv_bytes.into(),
-            memory.scratch_bytes.into(),
-            memory.peak_rss_bytes.into(),
-        ]
-    }))
-}
-
-fn load(records: &[Record]) -> Table {
-    let columns = [
-        column("title", "model", Kind::Text),
-        column("weights", "weights", Kind::Text),
-        column("kernel", "packed for", Kind::Text),
         column("n_threads", "threads", Kind::Count),
-        column("load_s", "seconds", Kind::Number),
-        column("n_params", "parameters", Kind::Count),
+        column("ratio", "against itself", Kind::Ratio),
+        column("covers_1", "holds 1", Kind::Text),
+        column("floor", "noise floor", Kind::Share),
     ];
-    let rows = records.iter().filter_map(|record| match &record.body {
-        Body::Load(load) => {
-            let ns: Vec<f64> = load.samples_ns.iter().map(|&ns| ns as f64).collect();
-            let seconds = ternbench_measure::stats::median(&ns)? / 1e9;
-            let title = Catalogue::get().title(load.model.shape().unwrap_or(&load.model.model));
-            let words = [title, &load.model.weights, &load.kernel].map(Value::from);
-            Some(words.into_iter().chain([load.n_threads.into(), seconds.into(), load.n_params.into()]).collect())
+    Table::new(columns).with_rows(records.iter().filter_map(|record| match &record.body {
+        Body::Noise(noise) => {
+            let ratio = noise.ratio()?;
+            let title = Catalogue::get().title(noise.model.shape().unwrap_or(&noise.model.model));
+            let words = [&noise.workload, &noise.group, title, &noise.model.model, &noise.model.weights];
+            let covers = if (ratio.low..=ratio.high).contains(&1.0) { "yes" } else { "no" };
+            let kernel = Sums::of_code(&noise.code).mark(&noise.code.kernel);
+            let rest: [Value; 5] =
+                [kernel.into(), noise.n_threads.into(), ratio.into(), covers.into(), noise.floor().into()];
+            Some(words.map(Value::from).into_iter().chain(rest).collect())
         }
         _ => None,
-    });
-    Table::new(columns).with_rows(rows)
-}
-
-fn accuracy(records: &[Record]) -> Table {
-    let columns = [
-        column("title", "model", Kind::Text),
-        column("weights", "weights", Kind::Text),
-        column("task", "task", Kind::Text),
-        column("metric", "metric", Kind::Text),
-        column("share", "% correct", Kind::Estimate),
-        column("n_total", "in the set", Kind::Count),
-    ];
-    let mut table = Table::new(columns);
-    for record in records {
-        let Body::Accuracy(accuracy) = &record.body else { continue };
-        let title = Catalogue::get().title(accuracy.model.shape().unwrap_or(&accuracy.model.model));
-        let words = |metric: &str| [title, &accuracy.model.weights, &accuracy.task, metric].map(Value::from);
-        for (metric, &correct) in &accuracy.correct {
-            let share = ternbench_measure::stats::proportion(correct, accuracy.n).map(|share| share.scale(100.0));
-            table.rows.push(words(metric).into_iter().chain([share.into(), accuracy.n_total.into()]).collect());
-        }
-        if let Some(nll) = accuracy.nll_sum.filter(|_| accuracy.n > 0) {
-            let perplexity = Value::from((nll / accuracy.n as f64).exp());
-            table.rows.push(words("perplexity").into_iter().chain([perplexity, accuracy.n_total.into()]).collect());
-        }
-    }
-    table
+    }))
 }
 
 fn refused(records: &[Record]) -> Table {

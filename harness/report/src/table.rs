@@ -43,6 +43,10 @@ pub enum Kind {
     Bytes,
     /// A share of one, shown in percent.
     Share,
+    /// Joules, shown with three decimals as the report shows them; what is below a thousandth with five.
+    Joules,
+    /// A probability, shown with four decimals.
+    Probability,
     /// A median with its interval and n: three columns for people, four for programs.
     Estimate,
     /// A ratio with its interval and n, shown as `2.31x`.
@@ -187,16 +191,28 @@ impl Table {
 /// The cells of one value.
 fn show(kind: Kind, value: &Value) -> Vec<String> {
     let unit = |text: String| if kind == Kind::Ratio { format!("{text}x") } else { text };
-    let digits = |x: f64| if kind == Kind::Ratio { format!("{x:.2}") } else { short_number(x) };
+    // Near 1 a ratio's third decimal says something.
+    let decimals = |value: f64| if (value - 1.0).abs() < 0.1 { 3 } else { 2 };
+    let digits = |x: f64, of: f64| match kind {
+        Kind::Ratio => format!("{x:.*}", decimals(of)),
+        _ => short_number(x),
+    };
     match value {
         Value::None if matches!(kind, Kind::Estimate | Kind::Ratio) => vec!["–".into(); 3],
         Value::None => vec!["–".into()],
         Value::Text(text) => vec![text.clone()],
         Value::Count(count) if kind == Kind::Bytes => vec![format!("{:.3}", *count as f64 / 1e9)],
         Value::Count(count) => vec![count.to_string()],
-        Value::Number(x) if kind == Kind::Share => vec![format!("{:.0} %", x * 100.0)],
-        Value::Number(x) => vec![unit(digits(*x))],
+        Value::Number(x) => vec![match kind {
+            Kind::Share if x.abs() < 0.0995 => format!("{:.1} %", x * 100.0),
+            Kind::Share => format!("{:.0} %", x * 100.0),
+            Kind::Joules if x.abs() < 0.001 => format!("{x:.5}"),
+            Kind::Joules => format!("{x:.3}"),
+            Kind::Probability => format!("{x:.4}"),
+            _ => unit(digits(*x, *x)),
+        }],
         Value::Estimate(e) => {
+            let digits = |x: f64| digits(x, e.value);
             vec![unit(digits(e.value)), format!("{} to {}", digits(e.low), digits(e.high)), e.n.to_string()]
         }
     }

@@ -9,7 +9,7 @@ use ternbench_measure::git::GitState;
 use ternbench_measure::record::*;
 use ternbench_measure::rng::Rng;
 use ternbench_measure::{Host, RecordFile};
-use ternbench_report::{Document, Run, Verdict, frame, html, judge, markdown, table};
+use ternbench_report::{Document, Run, Verdict, export, frame, html, judge, markdown, sections, table};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -86,7 +86,7 @@ fn the_page_needs_no_network_and_escapes_what_records_say() {
 
 #[test]
 fn verdicts_of_the_frozen_records() {
-    let ledger = judge(&frozen());
+    let ledger = judge(&Run { records: frozen(), ..Run::default() });
     let verdict = |id: &str| ledger.rows.iter().find(|row| row.id == id).expect("a row").finding.verdict;
     assert_eq!(verdict("twice-as-fast"), Verdict::Reproduced);
     assert_eq!(verdict("less-memory"), Verdict::Reproduced);
@@ -100,6 +100,29 @@ fn verdicts_of_the_frozen_records() {
     assert!(narrow.lines().all(|line| line.chars().count() <= 100), "{narrow}");
     let plain = table::ledger(&ledger, table::Output::Plain);
     assert_eq!(plain.lines().count(), ledger.rows.len() + 1);
+}
+
+#[test]
+fn an_opponent_is_neither_exact_nor_lossy() {
+    let csv = export::write(&sections::speed(&frame::speed_rows(&frozen()).expect("rows")), export::Format::Csv);
+    let csv = String::from_utf8(csv.expect("CSV")).expect("UTF-8");
+    let theirs: Vec<&str> = csv.lines().filter(|line| line.contains("llama-bench")).collect();
+    assert!(matches!(theirs[..], [row] if row.contains(",llama-bench (not checked),unknown,not checked,")), "{csv}");
+    let report = markdown::report(&document());
+    assert!(report.lines().filter(|line| line.contains("| llama-bench")).all(|line| line.contains("(not checked)")));
+}
+
+#[test]
+fn the_report_shows_noise_memory_loading_and_energy() {
+    let report = markdown::report(&document());
+    for (row, why) in [
+        ("| yes | 0.8 % |", "the A/A run"),
+        ("| 1.209 | 1.214 | 0.4 % | 1.228 |", "parts, what the system counted, what is unexplained, and the peak"),
+        ("| 2.31 | 2.28 to 2.45 | 3 | 3.02 | 2.99 to 3.16 | 3 | 128 |", "loading and the first token"),
+        ("| 0.008 | 0.020 | 0.028 | 0.028 | 0.084 | 0.00027 | 0.191 | 0.304 |", "joules by the formula"),
+    ] {
+        assert!(report.contains(row), "{why}: {row}\n{report}");
+    }
 }
 
 #[test]
@@ -134,7 +157,18 @@ fn plots_are_drawn_as_svg_and_png() {
         let png = std::fs::read(folder.path().join(format!("{name}.png"))).expect("a PNG");
         assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000, "{name}");
     }
-    for table in ["speed", "side-by-side", "kernels-by-shape", "ranking-of-kernels", "memory", "accuracy", "claims"] {
+    for table in [
+        "speed",
+        "side-by-side",
+        "kernels-by-shape",
+        "ranking-of-kernels",
+        "noise",
+        "memory",
+        "loading",
+        "accuracy",
+        "energy-by-formula",
+        "claims",
+    ] {
         let csv = std::fs::read_to_string(folder.path().join(format!("{table}.csv"))).expect("a CSV");
         assert!(csv.lines().count() > 1, "{table}");
         let parquet = std::fs::read(folder.path().join(format!("{table}.parquet"))).expect("Parquet");
@@ -380,6 +414,9 @@ fn make_frozen_records() -> String {
         kv_bytes: 20_000_000,
         scratch_bytes: 9_000_000,
         n_params_linear: 2_084_044_800,
+        vector_bytes: 1_800_000,
+        resident_bytes: 1_214_000_000,
+        resident_file_bytes: 400_000,
         peak_rss_bytes: 1_228_000_000,
         peak_was_reset: true,
         ..Memory::default()
@@ -387,11 +424,24 @@ fn make_frozen_records() -> String {
     bodies.push(ternary.into());
     let load = Load {
         model: model("bitnet-2b4t", "ternary"),
+        kernel: "avx512vnni-i2s-dpbusd".into(),
+        n_threads: 2,
+        samples_ns: vec![2_310_000_000, 2_280_000_000, 2_450_000_000],
+        first_token_ns: vec![3_020_000_000, 2_990_000_000, 3_160_000_000],
+        first_token_n_prompt: 128,
         n_params_linear: 2_084_044_800,
         n_params: 2_412_380_160,
         ..Load::default()
     };
     bodies.push(load.into());
+    let code = Code { kernel: "llama-bench".into(), isa: "unknown".into(), exact: false };
+    let theirs = Model { model: "Llama-3.2-1B-f16.gguf".into(), shape: None, ..model("llama", "f16") };
+    bodies.push(speed(theirs, code, 2, false, "llama-3.2-1b-t2-tg128", 12.1, (0, 0)));
+    if let Some(Body::Speed(speed)) = bodies.last_mut() {
+        speed.limits = Limits::default();
+        speed.opponent =
+            Some(Opponent { program: "llama-bench".into(), how: "interleaved".into(), ..Opponent::default() });
+    }
     let mut text = String::new();
     for body in bodies {
         let record =

@@ -10,14 +10,20 @@ use crate::ledger::{Finding, Verdict};
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-fn of<'a>(evidence: &Evidence<'a>, shape: &str, task: &str) -> Option<&'a Accuracy> {
-    let fits = |a: &&&Accuracy| {
+/// The score over most items, with the index of its record.
+fn of<'a>(evidence: &Evidence<'a>, shape: &str, task: &str) -> Option<(usize, &'a Accuracy)> {
+    let fits = |(_, a): &&(usize, &Accuracy)| {
         a.model.shape() == Some(shape) && !a.model.is_synthetic() && a.task.split('@').next() == Some(task) && a.n > 0
     };
-    evidence.accuracies.iter().filter(fits).copied().max_by_key(|accuracy| accuracy.n)
+    evidence.accuracies.iter().filter(fits).copied().max_by_key(|(_, accuracy)| accuracy.n)
 }
 
-/// The difference of two independent proportions, in points, with its 95 % interval.
+/// A share as percentage points.
+fn in_points(share: Estimate) -> Estimate {
+    Estimate { value: 100.0 * share.value, low: 100.0 * share.low, high: 100.0 * share.high, n: share.n }
+}
+
+/// The difference of two independent proportions, in points, with its 95 % interval: wider than the paired one.
 fn lead(a: (u64, u64), b: (u64, u64)) -> Estimate {
     let share = |(correct, n): (u64, u64)| correct as f64 / n as f64;
     let variance = |(correct, n): (u64, u64)| share((correct, n)) * (1.0 - share((correct, n))) / n as f64;
@@ -35,26 +41,31 @@ pub(super) fn beats(
     against: &[String],
 ) -> Finding {
     let score = |shape: &str| {
-        let accuracy = of(evidence, shape, task)?;
+        let (index, accuracy) = of(evidence, shape, task)?;
         let correct =
             *accuracy.correct.get(metric).or_else(|| accuracy.correct.get(metric.trim_end_matches("_correct")))?;
-        (correct <= accuracy.n).then_some((accuracy, (correct, accuracy.n)))
+        (correct <= accuracy.n).then_some((index, accuracy, (correct, accuracy.n)))
     };
-    let Some((accuracy, own)) = score(&catalogue.subject().id) else {
+    let Some((index, accuracy, own)) = score(&catalogue.subject().id) else {
         return Finding::not_measured(format!("no {task} score of real weights of {}", catalogue.subject().title));
     };
     let measured = format!("{:.2} ({} of {} items)", own.0 as f64 * 100.0 / own.1 as f64, own.1, accuracy.n_total);
-    let leads: Vec<(&str, Estimate)> =
-        against.iter().filter_map(|shape| Some((catalogue.title(shape), lead(own, score(shape)?.1)))).collect();
-    let list: Vec<String> = leads
-        .iter()
-        .map(|(title, lead)| format!("{title} {:+.1} ({:+.1} to {:+.1})", lead.value, lead.low, lead.high))
-        .collect();
-    let list = list.join("; ");
+    let paired = |other: usize| evidence.pairings.iter().find_map(|pairing| pairing.lead_of(index, other, metric));
+    let leads = against.iter().filter_map(|shape| {
+        let (other, _, score) = score(shape)?;
+        let (lead, how) = match paired(other) {
+            Some((share, p)) => (in_points(share), format!("McNemar p {p:.4}")),
+            None => (lead(own, score), "unpaired".into()),
+        };
+        let title = catalogue.title(shape);
+        Some((title, lead, format!("{title} {:+.1} ({:+.1} to {:+.1}, {how})", lead.value, lead.low, lead.high)))
+    });
+    let leads: Vec<(&str, Estimate, String)> = leads.collect();
+    let list = leads.iter().map(|(.., words)| words.as_str()).collect::<Vec<_>>().join("; ");
     if accuracy.n < accuracy.n_total {
         return Finding::new(Verdict::NotMeasured, measured, format!("a part of the set only; lead in points: {list}"));
     }
-    if let Some((title, _)) = leads.iter().find(|(_, lead)| lead.high < 0.0) {
+    if let Some((title, ..)) = leads.iter().find(|(_, lead, _)| lead.high < 0.0) {
         return Finding::new(Verdict::NotReproduced, measured, format!("below {title}; lead in points: {list}"));
     }
     if leads.len() < against.len() {
@@ -64,7 +75,7 @@ pub(super) fn beats(
             format!("{} of {} baselines scored; lead in points: {list}", leads.len(), against.len()),
         );
     }
-    let sure = leads.iter().all(|(_, lead)| lead.low > 0.0);
+    let sure = leads.iter().all(|(_, lead, _)| lead.low > 0.0);
     let verdict = if sure { Verdict::Reproduced } else { Verdict::Undecided };
     let doubt = if sure { "" } else { "a lead's interval holds 0; " };
     Finding::new(verdict, measured, format!("{doubt}lead in points: {list}"))
@@ -79,7 +90,7 @@ pub(super) fn perplexity(
     error: f64,
 ) -> Finding {
     let accuracy = of(evidence, &catalogue.subject().id, task);
-    let Some((accuracy, nll)) = accuracy.and_then(|accuracy| Some((accuracy, accuracy.nll_sum?))) else {
+    let Some((accuracy, nll)) = accuracy.and_then(|(_, accuracy)| Some((accuracy, accuracy.nll_sum?))) else {
         return Finding::not_measured(format!("no {task} perplexity of real weights of {}", catalogue.subject().title));
     };
     let n = accuracy.n as f64;

@@ -7,6 +7,8 @@ use ternbench_measure::record::{Accuracy, Agreement, Body, Load, Memory, Speed, 
 use ternbench_measure::stats::{self, Compared, Estimate};
 
 use crate::compare::pairs;
+use crate::pairing::Pairing;
+use crate::run::Run;
 
 /// Records by kind, without what was refused.
 #[derive(Debug, Default)]
@@ -23,17 +25,19 @@ pub struct Evidence<'a> {
     pub loads: Vec<&'a Load>,
     /// Memories.
     pub memories: Vec<&'a Memory>,
-    /// Accuracies.
-    pub accuracies: Vec<&'a Accuracy>,
+    /// Accuracies, with the index of the record.
+    pub accuracies: Vec<(usize, &'a Accuracy)>,
+    /// Accuracies paired by items.
+    pub pairings: &'a [Pairing],
     /// Architectures that any record was made on.
     pub archs: BTreeSet<&'a str>,
 }
 
 impl<'a> Evidence<'a> {
-    /// Sorts the records.
-    pub fn new(records: &'a [Record]) -> Self {
-        let mut evidence = Self::default();
-        for record in records {
+    /// Sorts the records of a run.
+    pub fn new(run: &'a Run) -> Self {
+        let mut evidence = Self { pairings: &run.pairings, ..Self::default() };
+        for (index, record) in run.records.iter().enumerate() {
             evidence.archs.insert(&record.arch);
             match &record.body {
                 Body::Speed(speed) if speed.refused.is_none() && !speed.samples.ns.is_empty() => {
@@ -44,7 +48,7 @@ impl<'a> Evidence<'a> {
                 Body::Agreement(agreement) => evidence.agreements.push(agreement),
                 Body::Load(load) => evidence.loads.push(load),
                 Body::Memory(memory) => evidence.memories.push(memory),
-                Body::Accuracy(accuracy) => evidence.accuracies.push(accuracy),
+                Body::Accuracy(accuracy) => evidence.accuracies.push((index, accuracy)),
                 Body::Probe(_)
                 | Body::Noise(_)
                 | Body::Kernel(_)

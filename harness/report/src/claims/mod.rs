@@ -6,19 +6,19 @@ mod exactness;
 mod memory;
 mod speed;
 
-use ternbench_measure::Record;
 use ternbench_measure::record::Speed;
 use ternbench_measure::stats;
 
 use crate::catalogue::{Catalogue, Claim, Rule};
 use crate::energy::energy;
 use crate::ledger::{Finding, Ledger, Row, Verdict};
+use crate::run::Run;
 pub use evidence::{Comparison, Evidence, layout_of};
 
-/// Judges every claim of the catalogue by these records.
-pub fn judge(records: &[Record]) -> Ledger {
+/// Judges every claim of the catalogue by a run's records.
+pub fn judge(run: &Run) -> Ledger {
     let catalogue = Catalogue::get();
-    let evidence = Evidence::new(records);
+    let evidence = Evidence::new(run);
     let rows = catalogue.claims.iter().map(|claim| row(claim, find(&claim.rule, &evidence, catalogue))).collect();
     Ledger { rows }
 }

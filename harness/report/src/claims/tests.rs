@@ -2,16 +2,19 @@
 
 use ternbench_measure::Record;
 use ternbench_measure::record::{Accuracy, Agreement, Body, Load, Memory, Speed, TritCount, Verify};
+use ternbench_measure::stats::Estimate;
 
 use super::judge;
 use super::test_records::{code, model, records, records_on, speed};
 use crate::ledger::{Row, Verdict};
+use crate::pairing::{PairedMetric, Pairing};
+use crate::run::Run;
 
 const TERNARY: &str = "synthetic:bitnet-2b4t";
 const BASELINES: [&str; 5] = ["llama-3.2-1b", "gemma-3-1b", "qwen2.5-1.5b", "smollm2-1.7b", "minicpm-2b"];
 
 fn row(records: &[Record], id: &str) -> Row {
-    let ledger = judge(records);
+    let ledger = judge(&Run { records: records.to_vec(), ..Run::default() });
     ledger.rows.into_iter().find(|row| row.id == id).expect("the claim is in the catalogue")
 }
 
@@ -35,7 +38,7 @@ fn race(ratios: &[f64]) -> Vec<Body> {
 
 #[test]
 fn nothing_measured_names_the_commands() {
-    let ledger = judge(&[]);
+    let ledger = judge(&Run::default());
     for row in &ledger.rows {
         let formula = row.id == "energy-028j (formula)";
         assert_eq!(row.finding.verdict == Verdict::NotMeasured, !formula, "{row:?}");
@@ -250,6 +253,45 @@ fn accuracy_counts_on_real_weights_and_the_whole_set() {
     );
     assert_eq!(verdict(&all(90, 10, 100, ""), "piqa-beats-1b"), Verdict::NotMeasured);
     assert_eq!(verdict(&all(1500, 1300, 1838, "synthetic:"), "piqa-beats-1b"), Verdict::NotMeasured);
+}
+
+#[test]
+fn a_lead_that_is_paired_by_items_is_judged_by_the_pairs() {
+    let score = |shape: &str, correct: u64| -> Body {
+        let mut accuracy = Accuracy {
+            model: model(shape, "f16"),
+            task: "piqa@1".into(),
+            n: 1838,
+            n_total: 1838,
+            ..Accuracy::default()
+        };
+        accuracy.model.shape = Some(shape.into());
+        accuracy.correct.insert("acc_norm".into(), correct);
+        accuracy.into()
+    };
+    let others = BASELINES[..3].iter().map(|shape| score(shape, 1399));
+    let records = records(std::iter::once(score("bitnet-2b4t", 1417)).chain(others));
+    let finding = |pairings| {
+        let run = Run { records: records.clone(), pairings, ..Run::default() };
+        judge(&run).rows.into_iter().find(|row| row.id == "piqa-beats-1b").expect("a row").finding
+    };
+    let alone = finding(Vec::new());
+    assert!(alone.verdict == Verdict::Undecided && alone.reason.contains("unpaired"), "{alone:?}");
+    // The same 18 items, but no item is lost: the pairs are sure of what the shares are not. The second pair stands the other way round.
+    let lead = |sign: f64| {
+        let ends = if sign > 0.0 { [0.005, 0.014] } else { [-0.014, -0.005] };
+        PairedMetric {
+            metric: "acc_norm".into(),
+            only_first: 18,
+            only_second: 0,
+            lead: Estimate { value: sign * 18.0 / 1838.0, low: ends[0], high: ends[1], n: 1838 },
+            p: 7.6e-6,
+        }
+    };
+    let pairing = |first, second, sign| Pairing { task: "piqa@1".into(), first, second, outcome: Ok(vec![lead(sign)]) };
+    let paired = finding(vec![pairing(0, 1, 1.0), pairing(2, 0, -1.0), pairing(0, 3, 1.0)]);
+    assert_eq!(paired.verdict, Verdict::Reproduced, "{paired:?}");
+    assert_eq!(paired.reason.matches("+1.0 (+0.5 to +1.4, McNemar p 0.0000)").count(), 3, "{paired:?}");
 }
 
 #[test]

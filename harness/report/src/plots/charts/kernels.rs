@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::threads;
 use crate::frame::KernelRow;
 use crate::plots::{Cell, HeatMap};
+use crate::sums::Sums;
 use crate::table::short_number;
 
 /// One heat map per class, with the name of its files. A class of one kernel is no comparison and gets none.
@@ -34,12 +35,12 @@ fn heat_map(members: &[&KernelRow], m: u64, subtitle: String) -> HeatMap {
     let best = |shape: (u64, u64)| {
         members.iter().filter(|row| (row.n, row.k) == shape).map(|row| row.compute_ns.value).fold(f64::MAX, f64::min)
     };
-    let mut kernels: Vec<(&str, bool, f64)> = Vec::new();
+    let mut kernels: Vec<(&str, Sums, f64)> = Vec::new();
     for row in members {
         if !kernels.iter().any(|(kernel, ..)| *kernel == row.kernel) {
             let slower: Vec<f64> =
                 shapes.iter().filter_map(|&shape| Some(find(&row.kernel, shape)? / best(shape))).collect();
-            kernels.push((&row.kernel, row.exact, slower.iter().sum::<f64>() / slower.len().max(1) as f64));
+            kernels.push((&row.kernel, row.sums, slower.iter().sum::<f64>() / slower.len().max(1) as f64));
         }
     }
     kernels.sort_by(|a, b| a.2.total_cmp(&b.2));
@@ -50,9 +51,8 @@ fn heat_map(members: &[&KernelRow], m: u64, subtitle: String) -> HeatMap {
         // The best is hottest; ten times slower is cold.
         Some(Cell { heat: 1.0 - slower.log10(), text, detail: format!("{}x the time", short_number(slower)) })
     };
-    let row = |&(kernel, exact, _): &(&str, bool, f64)| {
-        let name = format!("{kernel}{}", if exact { "" } else { " (bounded)" });
-        (name, shapes.iter().map(|shape| cell(kernel, shape)).collect())
+    let row = |&(kernel, sums, _): &(&str, Sums, f64)| {
+        (sums.mark(kernel), shapes.iter().map(|shape| cell(kernel, shape)).collect())
     };
     HeatMap {
         title: format!(

@@ -13,9 +13,9 @@ fn title(row: &SpeedRow) -> &str {
     Catalogue::get().title(&row.shape)
 }
 
-/// `avx2-i2s-maddubs`, marked where it is lossy.
+/// `avx2-i2s-maddubs`, marked where it is not exact.
 fn kernel(row: &SpeedRow) -> String {
-    format!("{}{}", row.kernel, if row.exact { "" } else { " (lossy)" })
+    row.sums.mark(&row.kernel)
 }
 
 /// Index of the colour of a row: by weights, then by threads from few to many.

@@ -21,6 +21,7 @@ mod probes;
 mod race;
 mod rank;
 mod report;
+mod serve;
 mod speed;
 mod suite;
 mod workload;
@@ -65,6 +66,8 @@ enum Command {
     Eval(eval::Args),
     /// Continue a prompt, streaming
     Generate(generate::Args),
+    /// Serve a model to OpenAI-compatible clients
+    Serve(serve::Args),
     /// Look into a model: its tensors, tokens and logits
     #[command(subcommand)]
     Model(model::Command),
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(args) => check::run(args, &env),
         Command::Eval(args) => eval::run(args, &env),
         Command::Generate(args) => generate::run(args, &env),
+        Command::Serve(args) => serve::run(args, &env),
         Command::Model(command) => model::run(command, &env),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut std::io::stdout());

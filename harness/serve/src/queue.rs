@@ -53,16 +53,22 @@ impl Drop for Place {
 pub struct Queue {
     jobs: Sender<Job>,
     open: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicUsize>,
     max_open: usize,
 }
 
 /// The model's end of a [`Queue`].
-pub struct Jobs(Receiver<Job>);
+pub struct Jobs {
+    jobs: Receiver<Job>,
+    cancelled: Arc<AtomicUsize>,
+}
 
 /// A queue that takes `max_open` jobs, those at work included.
 pub fn queue(max_open: usize) -> (Queue, Jobs) {
     let (jobs, receiver) = std::sync::mpsc::channel();
-    (Queue { jobs, open: Arc::default(), max_open }, Jobs(receiver))
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let queue = Queue { jobs, open: Arc::default(), cancelled: Arc::clone(&cancelled), max_open };
+    (queue, Jobs { jobs: receiver, cancelled })
 }
 
 impl Queue {
@@ -74,6 +80,11 @@ impl Queue {
     /// Jobs waiting or at work.
     pub fn n_open(&self) -> usize {
         self.open.load(Ordering::Acquire)
+    }
+
+    /// Jobs that ended early: at a stop string, or because nobody waited for them any more.
+    pub fn n_cancelled(&self) -> usize {
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     /// Takes `n` places, all or none.
@@ -116,17 +127,17 @@ impl Jobs {
         let mut open: HashMap<RequestId, Open> = HashMap::new();
         while !stopped() {
             if batch.is_idle() {
-                match self.0.recv_timeout(TICK) {
+                match self.jobs.recv_timeout(TICK) {
                     Ok(job) => take(batch, &mut open, job),
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
-            self.0.try_iter().for_each(|job| take(batch, &mut open, job));
+            self.jobs.try_iter().for_each(|job| take(batch, &mut open, job));
             open.retain(|&id, job| {
                 let wanted = job.alive.strong_count() > 0;
-                if !wanted {
-                    batch.cancel(id);
+                if !wanted && batch.cancel(id) {
+                    self.cancelled.fetch_add(1, Ordering::Relaxed);
                 }
                 wanted
             });

@@ -150,7 +150,7 @@ fn answer(served: &Served<'_>, queue: &Queue, connection: &mut Connection, reque
     let path = request.path.as_str();
     let one = path.strip_prefix("/v1/models/");
     let body = match (request.method.as_str(), path) {
-        ("GET", "/health") => Ok(json!({"status": "ok", "open": queue.n_open()})),
+        ("GET", "/health") => Ok(json!({"status": "ok", "open": queue.n_open(), "cancelled": queue.n_cancelled()})),
         ("GET", "/v1/models") => Ok(json!({"object": "list", "data": [model(served)]})),
         ("GET", _) if one == Some(&served.name) => Ok(model(served)),
         ("POST", "/v1/completions" | "/v1/chat/completions") => {

@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ternbench_eval::items::Line;
 use ternbench_eval::prompt::PromptSet;
 use ternbench_eval::stats::Accuracy;
-use ternbench_eval::{Backend, LocalModel, Options, Progress, Provenance, Shard, Summary, Task, page, store};
+use ternbench_eval::via::About;
+use ternbench_eval::{Backend, LocalModel, Options, Progress, Provenance, Shard, Summary, Task, Via, page, store};
 use ternbench_measure::{Env, Host, RecordWriter, RunContext, record, run_dir};
 use ternbench_model::batch::Limits;
 use ternbench_model::{Engine, Tokenizer};
@@ -24,6 +25,7 @@ use crate::open::{self, LayoutArg, Loaded, ModelArgs};
   ternbench eval -m model.gguf --task piqa,gsm8k --limit 100 --out results/runs/mine
   scripts/fetch-data && ternbench eval -m model.gguf --task piqa --data datasets/cache --out out
   ternbench eval -m model.gguf --task gsm8k --data datasets/cache --out out --resume
+  ternbench eval --via http://127.0.0.1:8080 --task piqa --data datasets/cache --out out
   ternbench eval compare out-a out-b --task gsm8k --data datasets/cache
 
 Without --data the project's own sample set is used: it shows that everything works, its scores are not GSM8K's or PIQA's.")]
@@ -32,8 +34,14 @@ pub struct Args {
     finished: Option<Finished>,
     /// A GGUF file, a folder with config.json and safetensors, or synthetic:NAME (see --tokenizer)
     // Not of `ModelArgs`: a subcommand needs none.
-    #[arg(short, long, value_name = "MODEL", required = true)]
+    #[arg(short, long, value_name = "MODEL", required_unless_present = "via", conflicts_with = "via")]
     model: Option<String>,
+    /// Score what an OpenAI-compatible completions server answers instead (plain http; choices need `echo` and `logprobs`)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["kernel", "threads"])]
+    via: Option<String>,
+    /// The model to ask the server for; its first when not given
+    #[arg(long, value_name = "NAME", requires = "via")]
+    via_model: Option<String>,
     /// Kernel of the ternary layers; `auto` takes the fastest that is exact and runs here [env: TERNBENCH_KERNEL]
     #[arg(short, long)]
     kernel: Option<String>,
@@ -116,6 +124,21 @@ impl Answerer {
         Self { model: loaded.info.clone(), code: loaded.code() }
     }
 
+    /// A server, by what it says of itself. Nothing of it is proved here, so the code counts as not exact.
+    pub fn via(url: &str, about: &About) -> Self {
+        const UNKNOWN: &str = "not stated";
+        let unknown = || UNKNOWN.to_owned();
+        let model = record::Model {
+            model: about.model.clone(),
+            model_hash: about.model_hash.clone().unwrap_or_else(unknown),
+            architecture: unknown(),
+            weights: unknown(),
+            ..record::Model::default()
+        };
+        let kernel = about.kernel.as_deref().unwrap_or(UNKNOWN);
+        Self { model, code: record::Code { kernel: format!("{kernel} via {url}"), isa: unknown(), exact: false } }
+    }
+
     /// For items.
     pub fn provenance(&self) -> Provenance {
         Provenance {
@@ -131,15 +154,8 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         return eval_runs::run(finished, env);
     }
     let run = args.run;
-    let model = args.model.context("a model is needed: -m MODEL")?;
-    let model = ModelArgs { model, kernel: args.kernel, threads: args.threads, layout: args.layout };
     let tasks = run.task.iter().map(|name| Task::find(name)).collect::<Result<Vec<_>, _>>()?;
-    let tokenizer = match &run.tokenizer {
-        Some(path) => Tokenizer::for_model(path)?,
-        None => model.tokenizer()?,
-    };
-    let (loaded, pool) = model.load(env)?;
-    let mut backend = LocalModel::new(Engine::new(&loaded.model, &pool), &tokenizer, args.batch.limits());
+    let tokenizer = run.tokenizer.as_deref().map(Tokenizer::for_model).transpose()?;
     let options = Options {
         data: data_folder(run.data.as_deref(), env),
         out: run.out,
@@ -149,6 +165,17 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         resume: run.resume,
         provenance: Provenance::default(),
     };
+    if let Some(url) = &args.via {
+        let mut backend = Via::connect(url, args.via_model.as_deref(), tokenizer, args.batch.batch)?;
+        let by = Answerer::via(url, backend.about());
+        evaluate(&tasks, &mut backend, &by, options)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let model = args.model.context("a model is needed: -m MODEL, or --via URL")?;
+    let model = ModelArgs { model, kernel: args.kernel, threads: args.threads, layout: args.layout };
+    let tokenizer = tokenizer.map_or_else(|| model.tokenizer(), Ok)?;
+    let (loaded, pool) = model.load(env)?;
+    let mut backend = LocalModel::new(Engine::new(&loaded.model, &pool), &tokenizer, args.batch.limits());
     evaluate(&tasks, &mut backend, &Answerer::loaded(&loaded), options)?;
     Ok(ExitCode::SUCCESS)
 }

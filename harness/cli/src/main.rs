@@ -22,6 +22,7 @@ mod probes;
 mod race;
 mod rank;
 mod report;
+mod serve;
 mod speed;
 mod suite;
 mod tasks;
@@ -73,6 +74,8 @@ enum Command {
     Tasks(tasks::Command),
     /// Continue a prompt, streaming
     Generate(generate::Args),
+    /// Serve a model to OpenAI-compatible clients
+    Serve(serve::Args),
     /// Look into a model: its tensors, tokens and logits
     #[command(subcommand)]
     Model(model::Command),
@@ -117,6 +120,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Twins(args) => twins::run(args, &env),
         Command::Tasks(command) => tasks::run(command),
         Command::Generate(args) => generate::run(args, &env),
+        Command::Serve(args) => serve::run(args, &env),
         Command::Model(command) => model::run(command, &env),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut std::io::stdout());

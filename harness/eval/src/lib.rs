@@ -5,7 +5,7 @@
 //! it is finished, and returns a [`Summary`].
 //!
 //! From file to score: [`dataset`] reads items, [`template`] and [`prompt`] make prompts of them with examples drawn as CPython
-//! does ([`mt19937`]), [`work`] makes questions, [`local`] answers them with a model (many at once), [`score`], [`generate`] and
+//! does ([`mt19937`]), [`work`] makes questions, [`local`] answers them with a model (many at once) and [`via`] through a server, [`score`], [`generate`] and
 //! [`perplexity`] hold the rules, [`extract`] finds answers, [`items`] and [`store`] record, [`stats`] and [`summary`] sum up,
 //! [`compare`] pairs two runs, [`page`] shows items to people.
 
@@ -31,6 +31,8 @@ pub mod task;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod via;
+mod via_http;
 pub mod work;
 
 pub use backend::Backend;
@@ -42,3 +44,4 @@ pub use stats::Metric;
 pub use store::Shard;
 pub use summary::Summary;
 pub use task::Task;
+pub use via::Via;

@@ -27,7 +27,12 @@ pub fn check() -> Result<(), Interrupted> {
 
 /// From now on the first Ctrl-C only sets what [`requested`] returns. Commands that do not ask for it are simply ended.
 pub fn listen() {
-    imp::listen();
+    imp::listen(false);
+}
+
+/// The same for Ctrl-C and for SIGTERM, with which service managers and batch systems ask a program to end.
+pub fn listen_to_termination() {
+    imp::listen(true);
 }
 
 #[cfg(unix)]
@@ -39,19 +44,22 @@ mod imp {
         REQUESTED.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn listen() {
+    pub(super) fn listen(to_termination: bool) {
         // SAFETY: an all-zero `sigaction` is a valid value of that C struct: no flags, an empty mask, no handler.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = remember as extern "C" fn(libc::c_int) as libc::sighandler_t;
         // SA_RESETHAND: the second signal finds the default action again. SA_RESTART: reads and writes go on undisturbed.
         action.sa_flags = libc::SA_RESETHAND | libc::SA_RESTART;
-        // SAFETY: `action` is initialised and outlives the call, the handler is async-signal-safe, and no old action is asked for.
-        unsafe { libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut()) };
+        for signal in [libc::SIGINT, libc::SIGTERM].into_iter().take(1 + usize::from(to_termination)) {
+            // SAFETY: `action` is initialised and outlives the call, the handler is async-signal-safe, and no old action is
+            // asked for.
+            unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
+        }
     }
 }
 
 #[cfg(not(unix))]
 mod imp {
     /// Elsewhere Ctrl-C ends the program; records are whole lines all the same.
-    pub(super) fn listen() {}
+    pub(super) fn listen(_to_termination: bool) {}
 }

@@ -182,6 +182,27 @@ impl Tokenizer {
         }
     }
 
+    /// [`Self::encode_default`] with the place in `text` where each token begins, in code points; 0 for what is put before the text,
+    /// the text's length for what is put behind it.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, usize)>, TokenizerError> {
+        let around = matches!(self.surround, Surround::PostProcessor);
+        let encoding = self.inner.encode_char_offsets(text, around).map_err(TokenizerError::new)?;
+        let mut tokens = Vec::with_capacity(encoding.len() + 2);
+        let mut last = 0;
+        for (&id, &(begin, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            // What is not of the text has the offsets (0, 0).
+            let begin = if (begin, end) == (0, 0) { last } else { begin };
+            last = last.max(end);
+            tokens.push((id, begin));
+        }
+        if let Surround::Ids { before, after } = self.surround {
+            let end = text.chars().count();
+            tokens.splice(0..0, before.map(|id| (id, 0)));
+            tokens.extend(after.map(|id| (id, end)));
+        }
+        Ok(tokens)
+    }
+
     /// The text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner.decode(ids, true).map_err(TokenizerError::new)

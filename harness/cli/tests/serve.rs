@@ -214,7 +214,7 @@ fn streams_say_the_same_as_whole_answers() {
         let log_probs: Vec<&Value> =
             mine().flat_map(|piece| piece["logprobs"]["token_logprobs"].as_array().unwrap()).collect();
         assert_eq!(log_probs, choice["logprobs"]["token_logprobs"].as_array().unwrap().iter().collect::<Vec<_>>());
-        assert_eq!(mine().last().unwrap()["finish_reason"], choice["finish_reason"]);
+        assert_eq!(mine().next_back().unwrap()["finish_reason"], choice["finish_reason"]);
     }
     assert_eq!(events_.last().unwrap()["usage"], whole["usage"]);
     // A stop string: the text before its first appearance, in both forms.

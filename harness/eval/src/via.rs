@@ -22,12 +22,15 @@ const MAX_TRIES: u32 = 6;
 /// Stop strings that OpenAI's interface takes; the rest is cut off here.
 const MAX_STOPS: usize = 4;
 
+/// An answer with the nanoseconds it took, or why there is none.
+type Answered = Result<(Answer, u64), EvalError>;
+
 /// A server as a [`Backend`].
 pub struct Via {
     about: About,
     tokenizer: Option<Tokenizer>,
     questions: Sender<(usize, Question)>,
-    answers: Receiver<(usize, Result<(Answer, u64), EvalError>)>,
+    answers: Receiver<(usize, Answered)>,
     open: usize,
     max_open: usize,
     tokens: u64,

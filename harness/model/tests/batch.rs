@@ -101,8 +101,10 @@ fn any_batch_gives_the_bits_of_one_at_a_time() {
     for name in ["bitnet-tiny", "llama-tiny"] {
         let setup = setup(name);
         let requests = requests();
-        let alone: Vec<_> =
-            requests.iter().map(|r| run(&mut setup.batch(Limits::default()), &[r.clone()]).remove(0)).collect();
+        let alone: Vec<_> = requests
+            .iter()
+            .map(|r| run(&mut setup.batch(Limits::default()), std::slice::from_ref(r)).remove(0))
+            .collect();
         for (max_requests, tokens_per_pass, blocks) in
             [(1, 512, 999), (3, 7, 999), (32, 512, 999), (32, 64, 14), (8, 1, 30)]
         {

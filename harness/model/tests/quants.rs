@@ -82,7 +82,8 @@ fn quantised_bytes_are_equal() {
 #[test]
 fn ternary_blocks_are_equal_both_ways() {
     let file = golden();
-    let decoders: [(&str, StoredType, fn(&[u8]) -> Result<(Vec<i8>, f32), String>); 2] =
+    type Decoder = fn(&[u8]) -> Result<(Vec<i8>, f32), String>;
+    let decoders: [(&str, StoredType, Decoder); 2] =
         [("TQ1_0", StoredType::Tq1_0, ternary::tq1_0), ("TQ2_0", StoredType::Tq2_0, ternary::tq2_0)];
     for (name, ty, decode) in decoders {
         let stored = bytes(&file, &format!("{name}.bytes"));

@@ -204,7 +204,8 @@ impl By {
 /// Compares the contenders of every group with the group's `base`: those whose model or kernel contains it, or else the fastest.
 /// Only samples of one group, and so of one run and workload, are compared.
 pub fn cmp(records: &[Record], by: By, base: Option<&str>) -> Vec<Pair> {
-    let mut groups: BTreeMap<(&(String, String), &str), Vec<(f64, &Series)>> = BTreeMap::new();
+    type Key<'a> = (&'a (String, String), &'a str);
+    let mut groups: BTreeMap<Key<'_>, Vec<(f64, &Series)>> = BTreeMap::new();
     let all = Series::all(records);
     for series in &all {
         let median = stats::median(&series.rates).unwrap_or(0.0);

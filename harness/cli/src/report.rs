@@ -65,7 +65,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     run.damaged.iter().for_each(|line| eprintln!("left out: {line}"));
     if let Some(which) = args.table {
         output::print(&table(&run, which)?, args.output, &[], env)?;
-        return Ok(claims::exit_code(&judge(run), args.judge));
+        return Ok(claims::exit_code(&judge(&run), args.judge));
     }
     let document = Document::new(&run)?;
     let folder = args.out.as_ref().unwrap_or(&run.folder);

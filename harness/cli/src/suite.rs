@@ -56,7 +56,7 @@ pub fn find(name: &str) -> Result<Suite> {
 fn read(path: &Path) -> Result<Suite> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let suite: Suite = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         anyhow::anyhow!("{}: line {line}: {}", path.display(), error.message())
     })?;
     if suite.models.is_empty() {

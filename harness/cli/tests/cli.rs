@@ -47,7 +47,7 @@ fn write(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> String {
 #[test]
 fn logits_are_the_same_bits_on_every_kernel_and_position() {
     let kernels = json(&["kernels", "list", "-o", "json"]);
-    let supported = kernels.as_array().unwrap().iter().filter(|k| k["supported"] == true);
+    let supported = kernels.as_array().unwrap().iter().filter(|k| k["supported"] == true && k["exactness"] == "exact");
     let model = fixture("i2_s.gguf");
     let logits = |extra: &[&str]| {
         let mut args = vec!["model", "logits", "-m", &model, "--ids", "1,2,3", "-o", "json"];
@@ -194,7 +194,8 @@ fn models_are_converted_verified_and_synthesised() {
     stdout(&["model", "synth", "bitnet-tiny", &synthetic]);
     let text = stdout(&["model", "verify", "synthetic:bitnet-tiny", &synthetic]);
     assert!(text.contains("logits within"), "{text}");
-    assert_eq!(json(&["model", "tokenize", "-m", &synthetic, "--text", "a b"])["ids"].as_array().unwrap().len(), 2);
+    // The vocabulary begins with the bytes; no merge of this small one makes " b".
+    assert_eq!(json(&["model", "tokenize", "-m", &synthetic, "--text", "a b"])["ids"], serde_json::json!([97, 32, 98]));
     let output = ternbench(&["generate", "-m", &synthetic, "-p", "the", "-n", "4"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && stderr.contains("like noise"), "{stderr}");

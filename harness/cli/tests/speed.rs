@@ -212,7 +212,7 @@ fn every_record_says_how_it_was_made() {
     let args = ["-w", "tg2@d4", "--precision", "0.9", "--seed", "7", "-o", "csv", "--records", file];
     let output = speed(&[&args[..], &TINY].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).starts_with("workload,model,"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).starts_with("workload,title,model,"), "{}", text(&output.stdout));
     let records = read(Path::new(file));
     let proofs = of_kind(&records, "verify");
     assert!(proofs.len() == 1 && proofs[0]["ok"] == true, "proved before it was timed");

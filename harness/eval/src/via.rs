@@ -22,7 +22,7 @@ const MAX_TRIES: u32 = 6;
 /// Stop strings that OpenAI's interface takes; the rest is cut off here.
 const MAX_STOPS: usize = 4;
 
-/// An answer with the nanoseconds it took, or why there is none.
+/// An answer and how many tokens went into it, or why there is none.
 type Answered = Result<(Answer, u64), EvalError>;
 
 /// A server as a [`Backend`].

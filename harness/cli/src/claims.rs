@@ -210,7 +210,7 @@ impl<'e> Referee<'e> {
         for name in self.compared() {
             loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
         }
-        let n_prompts = if self.args.quick { 2 } else { 8 };
+        let n_prompts = if self.args.quick { 1 } else { 8 };
         let Some(oracle) = loaded.iter().position(|l| l.model.kernel_name() == registry::ORACLE_KERNEL) else {
             println!("the oracle kernel is wrong: nothing can be compared with it");
             return Ok(());

@@ -1,4 +1,4 @@
-//! `ternbench kernels`: the catalogue, its proof; the microbenchmark is in [`bench`].
+//! `ternbench kernels`: the catalogue, its proof; the microbenchmark is in [`mod@bench`].
 
 mod bench;
 mod timing;

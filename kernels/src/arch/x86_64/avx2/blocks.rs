@@ -2,7 +2,7 @@
 //! `vpmaddubsw`. A layout adds its [`Decode`]: how a block of 256 weights becomes eight vectors of codes.
 //!
 //! `Σ w·x = Σ code·x - Σ x`, because a code is `w + 1`. A product pair is at most 2·2·127 = 508 and an int16 lane holds 64 of them
-//! (32,512 of 32,767); a block adds 8, so sums are widened to int32 after at most [`BLOCKS`] = 8 blocks.
+//! (32,512 of 32,767); a block adds 8, so sums are widened to int32 after at most `BLOCKS` = 8 blocks.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -136,7 +136,7 @@ fn stream<D: Decode, const S: usize>(rows: [&[D::Block]; S], x: &[i8]) -> [i32; 
     dots
 }
 
-/// [`BLOCKS`] blocks of one row, a byte per code.
+/// `BLOCKS` blocks of one row, a byte per code.
 type Codes = [[u8; 32]; BLOCKS * VECTORS];
 
 /// All of `k` for many tokens: some blocks of [`ROWS`] rows are unpacked and used for all of them before the next.
@@ -172,7 +172,7 @@ fn batch<D: Decode>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mu
     }
 }
 
-/// Spreads at most [`BLOCKS`] blocks into one byte per code.
+/// Spreads at most `BLOCKS` blocks into one byte per code.
 #[target_feature(enable = "avx2")]
 fn unpack<D: Decode>(blocks: &[D::Block], codes: &mut Codes) {
     for (block, out) in blocks.iter().zip(codes.as_chunks_mut::<VECTORS>().0) {

@@ -3,7 +3,7 @@
 pub mod t5_dpbusd;
 
 pub mod interleaved {
-    //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes, compiled with VBMI so that decoders are inlined.
+    //! The loops of `arch/x86_64/dpbusd.rs` for registers of 64 bytes, compiled with VBMI so that decoders are inlined.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {
         features: "avx512f,avx512bw,avx512vnni,avx512vbmi", token: Avx512Vbmi, register: __m512i, bytes: 64, tokens: 8,

@@ -4,7 +4,7 @@ pub mod b3_dpbusd;
 pub mod i2s_dpbusd;
 
 pub mod interleaved {
-    //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 64 bytes.
+    //! The loops of `arch/x86_64/dpbusd.rs` for registers of 64 bytes.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {
         features: "avx512f,avx512bw,avx512vnni", token: Avx512Vnni, register: __m512i, bytes: 64, tokens: 8,

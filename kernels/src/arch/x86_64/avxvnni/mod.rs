@@ -3,7 +3,7 @@
 pub mod i2s_dpbusd;
 
 pub mod interleaved {
-    //! The loops of [`crate::arch::x86_64::dpbusd`] for registers of 32 bytes.
+    //! The loops of `arch/x86_64/dpbusd.rs` for registers of 32 bytes.
 
     crate::arch::x86_64::dpbusd::dpbusd_loops! {
         features: "avx2,avxvnni", token: AvxVnni, register: __m256i, bytes: 32, tokens: 2, zero: _mm256_setzero_si256,

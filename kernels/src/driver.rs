@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
+use crate::bytes::Bytes;
 use crate::dense::{DenseKernel, DenseMatrix};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
@@ -124,6 +125,16 @@ impl Linear {
         }
     }
 
+    /// The bytes packed for it, to be moved to a better place by [`Bytes::gather`].
+    pub fn packed_mut(&mut self) -> Vec<&mut Bytes> {
+        match &mut self.weights {
+            Weights::Ternary(t) => {
+                [Some(&mut t.packed), t.second.as_mut()].into_iter().flatten().map(|p| &mut p.data).collect()
+            }
+            Weights::Dense { .. } => Vec::new(),
+        }
+    }
+
     fn row_tile(&self, m: usize) -> usize {
         match &self.weights {
             Weights::Ternary(ternary) => ternary.at(m).0.info().row_tile,
@@ -195,9 +206,10 @@ pub fn compute(team: &Team, scratch: &Scratch, x: &[f32], m: usize, group: &mut 
         per_call = per_call.max(linear.tiles_per_call(m));
         outputs.push((first_tile..n_tiles, *linear, SharedMut::new(y)));
     }
-    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. Fewer where the kernel wants more
-    // rows per call, but one for every worker.
-    let grain = n_tiles.div_ceil(team.n_threads() * 8).max(per_call.min(n_tiles.div_ceil(team.n_threads())));
+    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. In whole calls of the kernel, and
+    // one for every worker.
+    let grain =
+        n_tiles.div_ceil(team.n_threads() * 8).next_multiple_of(per_call).min(n_tiles.div_ceil(team.n_threads()));
     team.split(n_tiles, grain, |tiles| {
         for (range, linear, output) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
-use crate::bytes::AlignedBytes;
+use crate::bytes::{AlignedBytes, Bytes};
 use crate::isa::Feature;
 use crate::trit::TernaryMatrix;
 
@@ -84,7 +84,7 @@ pub struct PackedMatrix {
     /// Columns of the matrix, without padding.
     pub k: usize,
     /// The packed weights, rows padded to `row_tile`.
-    pub data: AlignedBytes,
+    pub data: Bytes,
 }
 
 /// An input in the form a kernel wants it in. Reused from call to call; `bytes` and `sums` mean what the kernel says.

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 use ternbench_kernels::driver::{self, Scratch};
 use ternbench_kernels::team::SharedMut;
-use ternbench_kernels::{DenseMatrix, Dispatch, Linear, Pool, Team, Weights, ops};
+use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Team, Weights, ops};
 use thiserror::Error;
 
 use crate::breakdown::{Breakdown, Part};
@@ -26,6 +26,16 @@ pub struct Transformer {
     local_rope: Option<Rope>,
     kernels: Dispatch,
     census: Census,
+}
+
+/// Layers whose packed weights share a buffer: enough to fill huge pages, few enough that two copies of them fit while loading.
+const LAYERS_TOGETHER: usize = 4;
+
+/// Packed weights side by side, in the order in which a token reads them.
+fn gather(layers: &mut [Layer]) {
+    let mut packed: Vec<&mut Bytes> =
+        layers.iter_mut().flat_map(Layer::linears_mut).flat_map(Linear::packed_mut).collect();
+    Bytes::gather(&mut packed);
 }
 
 /// Bytes that one forward pass of one token reads, by part; the KV cache comes on top.
@@ -173,6 +183,7 @@ impl Transformer {
             census.plus_trits += counted.plus_trits;
             layers.push(layer);
         }
+        pool.rayon().install(|| layers.par_chunks_mut(LAYERS_TOGETHER).for_each(gather));
         let head = head.unwrap_or_else(|| embedding.clone());
         Ok(Self {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),

@@ -40,7 +40,7 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
             *byte |= (u8::from(trit == 1) | u8::from(trit == -1) << 4) << (column % TILE_K);
         }
     }
-    PackedMatrix { n, k, data }
+    PackedMatrix { n, k, data: data.into() }
 }
 
 /// The trits of a packed matrix, row-major, without padding.

@@ -26,7 +26,7 @@ pub fn pack<const BYTES: usize>(w: &TernaryMatrix, encode: impl Fn(&[i8; BLOCK],
             slot.copy_from_slice(&scale);
         }
     }
-    PackedMatrix { n, k, data }
+    PackedMatrix { n, k, data: data.into() }
 }
 
 /// The trits of a packed matrix, row-major, without padding.

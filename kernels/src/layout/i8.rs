@@ -8,5 +8,5 @@ use crate::trit::TernaryMatrix;
 pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
     let mut data = AlignedBytes::zeroed(w.n() * w.k());
     data.as_i8_mut().copy_from_slice(w.trits());
-    PackedMatrix { n: w.n(), k: w.k(), data }
+    PackedMatrix { n: w.n(), k: w.k(), data: data.into() }
 }

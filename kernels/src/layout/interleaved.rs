@@ -61,7 +61,7 @@ impl Shape {
                 }
             }
         }
-        PackedMatrix { n, k, data }
+        PackedMatrix { n, k, data: data.into() }
     }
 
     /// The trits of a packed matrix, row-major, without padding: `read(tile, r, trits)` is the reverse of `write` above.

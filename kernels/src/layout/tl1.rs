@@ -44,7 +44,7 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
             data[(tile * steps_per_row + step) * TILE_ROWS + r] = code(low) | code(high) << 4;
         }
     }
-    PackedMatrix { n, k, data }
+    PackedMatrix { n, k, data: data.into() }
 }
 
 /// The trits of a packed matrix, row-major, without padding.

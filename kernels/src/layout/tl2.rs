@@ -47,7 +47,7 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
             }
         }
     }
-    PackedMatrix { n, k, data }
+    PackedMatrix { n, k, data: data.into() }
 }
 
 /// The trits of a packed matrix, row-major, without padding.

@@ -40,7 +40,7 @@ pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
             data[(group / GROUPS * n_rows + row) * GROUPS + group % GROUPS] = (balanced::number(trits) + OFFSET) as u8;
         }
     }
-    PackedMatrix { n, k, data }
+    PackedMatrix { n, k, data: data.into() }
 }
 
 /// The trits of a packed matrix, row-major, without padding.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ternbench_kernels::driver::{self, Scratch};
 use ternbench_kernels::verify::Random;
-use ternbench_kernels::{Linear, Pool, TernaryKernel, TernaryMatrix};
+use ternbench_kernels::{Bytes, Linear, Pool, TernaryKernel, TernaryMatrix};
 use ternbench_measure::{Contender, Plan, interleave, record, stats};
 
 /// Where the weights are when a run begins.
@@ -43,7 +43,10 @@ impl Packed {
         let first = Linear::ternary(kernel, w);
         let pack_ns = start.elapsed().as_nanos() as u64;
         let n_copies = (2 * cache_bytes as usize).div_ceil(first.held_bytes()).clamp(2, 64);
-        Self { kernel, copies: vec![first; n_copies], pack_ns }
+        let mut copies = vec![first; n_copies];
+        // In memory of their own each, and on huge pages, as the layers of a model are.
+        Bytes::gather(&mut copies.iter_mut().flat_map(Linear::packed_mut).collect::<Vec<_>>());
+        Self { kernel, copies, pack_ns }
     }
 
     /// Bytes of one copy.

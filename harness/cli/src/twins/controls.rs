@@ -147,7 +147,7 @@ impl TernaryKernel for Int16Sums {
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
         let mut data = AlignedBytes::zeroed(w.n() * w.k());
         data.as_i8_mut().copy_from_slice(w.trits());
-        PackedMatrix { n: w.n(), k: w.k(), data }
+        PackedMatrix { n: w.n(), k: w.k(), data: data.into() }
     }
 
     fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {

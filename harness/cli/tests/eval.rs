@@ -1,6 +1,8 @@
 //! `ternbench eval` as people and batch systems use it: killed at any moment, in shards, on a full disk, and compared.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,23 +22,7 @@ struct Setup {
 fn setup() -> Setup {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = folder.path().join("tokenizer.json");
-    // GPT-2's spelling of bytes: printable ones are themselves, the others follow from U+0100 on.
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let mut vocab = serde_json::Map::new();
-    let mut others = 0;
-    for byte in 0..256u32 {
-        let spelled = if printable(byte) { byte } else { 256 + others };
-        others += u32::from(!printable(byte));
-        vocab.insert(char::from_u32(spelled).unwrap().to_string(), json!(byte));
-    }
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let file = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
-    });
-    std::fs::write(&tokenizer, file.to_string()).unwrap();
+    common::write_byte_tokenizer(&tokenizer);
     Setup { folder, tokenizer }
 }
 
@@ -48,7 +34,7 @@ impl Setup {
     /// A run of a small synthetic model into the folder `out`.
     fn eval(&self, out: &str, extra: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
-        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        command.current_dir(common::root());
         command.args(["eval", "-m", "synthetic:bitnet-tiny", "-t", "2", "--task", TASKS, "--limit", "12"]);
         command.args(["--max-new-tokens", "24", "--tokenizer"]).arg(&self.tokenizer);
         command.arg("--out").arg(self.out(out)).args(extra);
@@ -163,7 +149,7 @@ fn runs_are_compared_item_by_item() {
     setup.whole("b", &["-k", "scalar-i8-naive"]);
     let compare = |extra: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
-        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).args(["eval", "compare"]);
+        command.current_dir(common::root()).args(["eval", "compare"]);
         let output = command.arg(setup.out("a")).arg(setup.out("b")).args(extra).output().unwrap();
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };

@@ -1,36 +1,20 @@
 //! `ternbench serve` as clients meet it, and `ternbench eval --via` against it.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{root, write_byte_tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// Every byte a token, as the synthetic models have no tokenizer of their own.
+/// A tokenizer for the synthetic models, with a chat template.
 fn write_tokenizer(path: &Path) {
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let mut vocab = serde_json::Map::new();
-    let mut others = 0;
-    for byte in 0..256u32 {
-        let spelled = if printable(byte) { byte } else { 256 + others };
-        others += u32::from(!printable(byte));
-        vocab.insert(char::from_u32(spelled).unwrap().to_string(), json!(byte));
-    }
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let file = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
-    });
-    std::fs::write(path, file.to_string()).unwrap();
+    write_byte_tokenizer(path);
     let config = json!({"chat_template":
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"});
     std::fs::write(path.with_file_name("tokenizer_config.json"), config.to_string()).unwrap();

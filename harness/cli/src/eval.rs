@@ -286,12 +286,13 @@ impl Display {
 /// `62.3 % ± 1.1, 2.1 items/s, 640 tokens/s, 12 min left`.
 fn status(progress: Progress, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
-    let items_per_s = (progress.done - progress.resumed) as f64 / seconds;
-    let left = (progress.total - progress.done) as f64 / items_per_s.max(1e-9);
-    let left = match left {
-        s if s < 100.0 => format!("{s:.0} s"),
-        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
+    let n_done = progress.done - progress.resumed;
+    let items_per_s = n_done as f64 / seconds;
+    let left = match (progress.total - progress.done) as f64 / items_per_s {
+        _ if n_done == 0 => String::new(),
+        s if s < 100.0 => format!(", {s:.0} s left"),
+        s if s < 6000.0 => format!(", {:.0} min left", s / 60.0),
+        s => format!(", {:.1} h left", s / 3600.0),
     };
     let score = progress.correct.map(|correct| {
         let accuracy = Accuracy { n: progress.done, correct };
@@ -299,7 +300,7 @@ fn status(progress: Progress, elapsed: Duration) -> String {
         format!("{:.1} %{stderr}, ", 100.0 * accuracy.value())
     });
     format!(
-        "{}{items_per_s:.2} items/s, {:.0} tokens/s, {left} left",
+        "{}{items_per_s:.2} items/s, {:.0} tokens/s{left}",
         score.unwrap_or_default(),
         progress.tokens as f64 / seconds
     )
@@ -316,5 +317,8 @@ mod tests {
         assert_eq!(line, "75.0 % ± 5.6, 2.00 items/s, 500 tokens/s, 20 s left");
         let none = Progress { correct: None, ..progress };
         assert_eq!(status(none, Duration::from_secs(1000)), "0.02 items/s, 5 tokens/s, 33 min left");
+        // Nothing is known of an accuracy or of the time left until an item is done.
+        let start = Progress { done: 0, resumed: 0, correct: None, ..progress };
+        assert_eq!(status(start, Duration::from_secs(10)), "0.00 items/s, 500 tokens/s");
     }
 }

@@ -85,8 +85,9 @@ pub trait Backend {
     /// Asks a question; `index` comes back with the answer.
     fn ask(&mut self, index: usize, question: Question) -> Result<(), EvalError>;
 
-    /// An answer, whichever is ready first; `None` when no question is open.
-    fn answer(&mut self) -> Option<(usize, Result<Answer, EvalError>)>;
+    /// An answer, whichever is ready first; `None` when no question is open. `working` is told [`Self::tokens_done`] about once a
+    /// second or after every forward pass until then: answers of long questions are minutes apart.
+    fn answer(&mut self, working: &mut dyn FnMut(u64)) -> Option<(usize, Result<Answer, EvalError>)>;
 
     /// Tokens answered for so far, prompts included: for the display of speed.
     fn tokens_done(&self) -> u64;

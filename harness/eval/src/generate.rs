@@ -61,8 +61,8 @@ mod tests {
         let mut model = model.local(4);
         let prompt = Text::Plain(prompt.to_owned());
         model.ask(0, Question::Generate { prompt, max_new_tokens: max, stop: stops(stop) })?;
-        let Some((0, Ok(Answer::Response(response)))) = model.answer() else { panic!("no response") };
-        assert!(model.answer().is_none());
+        let Some((0, Ok(Answer::Response(response)))) = model.answer(&mut |_| ()) else { panic!("no response") };
+        assert!(model.answer(&mut |_| ()).is_none());
         Ok((response, model.batch().model().tokens_computed))
     }
 

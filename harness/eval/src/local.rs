@@ -270,7 +270,7 @@ impl<M: ForwardPass, T: TextCodec> Backend for LocalModel<M, T> {
         }
     }
 
-    fn answer(&mut self) -> Option<(usize, Result<Answer, EvalError>)> {
+    fn answer(&mut self, working: &mut dyn FnMut(u64)) -> Option<(usize, Result<Answer, EvalError>)> {
         while self.ready.is_empty() && !self.batch.is_idle() {
             match self.batch.step() {
                 Ok(events) => {
@@ -279,6 +279,7 @@ impl<M: ForwardPass, T: TextCodec> Backend for LocalModel<M, T> {
                             self.ready.push_back((index, Err(error)));
                         }
                     }
+                    working(self.tokens_done());
                 }
                 Err(error) => {
                     let (&index, _) = self.open.iter().next()?;

@@ -42,7 +42,7 @@ mod tests {
         let windows = windows(&model, "0123456789abcdefXYZ", 8).unwrap();
         assert_eq!(windows, [b"01234567".map(u32::from), b"89abcdef".map(u32::from)]);
         model.ask(0, Question::Window(windows[0].clone())).unwrap();
-        let Some((0, Ok(Answer::Loss(loss)))) = model.answer() else { panic!("no loss") };
+        let Some((0, Ok(Answer::Loss(loss)))) = model.answer(&mut |_| ()) else { panic!("no loss") };
         // Rows 4, 5 and 6 predict tokens 5, 6 and 7; the last token is not computed.
         assert_eq!((loss.n, model.batch().model().tokens_computed), (3, 7));
         let mut expected = 0.0;

@@ -44,7 +44,7 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// Runs `task` on `backend`. `progress` is called after each item, when it is on disk.
+/// Runs `task` on `backend`. `progress` is called after each item, when it is on disk, and now and then in between.
 pub fn run(
     task: &Task,
     backend: &mut impl Backend,
@@ -67,7 +67,9 @@ pub fn run(
     let left: Vec<usize> = (0..work.len()).filter(|index| mine(*index) && !store.done().contains_key(index)).collect();
     let total = resumed + left.len();
     let tokens_before = backend.tokens_done();
-    let mut correct = lines.iter().filter(|line| line.verdicts().first().is_some_and(|(_, right)| *right)).count();
+    let first_verdict = |line: &Line| line.verdicts().first().map(|(_, right)| *right);
+    let mut correct = lines.iter().filter(|line| first_verdict(line) == Some(true)).count();
+    let mut scored = lines.last().is_some_and(|line| first_verdict(line).is_some());
     let mut left = left.into_iter().peekable();
     let at = |index| move |error: EvalError| error.at(&task.name, index);
     loop {
@@ -76,18 +78,20 @@ pub fn run(
         {
             work.question(index).and_then(|question| backend.ask(index, question)).map_err(at(index))?;
         }
-        let Some((index, answer)) = backend.answer() else {
+        let now = Progress { done: lines.len(), resumed, total, correct: scored.then_some(correct), tokens: 0 };
+        let mut working = |tokens| progress(Progress { tokens: tokens - tokens_before, ..now });
+        let Some((index, answer)) = backend.answer(&mut working) else {
             if left.peek().is_some() {
                 return Err(EvalError::Model("has no room for a question, and no answer to give".to_owned()));
             }
             break;
         };
         let line = work.write(&mut store, index, answer.map_err(at(index))?)?;
-        let verdict = line.verdicts().first().map(|(_, right)| *right);
-        correct += usize::from(verdict == Some(true));
+        let verdict = first_verdict(&line);
+        (scored, correct) = (verdict.is_some(), correct + usize::from(verdict == Some(true)));
         lines.push(line);
         let tokens = backend.tokens_done() - tokens_before;
-        progress(Progress { done: lines.len(), resumed, total, correct: verdict.map(|_| correct), tokens });
+        progress(Progress { done: lines.len(), resumed, total, correct: scored.then_some(correct), tokens });
     }
     lines.sort_by_key(|line| line.index);
     let path = store.path().to_owned();
@@ -182,8 +186,13 @@ mod tests {
         let summary =
             run(&task, &mut HashLm::new(512).local(4), &options, &mut |progress| seen.push(progress)).unwrap();
         let items = lines(&summary.items);
-        assert_eq!((summary.n, items.len(), seen.len()), (3, 3, 3));
-        assert_eq!((seen[2].done, seen[2].total, seen[2].correct.unwrap() as u64), (3, 3, summary.correct()["acc"]));
+        assert_eq!((summary.n, items.len()), (3, 3));
+        let end = seen.last().unwrap();
+        assert_eq!((end.total, end.correct.unwrap() as u64), (3, summary.correct()["acc"]));
+        // It is called before there is an item, too.
+        assert!((0, None) == (seen[0].done, seen[0].correct) && seen[0].tokens > 0);
+        seen.dedup_by_key(|progress| progress.done);
+        assert_eq!(seen.iter().map(|progress| progress.done).collect::<Vec<_>>(), [0, 1, 2, 3]);
         for (metric, name) in summary.metrics.iter().zip(["acc", "acc_norm", "acc_bytes"]) {
             assert_eq!(metric.name, name);
             let right: u64 = items.iter().map(|item| item[name].as_u64().unwrap()).sum();
@@ -326,7 +335,8 @@ mod tests {
                 let summary = run(&task, &mut model, &options, &mut |p| progress.push(p)).unwrap();
                 assert_eq!(std::fs::read_to_string(&summary.items).unwrap(), expected, "{name} cut at {cut}");
                 let kept = expected.as_bytes()[..cut].iter().filter(|&&byte| byte == b'\n').count();
-                assert!(progress.iter().all(|p| p.resumed == kept) && progress.len() == 3 - kept);
+                progress.dedup_by_key(|p| p.done);
+                assert!(progress.iter().all(|p| p.resumed == kept) && progress.iter().map(|p| p.done).eq(kept..=3));
                 std::fs::remove_file(summary.items).unwrap();
             }
         }

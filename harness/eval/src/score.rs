@@ -116,7 +116,7 @@ mod tests {
         let mut model = HashLm::new(max).local(4);
         let continuations = continuations.iter().map(|text| (*text).to_owned()).collect();
         model.ask(3, Question::Choices { context: Text::Plain(context.to_owned()), continuations })?;
-        match model.answer() {
+        match model.answer(&mut |_| ()) {
             Some((3, Ok(Answer::Scores(scores)))) => Ok((scores, model.batch().model().tokens_computed)),
             other => panic!("{other:?}"),
         }

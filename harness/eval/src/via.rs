@@ -4,7 +4,7 @@
 //! code points. A token that begins before the end of the context belongs to the context, which is what counting the context's
 //! tokens gives, too, but for tokenizers that merge across the border in a way that changes their number.
 
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -308,11 +308,17 @@ impl Backend for Via {
             .map_err(|_| EvalError::Model("nobody asks the server any more".to_owned()))
     }
 
-    fn answer(&mut self) -> Option<(usize, Result<Answer, EvalError>)> {
+    fn answer(&mut self, working: &mut dyn FnMut(u64)) -> Option<(usize, Result<Answer, EvalError>)> {
         if self.open == 0 {
             return None;
         }
-        let (index, answer) = self.answers.recv().ok()?;
+        let (index, answer) = loop {
+            match self.answers.recv_timeout(Duration::from_secs(1)) {
+                Ok(answered) => break answered,
+                Err(RecvTimeoutError::Timeout) => working(self.tokens),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        };
         self.open -= 1;
         let answer = answer.map(|(answer, tokens)| {
             self.tokens += tokens;

@@ -1,5 +1,6 @@
 //! Ternary and baseline language models: weight files, tokenizers, and one forward pass that runs on any kernel.
 
+mod attention;
 pub mod batch;
 pub mod breakdown;
 pub mod chat;

@@ -7,6 +7,7 @@ use ternbench_kernels::team::SharedMut;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Team, Weights, ops};
 use thiserror::Error;
 
+use crate::attention;
 use crate::breakdown::{Breakdown, Part};
 use crate::config::{Activation, ModelConfig};
 use crate::error::LoadError;
@@ -369,7 +370,8 @@ impl Transformer {
             first += segment.tokens.len();
         }
         resize(&mut b.attention, m * q_dim);
-        self.attend(team, segments, index, local.map(|l| l.window), &b.q, &mut b.attention);
+        let window = local.map(|local| local.window);
+        attention::attend(team, &self.config, segments, index, window, &b.q, &mut b.attention);
         time.end(Part::Attention);
 
         let attended = match &layer.attn_sub_norm {
@@ -475,64 +477,6 @@ impl Transformer {
                     ops::rms_norm(copy, gain, self.config.norm_eps, head);
                 }
                 rope.rotate(head, &angles[token * half..(token + 1) * half]);
-            }
-        });
-    }
-
-    /// Causal softmax attention; query head `i` reads KV head `i / (heads / kv_heads)`.
-    fn attend(
-        &self,
-        team: &Team,
-        segments: &[Segment<'_>],
-        layer: usize,
-        window: Option<usize>,
-        q: &[f32],
-        out: &mut [f32],
-    ) {
-        /// Queries of one head that one work item answers: they share the head's keys while those are in the cache.
-        const BLOCK: usize = 16;
-        let (head_dim, n_heads) = (self.config.head_dim, self.config.n_heads);
-        let group = n_heads / self.config.n_kv_heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        // (cache, position and row of the block's first token, tokens in it)
-        let mut blocks = Vec::new();
-        let mut row = 0;
-        for segment in segments {
-            for start in (0..segment.tokens.len()).step_by(BLOCK) {
-                let len = BLOCK.min(segment.tokens.len() - start);
-                blocks.push((&*segment.cache, segment.cache.len() + start, row + start, len));
-            }
-            row += segment.tokens.len();
-        }
-        let out = SharedMut::new(out);
-        let n_items = blocks.len() * n_heads;
-        team.split(n_items, n_items.div_ceil(team.n_threads() * 8), |items| {
-            let mut scores = Vec::new();
-            for item in items {
-                let (cache, position, row, len) = blocks[item / n_heads];
-                let head = item % n_heads;
-                for i in 0..len {
-                    let end = position + i + 1;
-                    let start = window.map_or(0, |window| end.saturating_sub(window));
-                    let at = ((row + i) * n_heads + head) * head_dim;
-                    // SAFETY: each (token, head) belongs to one item, and items are handed out once.
-                    let (q, out) = (&q[at..at + head_dim], unsafe { out.slice(at..at + head_dim) });
-                    scores.resize(end - start, 0.0);
-                    let mut rest = &mut scores[..];
-                    for (keys, _) in cache.head(layer, head / group, start..end) {
-                        let (piece, behind) = rest.split_at_mut(keys.len() / head_dim);
-                        ops::attention_scores(q, keys, scale, piece);
-                        rest = behind;
-                    }
-                    ops::softmax(&mut scores);
-                    out.fill(0.0);
-                    let mut rest = &scores[..];
-                    for (_, values) in cache.head(layer, head / group, start..end) {
-                        let (piece, behind) = rest.split_at(values.len() / head_dim);
-                        ops::add_weighted_sum(piece, values, out);
-                        rest = behind;
-                    }
-                }
             }
         });
     }

@@ -106,7 +106,7 @@ fn any_batch_gives_the_bits_of_one_at_a_time() {
             .map(|r| run(&mut setup.batch(Limits::default()), std::slice::from_ref(r)).remove(0))
             .collect();
         for (max_requests, tokens_per_pass, blocks) in
-            [(1, 512, 999), (3, 7, 999), (32, 512, 999), (32, 64, 14), (8, 1, 30)]
+            [(1, 512, 999), (3, 7, 999), (32, 512, 999), (32, 150, 999), (32, 64, 14), (8, 1, 30)]
         {
             let limits = Limits { max_requests, tokens_per_pass, kv_bytes: setup.blocks(blocks) };
             let mut batch = setup.batch(limits);

@@ -71,6 +71,13 @@ impl<C: SequenceCache> Sequence<C> {
         *rows -= self.n_rows(self.planned);
     }
 
+    /// Plans as many of `tokens` less as it can, and takes them off.
+    pub(super) fn defer(&mut self, tokens: &mut usize) {
+        let less = self.planned.min(*tokens);
+        self.planned -= less;
+        *tokens -= less;
+    }
+
     pub(super) fn planned(&self) -> usize {
         self.planned
     }

@@ -121,6 +121,9 @@ impl Default for Limits {
 /// head's weights are read once for all of them, and more reuse than this makes no pass faster.
 const MAX_ROWS: usize = 128;
 
+/// Tokens that kernels take together at most. A pass of many tokens ends with a full tile, if there is work for another pass.
+const TILE: usize = 32;
+
 /// Finished sequences whose keys and values are kept while there is room.
 const MAX_KEPT: usize = 8;
 
@@ -275,6 +278,7 @@ impl<M: ForwardPass> Batch<M> {
         if prefill + decode == 0 {
             return Ok(Vec::new());
         }
+        prefill -= self.defer(prefill, decode);
         let mut segments: Vec<_> = self
             .running
             .iter_mut()
@@ -304,6 +308,21 @@ impl<M: ForwardPass> Batch<M> {
             }
         }
         Ok(events)
+    }
+
+    /// Takes what would begin another tile off the plan, from the last sequences on, and says how much it was.
+    fn defer(&mut self, prefill: usize, decode: usize) -> usize {
+        let sequences = || self.running.iter().filter(|job| !job.decodes()).flat_map(|job| &job.sequences);
+        let is_last = self.waiting.is_empty() && sequences().all(|sequence| sequence.n_left() == sequence.planned());
+        if is_last || prefill < 4 * TILE {
+            return 0;
+        }
+        let excess = (prefill + decode) % TILE;
+        let mut left = excess;
+        for job in self.running.iter_mut().rev().filter(|job| !job.decodes()) {
+            job.sequences.iter_mut().rev().for_each(|sequence| sequence.defer(&mut left));
+        }
+        excess
     }
 
     fn count(&mut self, prefill: u64, decode: u64, time: Duration) {

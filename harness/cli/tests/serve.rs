@@ -43,7 +43,7 @@ impl Server {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(600))).unwrap();
         stream
     }
 
@@ -288,7 +288,7 @@ fn work_of_a_client_that_went_away_is_cancelled() {
 #[test]
 fn it_ends_in_order() {
     for signal in ["-INT", "-TERM"] {
-        let mut server = Server::start(&["--grace", "60"]);
+        let mut server = Server::start(&["--grace", "3600"]);
         let mut client = long_stream(&server);
         server.signal(signal);
         let mut rest = String::new();

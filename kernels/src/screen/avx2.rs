@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::rows::{FIFTH_BITS, Factors, GROUP_ROWS, Rows, TILE_BYTES};
+use super::rows::{FIFTH_BITS, Factors, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
 use super::{BLOCK, Query, Score, TINY};
 use crate::isa::{Avx2, Token};
 
@@ -17,6 +17,19 @@ pub fn score() -> Option<Score> {
         unsafe { score_groups(rows, query, groups, scores, bounds) }
     }
     Avx2::detect().map(|_| score as Score)
+}
+
+/// The quantisation, compiled for AVX2.
+pub fn quantize_row() -> Option<QuantizeRow> {
+    #[target_feature(enable = "avx2,fma")]
+    fn compiled(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+        super::rows::quantize_row(row, lane, tiles)
+    }
+    fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+        // SAFETY: this function leaves `super::quantize_row` only behind a detected `Avx2`.
+        unsafe { compiled(row, lane, tiles) }
+    }
+    Avx2::detect().map(|_| quantize_row as QuantizeRow)
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -76,7 +76,8 @@ pub struct SearchBuffers {
 impl SearchBuffers {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let floats = self.scores.capacity() + self.bounds.capacity() + self.candidates.capacity() + self.logits.capacity();
+        let floats =
+            self.scores.capacity() + self.bounds.capacity() + self.candidates.capacity() + self.logits.capacity();
         4 * floats + self.query.x.capacity() + 8 * self.query.scales.capacity()
     }
 }
@@ -215,9 +216,12 @@ impl Screen {
     }
 }
 
-/// Puts `new` in its place in `best`, which is sorted and keeps `k` rows.
-fn offer(best: &mut Vec<(u32, f32)>, k: usize, new: (u32, f32)) {
-    let at = best.partition_point(|old| old.1 > new.1 || (old.1 == new.1 && old.0 < new.0));
+/// Puts `new`, a row and its logit, in its place in `best`, which is sorted and keeps `k` rows: the largest logit first, of equals
+/// the smaller index, NaN behind all numbers.
+pub fn offer(best: &mut Vec<(u32, f32)>, k: usize, new: (u32, f32)) {
+    let before = |old: &(u32, f32)| old.1 > new.1 || (old.1 == new.1 && old.0 < new.0) || new.1.is_nan();
+    let worst_is_before = best.last().is_some_and(before);
+    let at = if worst_is_before { best.len() } else { best.partition_point(before) };
     if at < k {
         best.truncate(k - 1);
         best.insert(at, new);
@@ -263,7 +267,7 @@ impl Query {
             let mut pairs = [0i16; 2];
             for i in 0..BLOCK {
                 let h = h.get(i).copied().unwrap_or(0.0);
-                let code = (h * per_unit).round_ties_even().clamp(-127.0, 127.0) as i8;
+                let code = rows::rounded((h * per_unit).clamp(-127.0, 127.0)) as i8;
                 // Exact: 24 by 7 bits.
                 let rest = f64::from(h) - f64::from(scale) * f64::from(code);
                 norm += f64::from(h) * f64::from(h);

@@ -54,6 +54,7 @@ impl Rows {
         let n_tiles = w.k().div_ceil(BLOCK);
         let mut data = AlignedBytes::zeroed(Self::bytes_for(w.n(), w.k()));
         let legal = AtomicBool::new(true);
+        let quantize_row = fastest();
         let group_bytes = n_tiles * TILE_BYTES + 4 * FACTORS;
         data.par_chunks_exact_mut(group_bytes).enumerate().for_each_init(
             || vec![0f32; w.k().next_multiple_of(BLOCK)],
@@ -100,45 +101,81 @@ impl Rows {
     }
 }
 
-/// Writes one row (padded to whole blocks) into lane `lane` of its group's tiles, and returns scale, residual and norm.
-fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+/// See [`quantize_row`].
+pub type QuantizeRow = fn(&[f32], usize, &mut [u8]) -> Option<[f32; 3]>;
+
+fn fastest() -> QuantizeRow {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(quantize_row) = super::avx2::quantize_row() {
+        return quantize_row;
+    }
+    quantize_row
+}
+
+/// Writes one row (padded to whole blocks) into lane `lane` of its group's tiles, and returns scale, residual and norm. Inlined
+/// where more CPU features are enabled: what they change is the speed.
+#[inline(always)]
+pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
     /// A block's largest weight becomes 15.5 steps: half a step off like any other, rounded to -16 or cut to 15.
     const STEPS: f32 = 15.5;
     let largest_of = |block: &[f32]| block.iter().fold(0f32, |max, w| max.max(w.abs()));
     let (blocks, _) = row.as_chunks::<BLOCK>();
     let largest = largest_of(row);
-    if !(f64::from(largest) <= LARGEST && row.iter().all(|w| w.is_finite())) {
+    // NaN is never the larger one, but a sum it is in is NaN.
+    if !(f64::from(largest) <= LARGEST && row.iter().map(|w| w * 0.0).sum::<f32>() == 0.0) {
         return None;
     }
     let scale = largest / (STEPS * 255.0);
     let per_scale = if scale > 0.0 && (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
     let (mut residual, mut norm, mut quantized_norm) = (0f64, 0f64, 0f64);
     for (block, tile) in blocks.iter().zip(tiles.as_chunks_mut::<TILE_BYTES>().0) {
-        let block_scale = (largest_of(block) * per_scale / STEPS).round_ties_even().clamp(0.0, 255.0);
+        let block_scale = rounded(largest_of(block) * per_scale / STEPS).min(255.0);
         let step = f64::from(scale) * f64::from(block_scale);
         let per_step = if block_scale > 0.0 { per_scale / block_scale } else { 0.0 };
-        let mut codes = [0u8; BLOCK];
-        let (mut r, mut a, mut q) = ([0f64; 8], [0f64; 8], [0i32; 8]);
-        for i in 0..BLOCK {
-            let code = (block[i] * per_step).round_ties_even().clamp(-16.0, 15.0);
-            // Exact: 24 by 8 by 5 bits.
-            let rest = f64::from(block[i]) - step * f64::from(code);
-            r[i % 8] += rest * rest;
-            a[i % 8] += f64::from(block[i]) * f64::from(block[i]);
-            q[i % 8] += (code * code) as i32;
-            codes[i] = (code as i8 + 16) as u8;
+        let mut codes = [0f32; BLOCK];
+        let (mut r, mut a, mut q) = ([0f64; 4], [0f64; 4], [0f32; 8]);
+        for (code, w) in codes.iter_mut().zip(block) {
+            *code = rounded((w * per_step).clamp(-16.0, 15.0));
+        }
+        for (codes, block) in codes.as_chunks::<4>().0.iter().zip(block.as_chunks::<4>().0) {
+            for i in 0..4 {
+                // Exact product: 24 by 8 by 5 bits.
+                let rest = f64::from(block[i]) - step * f64::from(codes[i]);
+                r[i] += rest * rest;
+                a[i] += f64::from(block[i]) * f64::from(block[i]);
+            }
+        }
+        for codes in codes.as_chunks::<8>().0 {
+            for i in 0..8 {
+                q[i] += codes[i] * codes[i];
+            }
         }
         residual += r.iter().sum::<f64>();
         norm += a.iter().sum::<f64>();
-        quantized_norm += step * step * f64::from(q.iter().sum::<i32>());
-        for (i, code) in codes.into_iter().enumerate() {
-            let (quad, byte) = (i / 4, 4 * lane + i % 4);
-            tile[quad / 2 * 32 + byte] |= (code & 15) << (quad % 2 * 4);
-            tile[FIFTH_BITS.start + byte] |= (code >> 4) << quad;
+        quantized_norm += step * step * f64::from(q.iter().sum::<f32>());
+        let codes = codes.map(|code| (code as i32 + 16) as u8);
+        let (mut words, mut fifth) = ([0u32; 4], 0);
+        for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+            let codes = u32::from_le_bytes(*codes);
+            words[quad / 2] |= (codes & 0x0f0f_0f0f) << (quad % 2 * 4);
+            fifth |= (codes >> 4 & 0x0101_0101) << quad;
+        }
+        for (i, word) in words.into_iter().chain([fifth]).enumerate() {
+            tile[32 * i + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
         }
         tile[FIFTH_BITS.end + lane] = block_scale as u8;
     }
-    // Room for the roundings of the sums and of the conversion to f32; a norm below f32's range is its smallest number.
-    let up = |square: f64| ((square.sqrt() * (1.0 + 2f64.powi(-20))) as f32).max(if square > 0.0 { f32::MIN_POSITIVE } else { 0.0 });
+    // Room for the roundings of the sums and of the conversion to f32; what is below f32's range becomes its smallest number.
+    let up = |square: f64| {
+        let least = if square > 0.0 { f32::MIN_POSITIVE } else { 0.0 };
+        ((square.sqrt() * (1.0 + 2f64.powi(-20))) as f32).max(least)
+    };
     Some([scale, up(residual), up(norm.max(quantized_norm))])
+}
+
+/// To the nearest integer, for numbers below 2^22: without the instruction `round` is a call.
+#[inline(always)]
+pub fn rounded(x: f32) -> f32 {
+    const SHIFT: f32 = 1.5 * (1 << 23) as f32;
+    (x + SHIFT) - SHIFT
 }

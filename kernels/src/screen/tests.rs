@@ -91,7 +91,8 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
             let (mut buffers, mut best) = (SearchBuffers::default(), vec![(9, 9.0)]);
             let found = pool.run(|team| screen.search(team, &mut buffers, x, scale, k, &mut best));
             let expected = if found.is_some() { best_of(&logits, scale, k) } else { Vec::new() };
-            let bits = |rows: &[(u32, f32)]| rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>();
+            let bits =
+                |rows: &[(u32, f32)]| rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>();
             assert_eq!(bits(&best), bits(&expected), "{what}: k {k}, scale {scale}, {n_threads} threads");
             if k == 1 {
                 rescored = found.map(|found| found.rows);
@@ -229,9 +230,11 @@ fn what_cannot_be_bounded_is_left_to_the_head() {
     }
     let screen = Screen::new(&matrix(DenseType::F32, &vec![vec![1.0; 40]; 20])).unwrap();
     let pool = Pool::new(1).unwrap();
-    for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)] {
+    for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)]
+    {
         let mut best = Vec::new();
-        let found = pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &[bad; 40], scale, 1, &mut best));
+        let found =
+            pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &[bad; 40], scale, 1, &mut best));
         assert_eq!((found, best.len()), (None, 0), "{bad}, {scale}");
     }
 }
@@ -241,7 +244,9 @@ fn what_cannot_be_bounded_is_left_to_the_head() {
 #[ignore = "prints times, checks nothing"]
 fn time_of_a_search() {
     use rayon::prelude::*;
-    let (n, k) = (128_256, 2560);
+    // Rows as the first argument behind `--`: few of them show what the arithmetic costs without the memory.
+    let n = std::env::var("ROWS").map_or(128_256, |rows| rows.parse().unwrap());
+    let k = 2560;
     let mut data = AlignedBytes::zeroed(n * k * 2);
     data.par_chunks_exact_mut(k * 2).enumerate().for_each(|(row, bytes)| {
         let mut rng = Rng(row as u64 * 7919);
@@ -263,7 +268,15 @@ fn time_of_a_search() {
             let found = pool.run(|team| screen.search(team, &mut buffers, &x, 1.0, 1, &mut best));
             let screened = start.elapsed();
             let start = std::time::Instant::now();
-            pool.run(|team| crate::driver::multiply(team, &mut crate::driver::Scratch::default(), &x, 1, &mut [(&linear, &mut logits)]));
+            pool.run(|team| {
+                crate::driver::multiply(
+                    team,
+                    &mut crate::driver::Scratch::default(),
+                    &x,
+                    1,
+                    &mut [(&linear, &mut logits)],
+                )
+            });
             println!("{n_threads} threads: {found:?} {screened:?}, whole {:?}", start.elapsed());
         }
     }

@@ -20,7 +20,7 @@ use crate::console;
 use crate::eval;
 use crate::footprint;
 use crate::kernels;
-use crate::open::{self, LayoutArg, Loaded};
+use crate::open::{self, HeadArg, LayoutArg, Loaded};
 use crate::pairing;
 use crate::probes::Probes;
 use crate::speed;
@@ -81,6 +81,8 @@ pub struct Args {
     judge: bool,
     #[command(flatten)]
     layout: LayoutArg,
+    #[command(flatten)]
+    head: HeadArg,
     /// Folder that the run's folder is made in [default: results/runs] [env: TERNBENCH_RESULTS]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -331,7 +333,8 @@ impl<'e> Referee<'e> {
 
     /// Loads a model, runs it once for its memory, and records both.
     fn load(&mut self, source: &dyn WeightSource, kernel: &str, pool: &Pool) -> Result<Loaded> {
-        let loaded = Loaded::new(source, open::kernel(Some(kernel), self.env)?, pool)?;
+        let kernel = open::kernel(Some(kernel), self.env)?;
+        let loaded = Loaded::new(source, kernel, pool)?.with_head(self.args.head, pool, None);
         let (load, memory) = footprint::measure(source, &loaded, pool, 128)?;
         let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
         let name = &loaded.info.model;

@@ -10,7 +10,7 @@ use ternbench_model::chat::{ChatFormat, Message};
 use ternbench_model::sampler::Sampler;
 use ternbench_model::{Engine, Logits, Segment};
 
-use crate::open::ModelArgs;
+use crate::open::{HeadArg, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -43,6 +43,8 @@ pub struct Args {
     /// Seed of the sampling
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    head: HeadArg,
 }
 
 pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
@@ -61,7 +63,10 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if prompt.is_empty() {
         bail!("the prompt has no tokens: give -p some text");
     }
-    let (loaded, pool) = args.model.load(env)?;
+    let (mut loaded, pool) = args.model.load(env)?;
+    if args.temperature == 0.0 {
+        loaded = loaded.with_head(args.head, &pool, None);
+    }
     let model = &loaded.model;
     let room = model.config().context.saturating_sub(prompt.len());
     if room == 0 {
@@ -71,12 +76,18 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let mut engine = Engine::new(model, &pool);
     let mut cache = engine.new_cache(prompt.len() + n_gen);
     let mut sampler = Sampler::new(args.temperature, args.top_k, args.top_p, args.seed);
+    let mut next = |engine: &mut Engine<'_>, tokens: &[u32]| match args.temperature {
+        0.0 => engine.next_token(&mut cache, tokens),
+        _ => {
+            let segment = Segment { cache: &mut cache, tokens, logits: Logits::Last };
+            Ok(sampler.sample(engine.forward(&mut [segment])?))
+        }
+    };
     let mut stream = tokenizer.decode_stream();
     let mut out = std::io::stdout().lock();
 
     let start = Instant::now();
-    let segment = Segment { cache: &mut cache, tokens: &prompt, logits: Logits::Last };
-    let mut token = sampler.sample(engine.forward(&mut [segment])?);
+    let mut token = next(&mut engine, &prompt)?;
     let prefill = start.elapsed();
     let start = Instant::now();
     let mut generated = 0;
@@ -85,8 +96,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         write!(out, "{}", stream.push(token)?)?;
         out.flush()?;
         if generated < n_gen {
-            let segment = Segment { cache: &mut cache, tokens: &[token], logits: Logits::Last };
-            token = sampler.sample(engine.forward(&mut [segment])?);
+            token = next(&mut engine, &[token])?;
         }
     }
     writeln!(out, "{}", stream.finish()?)?;

@@ -97,6 +97,26 @@ impl ModelArgs {
     }
 }
 
+/// `--head`.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct HeadArg {
+    /// How greedy decoding reads the lm head; the tokens are the same
+    #[arg(long, value_enum, default_value_t)]
+    pub head: Head,
+}
+
+/// How greedy decoding reads the lm head.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// Screened where that pays
+    #[default]
+    Auto,
+    /// All of it
+    Full,
+    /// A 5-bit copy, and the rows of the head that could win by it
+    Screened,
+}
+
 /// The manifest that has this shape, so that real files and synthetic weights of one model are known to be the same. Where two
 /// have it (the twins), the one with such weights.
 fn shape_name(config: &ModelConfig, is_ternary: bool) -> Option<String> {
@@ -236,6 +256,18 @@ impl Loaded {
             ..record::Load::default()
         };
         Ok(Self { model, info, load, before, peak_was_reset })
+    }
+
+    /// Gives the model the copy that its head is screened with, if `head` says so, or takes it from `other`, a model of the same
+    /// weights. Making it counts as loading.
+    pub fn with_head(mut self, HeadArg { head }: HeadArg, pool: &Pool, other: Option<&Self>) -> Self {
+        if head == Head::Screened || (head == Head::Auto && self.model.screen_pays()) {
+            let start = Instant::now();
+            self.model.screen_head(pool, other.and_then(|other| other.model.screen()).cloned());
+            let ns = start.elapsed().as_nanos() as u64;
+            self.load.samples_ns.iter_mut().for_each(|load_ns| *load_ns += ns);
+        }
+        self
     }
 
     /// Whether the linear layers are ternary.

@@ -20,7 +20,7 @@ use ternbench_report::{frame, sections};
 use crate::console;
 use crate::footprint;
 use crate::kernels;
-use crate::open::{self, LayoutArg, Loaded};
+use crate::open::{self, HeadArg, LayoutArg, Loaded};
 use crate::opponent::Opponent;
 use crate::probes::Probes;
 use crate::race::{self, Entrant, Rules};
@@ -98,6 +98,8 @@ pub struct Args {
     breakdown: bool,
     #[command(flatten)]
     layout: LayoutArg,
+    #[command(flatten)]
+    head: HeadArg,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -164,7 +166,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     for proof in &proofs {
         book.keep(proof.clone())?;
     }
-    let loaded = load_all(&sources, &kernels, &workloads, &pools[pools.len() - 1], &mut book)?;
+    let loaded = load_all(&sources, &kernels, &workloads, args.head, &pools[pools.len() - 1], &mut book)?;
     let probes = Probes::measure(&host, &pools, 2.0)?;
     for probe in &probes.records {
         book.keep(probe.clone())?;
@@ -185,7 +187,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     if args.breakdown {
         for l in &loaded {
             for pool in &pools {
-                breakdown(l, pool, &workloads)?;
+                breakdown(l, pool, &workloads, &probes)?;
             }
         }
     }
@@ -310,16 +312,18 @@ fn load_all(
     sources: &[Box<dyn WeightSource>],
     kernels: &[&'static dyn TernaryKernel],
     workloads: &[Workload],
+    head: HeadArg,
     pool: &Pool,
     book: &mut Book,
 ) -> Result<Vec<Loaded>> {
     let n_prompt = workloads.iter().map(|workload| workload.n_prompt).filter(|&n| n > 0).min().unwrap_or(1);
-    let mut loaded = Vec::new();
+    let mut loaded: Vec<Loaded> = Vec::new();
     for source in sources {
+        let first = loaded.len();
         let n_kernels = if is_ternary(&**source)? { kernels.len() } else { 1 };
         for (i, &kernel) in kernels[..n_kernels].iter().enumerate() {
             interrupt::check()?;
-            let one = Loaded::new(&**source, kernel, pool)?;
+            let one = Loaded::new(&**source, kernel, pool)?.with_head(head, pool, loaded.get(first));
             if i == 0 {
                 let (load, memory) = footprint::measure(&**source, &one, pool, n_prompt)?;
                 book.keep(load)?;
@@ -463,21 +467,36 @@ fn remarks(records: &[Record]) -> Vec<String> {
     noise.chain(energy).chain(refused).collect()
 }
 
-/// Runs every workload once more and prints where the time went.
-fn breakdown(loaded: &Loaded, pool: &Pool, workloads: &[Workload]) -> Result<()> {
+/// Runs every workload once more and prints where the time went; in decode, where bandwidth is the limit, also what each part read
+/// and how near to the measured bandwidth that is.
+fn breakdown(loaded: &Loaded, pool: &Pool, workloads: &[Workload], probes: &Probes) -> Result<()> {
+    let bandwidth = probes.limits(pool.n_threads(), loaded.is_ternary()).bandwidth_bytes_per_s;
     for &workload in workloads {
         let mut bench = Bench::new(Engine::new(&loaded.model, pool), workload)?;
         bench.run()?;
         bench.engine().take_breakdown();
         let total = bench.run()? as f64;
         let times = bench.engine().take_breakdown();
+        let bytes = workload.bytes_per_token(&loaded.model, bench.engine().head_use());
         let per_token = |ns: f64| ns / 1e6 / workload.tokens() as f64;
         let mut line = format!("{} {workload}, {} threads, ms/token:", loaded.info.model, pool.n_threads());
         let mut sum = 0.0;
         for part in Part::ALL {
             let ns = times.time(part).as_nanos() as f64;
             sum += ns;
-            line += &format!(" {part:?} {:.3} ({:.0} %),", per_token(ns), 100.0 * ns / total);
+            line += &format!(" {part:?} {:.3} ({:.0} %", per_token(ns), 100.0 * ns / total);
+            let names: &[&str] = match part {
+                Part::Linear => &["linear"],
+                Part::Attention => &["kv"],
+                Part::Head => &["lm_head"],
+                Part::Other => &["norms", "embedding"],
+            };
+            let read: u64 = names.iter().filter_map(|name| bytes.get(*name)).sum();
+            if workload.n_gen > 0 && bandwidth > 0.0 && ns > 0.0 {
+                let least_ns = read as f64 / bandwidth * 1e9 * workload.tokens() as f64;
+                line += &format!("; {}, {:.0} % of the bandwidth", console::bytes(read), 100.0 * least_ns / ns);
+            }
+            line += "),";
         }
         println!(
             "{line} rest {:.3} ({:.1} %), total {:.3}",

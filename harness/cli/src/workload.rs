@@ -10,8 +10,7 @@ use anyhow::{Context, Result, bail};
 use ternbench_measure::energy::Counters;
 use ternbench_measure::{Cost, interrupt, record};
 use ternbench_model::kv_cache::KvCache;
-use ternbench_model::sampler::argmax;
-use ternbench_model::{Engine, Logits, ModelConfig, Segment, Transformer};
+use ternbench_model::{Engine, HeadUse, Logits, ModelConfig, Segment, Transformer};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +45,8 @@ impl Workload {
     }
 
     /// Bytes read per token, by part. Prefill reads the weights once for all tokens. The KV cache counts at its mean length, in
-    /// layers with a sliding window at no more than the window.
-    pub fn bytes_per_token(self, model: &Transformer) -> BTreeMap<String, u64> {
+    /// layers with a sliding window at no more than the window, and the head at what was read of it, by `head`.
+    pub fn bytes_per_token(self, model: &Transformer, head: HeadUse) -> BTreeMap<String, u64> {
         let (config, weights) = (model.config(), model.weight_bytes());
         let shared_by = self.n_prompt.max(1) as u64;
         let mean_context = self.depth + self.tokens() / 2;
@@ -59,7 +58,7 @@ impl Workload {
         // The queries of a prefill read the cache together.
         let parts = [
             ("linear", weights.linear / shared_by),
-            ("lm_head", weights.head / shared_by),
+            ("lm_head", head_bytes(model, head) / shared_by),
             ("norms", weights.vectors / shared_by),
             ("kv", (positions * per_position) as u64 / shared_by),
             ("embedding", embedding_row),
@@ -67,11 +66,26 @@ impl Workload {
         parts.into_iter().map(|(part, bytes)| (part.to_owned(), bytes)).collect()
     }
 
-    /// Multiply-adds per token in the linear layers and the head; prefill runs the head for its last token only.
-    pub fn macs_per_token(self, model: &Transformer) -> u64 {
-        let (linear, head) = model.macs_per_token();
-        linear + head / self.n_prompt.max(1) as u64
+    /// Multiply-adds per token in the linear layers and the head; prefill runs the head for its last token only. Scores of a screened
+    /// head are int8 multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
+    pub fn macs_per_token(self, model: &Transformer, head: HeadUse) -> u64 {
+        let (linear, whole) = model.macs_per_token();
+        let scores = if model.weights_name() == "ternary" { whole } else { 0 };
+        let row = whole / model.config().vocab.max(1) as u64;
+        linear + per_position(head, whole, scores, row) / self.n_prompt.max(1) as u64
     }
+}
+
+/// Bytes of the head that were read for a position, the quantised copy's included.
+fn head_bytes(model: &Transformer, head: HeadUse) -> u64 {
+    let weights = model.weight_bytes();
+    per_position(head, weights.head, weights.screen, weights.head / model.config().vocab.max(1) as u64)
+}
+
+/// The mean cost of a position, from the costs of the whole head, of its copy and of a row. Without any use, that of the whole.
+fn per_position(head: HeadUse, whole: u64, screened: u64, row: u64) -> u64 {
+    let all = head.whole * whole + head.screened * screened + head.rescored * row;
+    all.checked_div(head.positions).unwrap_or(whole)
 }
 
 impl fmt::Display for Workload {
@@ -136,21 +150,22 @@ impl<'m> Bench<'m> {
         let Workload { n_prompt, n_gen, depth } = self.workload;
         self.cache.truncate(depth);
         let mut tokens = Vec::with_capacity(n_gen + 1);
-        let mut logits: &[f32] = &[];
+        let mut last: Vec<f32> = Vec::new();
         let before = counters.and_then(Counters::read);
         let start = Instant::now();
         if n_prompt > 0 {
             let tokens = &self.prompt[depth..depth + n_prompt];
             let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
-            logits = self.engine.forward(&mut [segment])?;
+            last.extend_from_slice(self.engine.forward(&mut [segment])?);
         }
         let mut token = self.prompt[depth];
         for _ in 0..n_gen {
             interrupt::check()?;
-            let segment = Segment { cache: &mut self.cache, tokens: &[token], logits: Logits::Last };
-            logits = self.engine.forward(&mut [segment])?;
-            token = argmax(logits);
+            let best = self.engine.top(&mut self.cache, &[token], 1)?;
+            let &(next, logit) = best.first().context("the model has no tokens")?;
+            token = next;
             tokens.push(token);
+            last = vec![logit];
         }
         let ns = start.elapsed().as_nanos() as u64;
         let after = counters.and_then(Counters::read);
@@ -158,7 +173,7 @@ impl<'m> Bench<'m> {
             counters.zip(before).zip(after).map(|((counters, before), after)| counters.joules(&before, &after));
         let mut hash = Fnv::default();
         tokens.iter().for_each(|&token| hash.add(u64::from(token)));
-        logits.iter().for_each(|logit| hash.add(u64::from(logit.to_bits())));
+        last.iter().for_each(|logit| hash.add(u64::from(logit.to_bits())));
         let checksum = *self.checksum.get_or_insert(hash.0);
         if checksum != hash.0 {
             bail!("wrong: two runs gave different results: the kernel or the memory is faulty");
@@ -166,7 +181,7 @@ impl<'m> Bench<'m> {
         Ok(Cost { ns, joules })
     }
 
-    /// A checksum of every token decoded and of the last logits' bits, after the first run.
+    /// A checksum of every token decoded and of the bits of the last logits (in decode, of the best of them), after the first run.
     pub fn checksum(&self) -> String {
         self.checksum.map_or(String::new(), |checksum| format!("{checksum:016x}"))
     }
@@ -198,8 +213,7 @@ pub fn greedy(engine: &mut Engine<'_>, prompt: &[u32], n: usize) -> Result<Vec<u
     let mut tokens = prompt.to_vec();
     let mut generated = Vec::with_capacity(n);
     for _ in 0..n {
-        let segment = Segment { cache: &mut cache, tokens: &tokens, logits: Logits::Last };
-        let token = argmax(engine.forward(&mut [segment])?);
+        let token = engine.next_token(&mut cache, &tokens)?;
         generated.push(token);
         tokens = vec![token];
     }
@@ -224,7 +238,9 @@ impl Fnv {
 /// The record of a bench, without samples.
 pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: record::Limits) -> record::Speed {
     let (model, workload) = (&loaded.model, bench.workload);
-    let parts = workload.bytes_per_token(model);
+    let head = bench.engine.head_use();
+    let parts = workload.bytes_per_token(model, head);
+    let share = head.rescored as f64 / (head.screened.max(1) * model.config().vocab.max(1) as u64) as f64;
     record::Speed {
         model: loaded.info.clone(),
         code: loaded.code(),
@@ -235,7 +251,12 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
         n_depth: workload.depth as u64,
         bytes_per_token: parts.values().sum(),
         bytes_per_token_parts: parts,
-        macs_per_token: workload.macs_per_token(model),
+        macs_per_token: workload.macs_per_token(model, head),
+        head: Some(record::Head {
+            head: if head.screened > 0 { "screened" } else { "full" }.to_owned(),
+            head_rescored_share: (head.screened > 0).then_some(share),
+            head_whole_share: head.whole as f64 / head.positions.max(1) as f64,
+        }),
         limits,
         output_checksum: bench.checksum(),
         ..record::Speed::default()

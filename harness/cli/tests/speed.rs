@@ -234,6 +234,26 @@ fn every_record_says_how_it_was_made() {
 }
 
 #[test]
+fn a_screened_head_gives_the_whole_heads_results_and_says_what_it_read() {
+    let run = |head: &str| {
+        let output = speed(&[&["-w", "tg24", "-r", "3", "-o", "jsonl", "--head", head][..], &TINY].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        records(&text(&output.stdout)).remove(0)
+    };
+    let (full, screened) = (run("full"), run("screened"));
+    assert_eq!(full["output_checksum"], screened["output_checksum"]);
+    assert_eq!((&full["head"], &screened["head"]), (&"full".into(), &"screened".into()));
+    assert!(full.get("head_rescored_share").is_none(), "{full}");
+    let bytes = |record: &Value| record["bytes_per_token_parts"]["lm_head"].as_f64().expect("bytes");
+    let share = |name: &str| screened[name].as_f64().expect("a share");
+    // What was read is the copy (5.25 bits a weight and 12 bytes a row), the rows rescored, and the whole head where it was read.
+    let copy = 0.33 * bytes(&full) + 512.0 * 12.0;
+    assert!(bytes(&screened) >= share("head_whole_share") * bytes(&full), "{screened}");
+    let most = (share("head_whole_share") + share("head_rescored_share")) * bytes(&full) + copy;
+    assert!(bytes(&screened) <= 1.01 * most, "{screened}: {most}");
+}
+
+#[test]
 fn suites_are_listed_and_tried_without_measuring() {
     let list = speed(&["--list"]);
     assert!(list.status.success() && text(&list.stdout).contains("quick"), "{list:?}");

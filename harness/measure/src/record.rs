@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::limits::Peaks;
 
 pub use kinds::{
-    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Paired, Probe, Speed, TritCount, Verify,
+    Accuracy, Agreement, Claim, Gate, Head, Kernel, Load, Memory, Noise, Paired, Probe, Speed, TritCount, Verify,
 };
 pub use protocol::{Opponent, Protocol};
 

@@ -3,8 +3,9 @@
 use ternbench_kernels::Pool;
 
 use crate::breakdown::Breakdown;
+use crate::head::HeadUse;
 use crate::kv_cache::{KvCache, KvPool};
-use crate::transformer::{Buffers, ForwardError, Segment, Transformer};
+use crate::transformer::{Buffers, ForwardError, Logits, Segment, Transformer};
 
 /// A model on a pool of threads: what runs forward passes.
 pub struct Engine<'m> {
@@ -46,8 +47,28 @@ impl<'m> Engine<'m> {
     /// segments in order. What else is in the batch changes no bit of a row.
     pub fn forward(&mut self, segments: &mut [Segment<'_>]) -> Result<&[f32], ForwardError> {
         let (model, buffers, breakdown) = (self.model, &mut self.buffers, &mut self.breakdown);
-        self.pool.run(|team| model.forward(team, buffers, segments, breakdown))?;
+        self.pool.run(|team| model.forward(team, buffers, segments, None, breakdown))?;
         Ok(self.buffers.logits())
+    }
+
+    /// Appends `tokens` to `cache` and returns the `k` likeliest tokens behind the last one, with their logits, best first, of
+    /// equals the smaller token first: what [`Self::forward`] gives, bit for bit. Where the model has a screen, it reads a part of the head
+    /// instead of all.
+    pub fn top(&mut self, cache: &mut KvCache, tokens: &[u32], k: usize) -> Result<&[(u32, f32)], ForwardError> {
+        let (model, buffers, breakdown) = (self.model, &mut self.buffers, &mut self.breakdown);
+        let segments = &mut [Segment { cache, tokens, logits: Logits::Last }];
+        self.pool.run(|team| model.forward(team, buffers, segments, Some(k), breakdown))?;
+        Ok(&self.buffers.head.best)
+    }
+
+    /// The likeliest token behind `tokens`: greedy decoding.
+    pub fn next_token(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<u32, ForwardError> {
+        Ok(self.top(cache, tokens, 1)?.first().map_or(0, |&(token, _)| token))
+    }
+
+    /// How much of the head was read so far.
+    pub fn head_use(&self) -> HeadUse {
+        self.buffers.head.count
     }
 
     /// Where the time went since the last call.

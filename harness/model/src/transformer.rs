@@ -1,16 +1,19 @@
 //! The forward pass, once, for every family: what differs between BitNet, Llama, Qwen2, Gemma 3 and MiniCPM is data in
 //! [`ModelConfig`] and the presence of a weight.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use ternbench_kernels::driver::{self, Scratch};
 use ternbench_kernels::team::SharedMut;
-use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Team, Weights, ops};
+use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
 use thiserror::Error;
 
 use crate::attention;
 use crate::breakdown::{Breakdown, Part};
 use crate::config::{Activation, ModelConfig};
 use crate::error::LoadError;
+use crate::head::HeadSearch;
 use crate::kv_cache::KvCache;
 use crate::layer::{Census, Layer};
 use crate::rope::Rope;
@@ -23,6 +26,7 @@ pub struct Transformer {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Linear,
+    screen: Option<Arc<Screen>>,
     rope: Rope,
     local_rope: Option<Rope>,
     kernels: Dispatch,
@@ -48,6 +52,9 @@ pub struct WeightBytes {
     pub second_copy: u64,
     /// The head.
     pub head: u64,
+    /// The quantised copy that screens it, where there is one. Greedy decoding reads it and a few rows of the head instead of the
+    /// head.
+    pub screen: u64,
     /// The embedding, where the head is another tensor. One row of it is read per token.
     pub embedding: u64,
     /// Norms and biases.
@@ -55,14 +62,14 @@ pub struct WeightBytes {
 }
 
 impl WeightBytes {
-    /// Everything that decoding a token reads.
+    /// Everything that decoding a token reads, with the whole head.
     pub fn per_token(&self) -> u64 {
         self.linear + self.head + self.vectors
     }
 
     /// Everything that is held.
     pub fn held(&self) -> u64 {
-        self.per_token() + self.second_copy + self.embedding
+        self.per_token() + self.second_copy + self.embedding + self.screen
     }
 }
 
@@ -124,6 +131,7 @@ pub(crate) struct Buffers {
     up: Vec<f32>,
     out: Vec<f32>,
     logits: Vec<f32>,
+    pub(crate) head: HeadSearch,
     angles: Vec<(f32, f32)>,
     local_angles: Vec<(f32, f32)>,
     scratch: Scratch,
@@ -150,7 +158,10 @@ impl Buffers {
             &self.logits,
         ];
         let angles = (self.angles.capacity() + self.local_angles.capacity()) * 8;
-        floats.iter().map(|floats| floats.capacity() * 4).sum::<usize>() + angles + self.scratch.bytes()
+        floats.iter().map(|floats| floats.capacity() * 4).sum::<usize>()
+            + angles
+            + self.scratch.bytes()
+            + self.head.bytes()
     }
 }
 
@@ -191,6 +202,7 @@ impl Transformer {
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
             output_norm: source.vector(VectorName::OutputNorm)?,
             head: Linear::dense(head),
+            screen: None,
             embedding,
             layers,
             kernels,
@@ -238,6 +250,28 @@ impl Transformer {
         }
     }
 
+    /// Makes the copy of the head that greedy decoding screens it with, on `pool`, or takes another model's of the same weights.
+    /// Nothing changes where the head cannot be screened.
+    pub fn screen_head(&mut self, pool: &Pool, shared: Option<Arc<Screen>>) {
+        if let Weights::Dense { matrix, .. } = &self.head.weights {
+            self.screen = shared.or_else(|| pool.rayon().install(|| Screen::new(matrix)).map(Arc::new));
+        }
+    }
+
+    /// The copy that the head is screened with.
+    pub fn screen(&self) -> Option<&Arc<Screen>> {
+        self.screen.as_ref()
+    }
+
+    /// Whether screening the head is expected to pay: it has a fast kernel here, reads at most 60 % of the bytes, and the head
+    /// does not stay in a cache, where multiplying by all of it is faster.
+    pub fn screen_pays(&self) -> bool {
+        const LEAST_BYTES: usize = 48 << 20;
+        let Weights::Dense { matrix, .. } = &self.head.weights else { return false };
+        let bytes = matrix.data().len();
+        Screen::is_fast() && bytes >= LEAST_BYTES && Screen::bytes_for(matrix) as f64 <= 0.6 * bytes as f64
+    }
+
     /// What was counted while loading.
     pub fn census(&self) -> Census {
         self.census
@@ -245,7 +279,11 @@ impl Transformer {
 
     /// Bytes held, by part.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = WeightBytes { head: self.head.held_bytes() as u64, ..WeightBytes::default() };
+        let mut bytes = WeightBytes {
+            head: self.head.held_bytes() as u64,
+            screen: self.screen.as_ref().map_or(0, |screen| screen.bytes() as u64),
+            ..WeightBytes::default()
+        };
         if !self.config.tied {
             bytes.embedding = self.embedding.data().len() as u64;
         }
@@ -271,11 +309,14 @@ impl Transformer {
         (self.config.linear_parameters(), (self.config.vocab * self.config.hidden) as u64)
     }
 
+    /// Leaves in `b` the logits that the segments ask for; with `top` only the so many best, which takes a single segment that
+    /// asks for one position.
     pub(crate) fn forward(
         &self,
         team: &Team,
         b: &mut Buffers,
         segments: &mut [Segment<'_>],
+        top: Option<usize>,
         time: &mut Breakdown,
     ) -> Result<(), ForwardError> {
         self.check(segments)?;
@@ -290,7 +331,7 @@ impl Transformer {
         for segment in segments.iter_mut() {
             segment.cache.advance(segment.tokens.len());
         }
-        self.logits(team, b, segments, time);
+        self.logits(team, b, segments, top, time);
         Ok(())
     }
 
@@ -422,7 +463,7 @@ impl Transformer {
     }
 
     /// `logits = norm(h) · Eᵀ` at the positions asked for.
-    fn logits(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], time: &mut Breakdown) {
+    fn logits(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], top: Option<usize>, time: &mut Breakdown) {
         let width = self.config.hidden;
         b.out.clear();
         let mut first = 0;
@@ -438,13 +479,24 @@ impl Transformer {
         }
         let rows = b.out.len() / width;
         self.norm(team, &b.out, &self.output_norm, &mut b.normed);
-        resize(&mut b.logits, rows * self.config.vocab);
         time.end(Part::Other);
+        if let (Some(k), Some(screen)) = (top, &self.screen)
+            && b.head.search(screen, team, &b.normed, self.config.logit_scale, k)
+        {
+            time.end(Part::Head);
+            return;
+        }
+        resize(&mut b.logits, rows * self.config.vocab);
         if rows > 0 {
+            b.head.count.positions += rows as u64;
+            b.head.count.whole += 1;
             driver::multiply(team, &mut b.scratch, &b.normed, rows, &mut [(&self.head, &mut b.logits[..])]);
         }
         if self.config.logit_scale != 1.0 {
             b.logits.iter_mut().for_each(|logit| *logit *= self.config.logit_scale);
+        }
+        if let Some(k) = top {
+            b.head.take_from(&b.logits, k);
         }
         time.end(Part::Head);
     }

@@ -40,6 +40,9 @@ pub struct Speed {
     pub bytes_per_token_parts: BTreeMap<String, u64>,
     /// Multiply-adds per token.
     pub macs_per_token: u64,
+    /// How the lm head was read.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
     /// The probes.
     #[serde(default)]
     pub limits: Limits,
@@ -49,7 +52,7 @@ pub struct Speed {
     /// The counters behind `samples_joules`, or why there are none: `not measured: no counter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy: Option<String>,
-    /// Checksum of what was computed: every token decoded and the bits of the last logits.
+    /// Checksum of what was computed: every token decoded and the bits of the last logits (in decode, of the best of them).
     pub output_checksum: String,
     /// How it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,19 @@ pub struct Speed {
     /// Why the result does not count: impossible, wrong, or failed.
     #[serde(default)]
     pub refused: Option<String>,
+}
+
+/// How decoding read the lm head. Which way it was changes no bit of the results.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// `full`, or `screened`: a 5-bit copy of all rows, and the rows that could win by it.
+    pub head: String,
+    /// The share of rows read again after the copy, on average over its passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_rescored_share: Option<f64>,
+    /// The share of positions that read the whole head.
+    #[serde(default)]
+    pub head_whole_share: f64,
 }
 
 impl Speed {
@@ -178,8 +194,11 @@ pub struct Memory {
     pub mapped_bytes: u64,
     /// Linear layers in the kernel's layout.
     pub packed_bytes: u64,
-    /// Embedding and lm head in memory, once where they are tied.
+    /// Embedding and lm head in memory, once where they are tied, and the copy that the head is screened with.
     pub embedding_bytes: u64,
+    /// The part of `embedding_bytes` that is this copy.
+    #[serde(default)]
+    pub head_screen_bytes: u64,
     /// The part of `packed_bytes` and `embedding_bytes` that is windows into the mapped files, not memory of its own.
     #[serde(default)]
     pub weights_mapped_bytes: u64,

@@ -1,0 +1,115 @@
+//! The screened head inside a model: the same tokens and logits as the whole head, on synthetic and on real weights.
+
+mod common;
+
+use std::path::Path;
+
+use ternbench_kernels::{DenseMatrix, DenseType, Pool, registry};
+use ternbench_model::manifest::Manifest;
+use ternbench_model::sampler::argmax;
+use ternbench_model::weights::synthetic::SyntheticModel;
+use ternbench_model::weights::{self, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource};
+use ternbench_model::{Engine, HeadUse, LoadError, Logits, ModelConfig, Segment, Tokenizer, Transformer};
+
+/// Decodes greedily behind `prompt` with a screened head, and holds the 5 best logits of every step to all of the whole head's.
+fn check(name: &str, mut model: Transformer, pool: &Pool, prompt: &[u32], n: usize) -> HeadUse {
+    model.screen_head(pool, None);
+    assert!(model.screen().is_some(), "{name}: every weight is finite");
+    let (mut engine, mut plain) = (Engine::new(&model, pool), Engine::new(&model, pool));
+    let (mut cache, mut plain_cache) = (engine.new_cache(prompt.len() + n), plain.new_cache(prompt.len() + n));
+    let mut tokens = prompt.to_vec();
+    for step in 0..n {
+        let segment = Segment { cache: &mut plain_cache, tokens: &tokens, logits: Logits::Last };
+        let logits = plain.forward(&mut [segment]).unwrap();
+        let k = if step % 4 == 3 { 5 } else { 1 };
+        let mut expected: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+        expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        expected.truncate(k);
+        assert_eq!(expected[0].0, argmax(logits), "{name}");
+        let best = engine.top(&mut cache, &tokens, k).unwrap();
+        let bits = |rows: &[(u32, f32)]| rows.iter().map(|&(id, logit)| (id, logit.to_bits())).collect::<Vec<_>>();
+        assert_eq!(bits(best), bits(&expected), "{name}, step {step}");
+        tokens = vec![best[0].0];
+    }
+    let count = engine.head_use();
+    assert_eq!(count.positions, n as u64, "{name}: every position is counted once");
+    assert!(count.whole + count.screened >= n as u64, "{name}: {count:?}");
+    count
+}
+
+#[test]
+fn synthetic_models_of_every_family() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models");
+    for name in ["bitnet-tiny", "llama-tiny", "twin-fp16"] {
+        let source = SyntheticModel::new(&Manifest::find(&folder, name).unwrap(), None, 3);
+        for n_threads in [1, 3] {
+            let pool = Pool::new(n_threads).unwrap();
+            let model = Transformer::load(&source, registry::default_kernel(), &pool, &|_| {}).unwrap();
+            check(name, model, &pool, &[1, 5, 9], 24);
+        }
+    }
+}
+
+/// A model whose head is another's, as floats of 16 bits.
+struct AsF16(Box<dyn WeightSource>);
+
+impl WeightSource for AsF16 {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn embedding(&self) -> Result<DenseMatrix, LoadError> {
+        let stored = self.0.embedding()?;
+        let mut bytes = Vec::with_capacity(2 * stored.n() * stored.k());
+        let mut row = vec![0.0; stored.k()];
+        for n in 0..stored.n() {
+            stored.dequantize_row(n, &mut row);
+            row.iter().for_each(|w| bytes.extend(half::f16::from_f32(*w).to_le_bytes()));
+        }
+        let mut data = ternbench_kernels::AlignedBytes::zeroed(bytes.len());
+        data.copy_from_slice(&bytes);
+        Ok(DenseMatrix::new(stored.n(), stored.k(), DenseType::F16, data.into()).expect("two bytes a weight"))
+    }
+
+    fn head(&self) -> Result<Option<DenseMatrix>, LoadError> {
+        Ok(None)
+    }
+
+    fn linear(&self, layer: usize, which: LinearName) -> Result<LinearWeights, LoadError> {
+        self.0.linear(layer, which)
+    }
+
+    fn vector(&self, name: VectorName) -> Result<Vec<f32>, LoadError> {
+        self.0.vector(name)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.0.stored_bytes()
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn hash(&self) -> Result<String, LoadError> {
+        self.0.hash()
+    }
+}
+
+/// Real embeddings and real hidden states. Prints the share of rows that are rescored: `-- --nocapture`.
+#[test]
+fn real_models_rescore_few_rows() {
+    let text = "The capital of France is Paris. Water boils at a hundred degrees, and";
+    for (file, most) in [("SmolLM2-135M-Instruct.Q4_1.gguf", 0.1), ("gemma-3-270m-q4_k_m.gguf", 0.02)] {
+        let Some(path) = common::model(file) else { continue };
+        let pool = Pool::new(2).unwrap();
+        let source = AsF16(weights::open(&path, OpenOptions::default()).unwrap());
+        let model = Transformer::load(&source, registry::default_kernel(), &pool, &|_| {}).unwrap();
+        let vocab = model.config().vocab;
+        let prompt = Tokenizer::for_model(&path).unwrap().encode_default(text).unwrap();
+        let count = check(file, model, &pool, &prompt, 32);
+        let share = count.rescored as f64 / (count.screened * vocab as u64) as f64;
+        println!("{file}: {:.3} % of {vocab} rows rescored, {count:?}", 100.0 * share);
+        assert!(share < most && count.whole == 0, "{file}: {share}, {count:?}");
+    }
+}

@@ -1,0 +1,283 @@
+//! The bound is put to the test by rows that sit on it, and the search by comparison with the whole head.
+
+use half::f16;
+
+use super::*;
+use crate::bytes::AlignedBytes;
+use crate::dense::DenseType;
+use crate::team::Pool;
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Normal enough: twelve uniform numbers.
+    fn gauss(&mut self) -> f32 {
+        (0..12).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0
+    }
+
+    fn vector(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.gauss()).collect()
+    }
+}
+
+fn matrix(ty: DenseType, rows: &[Vec<f32>]) -> DenseMatrix {
+    let k = rows[0].len();
+    let mut bytes = Vec::new();
+    for w in rows.iter().flatten() {
+        match ty {
+            DenseType::F32 => bytes.extend(w.to_le_bytes()),
+            DenseType::F16 => bytes.extend(f16::from_f32(*w).to_le_bytes()),
+            DenseType::BF16 => bytes.extend(half::bf16::from_f32(*w).to_le_bytes()),
+            _ => panic!("not a float"),
+        }
+    }
+    let mut data = AlignedBytes::zeroed(bytes.len());
+    data.copy_from_slice(&bytes);
+    DenseMatrix::new(rows.len(), k, ty, data.into()).unwrap()
+}
+
+fn all_logits(head: &DenseMatrix, x: &[f32]) -> Vec<f32> {
+    let mut logits = vec![0.0; head.n()];
+    kernel_for(head.ty()).compute(head, x, 1, 0..head.n(), &mut logits);
+    logits
+}
+
+/// The rows that a search must give: sorted by logit, then by index.
+fn best_of(logits: &[f32], scale: f32, k: usize) -> Vec<(u32, f32)> {
+    let mut rows: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|logit| logit * scale)).collect();
+    rows.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+    rows.truncate(k);
+    rows
+}
+
+/// Every path's scores and bounds.
+fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let mut query = Query::default();
+    assert!(query.prepare(x));
+    let paths = [portable::score as Score, fastest()];
+    paths
+        .map(|path| {
+            let (mut scores, mut bounds) = (vec![0.0; screen.head.n()], vec![0.0; screen.head.n()]);
+            path(&screen.rows, &query, 0..screen.rows.n_groups(), &mut scores, &mut bounds);
+            (scores, bounds)
+        })
+        .to_vec()
+}
+
+/// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
+fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
+    let screen = Screen::new(head).unwrap();
+    let logits = all_logits(head, x);
+    for (scores, bounds) in scores(&screen, x) {
+        for row in 0..head.n() {
+            let (logit, bound) = (logits[row], bounds[row]);
+            assert!(bound.is_finite() && bound >= logit, "{what}: row {row}: {logit} above its bound {bound}");
+            // The same from below: the bound is on the distance.
+            assert!(2.0 * scores[row] - bound <= logit, "{what}: row {row}: {logit}, {}, {bound}", scores[row]);
+        }
+    }
+    let mut rescored = None;
+    for n_threads in [1, 3] {
+        let pool = Pool::new(n_threads).unwrap();
+        for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
+            let (mut buffers, mut best) = (SearchBuffers::default(), vec![(9, 9.0)]);
+            let found = pool.run(|team| screen.search(team, &mut buffers, x, scale, k, &mut best));
+            let expected = if found.is_some() { best_of(&logits, scale, k) } else { Vec::new() };
+            let bits =
+                |rows: &[(u32, f32)]| rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>();
+            assert_eq!(bits(&best), bits(&expected), "{what}: k {k}, scale {scale}, {n_threads} threads");
+            if k == 1 {
+                rescored = found.map(|found| found.rows);
+            }
+        }
+    }
+    rescored
+}
+
+#[test]
+fn gaussian_rows_of_every_shape_and_type() {
+    let mut rng = Rng(1);
+    for ty in [DenseType::F32, DenseType::F16, DenseType::BF16] {
+        for (n, k) in [(1, 1), (7, 31), (8, 32), (9, 33), (129, 100), (700, 96), (1037, 257)] {
+            let rows: Vec<_> = (0..n).map(|_| rng.vector(k)).collect();
+            let x = rng.vector(k);
+            check(&matrix(ty, &rows), &x, &format!("{ty:?} {n} x {k}"));
+        }
+    }
+    // Wide rows have few candidates: a search that always gave up would fail here.
+    let rows: Vec<_> = (0..2000).map(|_| rng.vector(640)).collect();
+    let rescored = check(&matrix(DenseType::F16, &rows), &rng.vector(640), "wide").expect("worth it");
+    assert!(rescored < 600, "{rescored} rows");
+}
+
+#[test]
+fn a_common_direction_and_outlier_columns() {
+    let mut rng = Rng(2);
+    let (n, k) = (1500, 320);
+    let mut common = rng.vector(k);
+    common.iter_mut().for_each(|c| *c *= 5.0);
+    common[7] = 300.0;
+    let row = |rng: &mut Rng| rng.vector(k).iter().zip(&common).map(|(w, c)| w + c).collect::<Vec<_>>();
+    let rows: Vec<_> = (0..n).map(|_| row(&mut rng)).collect();
+    for sign in [1.0, -1.0] {
+        let x: Vec<f32> = rng.vector(k).iter().zip(&common).map(|(w, c)| w + sign * c).collect();
+        check(&matrix(DenseType::F16, &rows), &x, "common direction");
+    }
+}
+
+/// Rows whose residual is parallel to the input, as long as rounding allows: `w = step · (code ± 0.49)` with the input's signs.
+/// Such a row beats rows with better scores, and Cauchy-Schwarz is an equality for it.
+#[test]
+fn rows_that_sit_on_the_bound() {
+    let mut rng = Rng(3);
+    for k in [32, 96, 256, 1000] {
+        let x: Vec<f32> = (0..k).map(|_| if rng.next() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let mut rows: Vec<Vec<f32>> = Vec::new();
+        for i in 0..400usize {
+            let hidden = if i % 3 == 0 { 0.49f32 } else { 0.0 };
+            let mut row: Vec<f32> = (0..k)
+                .map(|j| {
+                    let code = (rng.next() % 29) as f32 - 14.0;
+                    code + if code == 0.0 || j % 32 == 0 { 0.0 } else { hidden * x[j] }
+                })
+                .collect();
+            // The largest of each block, which sets the step to 1.
+            row.iter_mut().step_by(32).for_each(|w| *w = 15.5);
+            // Scores a little above those of the rows with hidden gains, which are 0.49 of about 31 / 32 of k.
+            let wanted = 0.3 * k as f32 + if hidden == 0.0 { 0.2 * k as f32 + (i % 7) as f32 } else { (i % 5) as f32 };
+            for _ in 0..200_000 {
+                let j = rng.next() as usize % k;
+                let score: f32 = row.iter().zip(&x).map(|(w, x)| w.round() * x).sum();
+                let next = row[j] + x[j] * (wanted - score).signum();
+                if (wanted - score).abs() < 1.0 {
+                    break;
+                }
+                if j % 32 != 0 && next.abs() < 15.0 && (row[j] == 0.0) == (next == 0.0) {
+                    row[j] = next;
+                }
+            }
+            rows.push(row);
+        }
+        let head = matrix(DenseType::F32, &rows);
+        check(&head, &x, &format!("on the bound, k {k}"));
+        let screen = Screen::new(&head).unwrap();
+        let logits = all_logits(&head, &x);
+        let (scores, bounds) = &scores(&screen, &x)[0];
+        let by_score = argmax(scores);
+        let by_logit = argmax(&logits);
+        assert!(by_score != by_logit, "k {k}: the scores must mislead, or the test shows nothing");
+        let used = (logits[by_logit] - scores[by_logit]) / (bounds[by_logit] - scores[by_logit]);
+        assert!(used > 0.9, "k {k}: the row uses {used} of its bound");
+    }
+}
+
+fn argmax(values: &[f32]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
+}
+
+#[test]
+fn ties_go_to_the_smaller_index() {
+    let mut rng = Rng(4);
+    let k = 200;
+    let x = rng.vector(k);
+    let mut rows: Vec<_> = (0..3000).map(|_| rng.vector(k).iter().map(|w| 0.3 * w).collect::<Vec<_>>()).collect();
+    let winner: Vec<f32> = x.iter().map(|x| 0.5 * x).collect();
+    for row in [2999, 1234, 77, 1235] {
+        rows[row] = winner.clone();
+    }
+    assert!(check(&matrix(DenseType::F16, &rows), &x, "ties").expect("a clear winner") < 1000);
+    // Nothing but ties: no screen helps.
+    assert_eq!(check(&matrix(DenseType::F16, &vec![winner; 50]), &x, "all equal"), None);
+    assert_eq!(check(&matrix(DenseType::F16, &vec![vec![0.0; k]; 50]), &x, "all zero"), None);
+}
+
+#[test]
+fn huge_range_zero_rows_and_tiny_numbers() {
+    let mut rng = Rng(5);
+    let k = 70;
+    let mut rows: Vec<_> = (0..500).map(|_| rng.vector(k)).collect();
+    for (i, row) in rows.iter_mut().enumerate() {
+        let scale = 10f32.powi(i as i32 % 50 - 39);
+        row.iter_mut().enumerate().for_each(|(j, w)| *w *= if j < 32 { scale } else { 1e-6 * scale });
+        if i % 11 == 0 {
+            row.fill(0.0);
+        }
+    }
+    let head = matrix(DenseType::F32, &rows);
+    for scale in [1.0, 1e-30, 1e8] {
+        let mut x: Vec<f32> = rng.vector(k).iter().map(|x| x * scale).collect();
+        check(&head, &x, "range");
+        x[..32].fill(0.0);
+        check(&head, &x, "range, a block of zeros");
+    }
+    check(&head, &vec![0.0; k], "a zero input");
+}
+
+#[test]
+fn what_cannot_be_bounded_is_left_to_the_head() {
+    for bad in [f32::NAN, f32::INFINITY, 1e13] {
+        let mut rows = vec![vec![1.0; 40]; 20];
+        rows[13][33] = bad;
+        assert!(Screen::new(&matrix(DenseType::F32, &rows)).is_none(), "{bad}");
+    }
+    let screen = Screen::new(&matrix(DenseType::F32, &vec![vec![1.0; 40]; 20])).unwrap();
+    let pool = Pool::new(1).unwrap();
+    for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)]
+    {
+        let mut best = Vec::new();
+        let found =
+            pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &[bad; 40], scale, 1, &mut best));
+        assert_eq!((found, best.len()), (None, 0), "{bad}, {scale}");
+    }
+}
+
+/// Prints how long a search takes on 2B4T's head: `cargo test --release -p ternbench-kernels -- --ignored --nocapture time_of`.
+#[test]
+#[ignore = "prints times, checks nothing"]
+fn time_of_a_search() {
+    use rayon::prelude::*;
+    // Rows as the first argument behind `--`: few of them show what the arithmetic costs without the memory.
+    let n = std::env::var("ROWS").map_or(128_256, |rows| rows.parse().unwrap());
+    let k = 2560;
+    let mut data = AlignedBytes::zeroed(n * k * 2);
+    data.par_chunks_exact_mut(k * 2).enumerate().for_each(|(row, bytes)| {
+        let mut rng = Rng(row as u64 * 7919);
+        for w in bytes.chunks_exact_mut(2) {
+            w.copy_from_slice(&f16::from_f32(rng.gauss()).to_le_bytes());
+        }
+    });
+    let head = DenseMatrix::new(n, k, DenseType::F16, data.into()).unwrap();
+    let start = std::time::Instant::now();
+    let screen = Screen::new(&head).unwrap();
+    println!("quantised in {:?}: {} bytes", start.elapsed(), screen.bytes());
+    let linear = crate::Linear::dense(head.clone());
+    for n_threads in [1, 2] {
+        let pool = Pool::new(n_threads).unwrap();
+        let (mut buffers, mut best, mut logits) = (SearchBuffers::default(), Vec::new(), vec![0.0; n]);
+        for i in 0..6 {
+            let x = Rng(i).vector(k);
+            let start = std::time::Instant::now();
+            let found = pool.run(|team| screen.search(team, &mut buffers, &x, 1.0, 1, &mut best));
+            let screened = start.elapsed();
+            let start = std::time::Instant::now();
+            pool.run(|team| {
+                crate::driver::multiply(
+                    team,
+                    &mut crate::driver::Scratch::default(),
+                    &x,
+                    1,
+                    &mut [(&linear, &mut logits)],
+                )
+            });
+            println!("{n_threads} threads: {found:?} {screened:?}, whole {:?}", start.elapsed());
+        }
+    }
+}

@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::limits::Peaks;
 
 pub use kinds::{
-    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Paired, Probe, Speed, TritCount, Verify,
+    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify,
 };
 pub use protocol::{Opponent, Protocol};
 
@@ -135,7 +135,6 @@ bodies! {
     /// A task's score.
     Accuracy;
     /// Two models on the same items.
-    Paired;
     /// A model against its reference.
     Gate;
     /// A verdict, as the run printed it. Reports judge anew.

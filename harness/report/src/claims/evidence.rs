@@ -52,7 +52,6 @@ impl<'a> Evidence<'a> {
                 Body::Probe(_)
                 | Body::Noise(_)
                 | Body::Kernel(_)
-                | Body::Paired(_)
                 | Body::Gate(_)
                 | Body::Claim(_) => {}
             }

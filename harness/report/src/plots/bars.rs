@@ -174,10 +174,13 @@ fn draw_bar<DB: DrawingBackend>(
     }
     if let Some(mark) = bar.mark {
         pen.line((x(mark), top - 2.0), (x(mark), top + BAR + 2.0), MARK, 2.0)?;
-        end = end.max(mark);
     }
-    let at = x(end) + 8.0;
+    // Beside the bar that it says the value of, or behind the mark where that would be in the way.
+    let (width, mut at) = (pen.width(&bar.label, 12.0, false)?, x(end) + 8.0);
+    if let Some(mark) = bar.mark.map(x).filter(|mark| (x(end)..at + width + 6.0).contains(mark)) {
+        at = mark + 8.0;
+    }
     // A grid line through a number is hard to read.
-    pen.rect((at - 2.0, top), (at + pen.width(&bar.label, 12.0, false)? + 2.0, top + BAR), CARD)?;
+    pen.rect((at - 2.0, top), (at + width + 2.0, top + BAR), CARD)?;
     pen.text(&bar.label, (at, middle + 1.0), 12.0, INK, false, Anchor::Left)
 }

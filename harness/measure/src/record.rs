@@ -15,9 +15,7 @@ use crate::git::GitState;
 use crate::host::Host;
 use crate::limits::Peaks;
 
-pub use kinds::{
-    Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify,
-};
+pub use kinds::{Accuracy, Agreement, Claim, Gate, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify};
 pub use protocol::{Opponent, Protocol};
 
 /// Version of this schema.

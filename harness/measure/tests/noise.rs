@@ -78,7 +78,10 @@ fn no_slowdown_is_not_found_more_often_than_stated() {
         for rounds in [10, ROUNDS, 100] {
             let (trials, rate) = (4000, alarms(&noise, rounds, 0.0, 4000));
             println!("false alarms after {rounds} rounds: {:.2} %", 100.0 * rate);
-            assert!(rate <= STATED + luck(trials), "{rate} of trials see a difference where there is none, {STATED} stated");
+            assert!(
+                rate <= STATED + luck(trials),
+                "{rate} of trials see a difference where there is none, {STATED} stated"
+            );
         }
     }
 }

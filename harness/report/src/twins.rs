@@ -115,7 +115,10 @@ fn by_steps(records: &[Record]) -> Option<Section> {
             let share = accuracy.by_steps.get(n).and_then(|&[correct, of]| stats::proportion(correct, of));
             Value::from(share.map(|share| share.scale(100.0)))
         };
-        [Value::from(format!("{}{untrained}", accuracy.model.model))].into_iter().chain([1, 2, 3].iter().map(cell)).collect()
+        [Value::from(format!("{}{untrained}", accuracy.model.model))]
+            .into_iter()
+            .chain([1, 2, 3].iter().map(cell))
+            .collect()
     };
     (!scored.is_empty()).then(|| Section {
         title: "Word problems by steps",

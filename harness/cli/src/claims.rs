@@ -40,8 +40,6 @@ const BASELINES: [&str; 6] = [
 const QUICK_BASELINES: [&str; 2] = ["synthetic:llama-3.2-1b", "synthetic:gemma-3-1b"];
 /// The model whose claims are judged.
 const MODEL: &str = "synthetic:bitnet-2b4t";
-/// The portable kernel that is compared besides the oracle.
-const PORTABLE: &str = "scalar-i2s-unpack";
 /// The same layers, four of them: small enough to compare slow kernels on.
 const SLICE: &str = "synthetic:bitnet-2b4t-4layer";
 
@@ -175,7 +173,9 @@ impl<'e> Referee<'e> {
     fn prove_kernels(&mut self) -> Result<()> {
         let source = open::source(&self.model, self.args.layout.into())?;
         let batches: &[usize] = if self.args.quick { &[2] } else { &kernels::VERIFY_BATCHES };
-        let proofs = kernels::prove("", &kernels::layer_shapes(source.config()), batches)?;
+        let quick = self.args.quick;
+        let wanted = |name: &str| !quick || kernels::is_fast(name);
+        let proofs = kernels::prove("", wanted, &kernels::layer_shapes(source.config()), batches)?;
         for proof in proofs {
             match (&proof.first_mismatch, &proof.skipped) {
                 (Some(mismatch), _) => println!("WRONG: {}: {mismatch}", proof.code.kernel),
@@ -183,6 +183,9 @@ impl<'e> Referee<'e> {
                 _ => println!("proved: {} equals the oracle in {} cases", proof.code.kernel, proof.cases),
             }
             self.keep(proof)?;
+        }
+        if quick {
+            println!("not proved in a quick run, and not run either: the other portable kernels");
         }
         Ok(())
     }
@@ -197,10 +200,9 @@ impl<'e> Referee<'e> {
         registry::KERNELS.iter().map(|entry| entry.info.name).filter(|name| proofs.contains(name)).collect()
     }
 
-    /// The proved kernels that run inside a model here: of the portable ones, which take seconds a token, the oracle and one other.
+    /// The proved kernels that run inside a model here.
     fn compared(&self) -> Vec<&'static str> {
-        let portable = |name: &str| name.starts_with("scalar-") && name != registry::ORACLE_KERNEL && name != PORTABLE;
-        self.proved().into_iter().filter(|name| !portable(name)).collect()
+        self.proved().into_iter().filter(|name| kernels::is_fast(name)).collect()
     }
 
     /// Greedy tokens and speed of the kernels, on four layers of the model's shape; then the tokens of the one that is timed against
@@ -392,7 +394,7 @@ impl<'e> Referee<'e> {
         }
         let output = console::tables(self.env);
         println!("\n{}\n", sections::speed(&frame::speed_rows(&run.records)?).text(output));
-        for section in ternbench_report::twins::tables(&run.records) {
+        for section in sections::twins(&run) {
             println!("{}\n", section.text(output));
         }
         println!("{}\n{}", table::ledger(&ledger, output), ledger.summary());

@@ -1,5 +1,6 @@
 //! `ternbench eval`: accuracy, item by item. What is done with finished runs is in [`crate::eval_runs`].
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -238,6 +239,7 @@ pub fn score(
         n: summary.n as u64,
         n_total: summary.n_total as u64,
         correct: summary.correct().clone(),
+        by_steps: BTreeMap::new(),
         nll_sum: None,
         nll_square_sum: None,
         data: options.data.display().to_string(),

@@ -75,7 +75,7 @@ impl Plan {
         };
         if others.is_empty() {
             let times: Vec<f64> = first.samples.iter().map(|sample| sample.ns as f64).collect();
-            return width(stats::median_interval(&times, stats::SEED)) <= precision;
+            return width(stats::median_interval(&times)) <= precision;
         }
         others.iter().all(|other| width(Compared::Paired(first.pairs_with(other)).interval(stats::SEED)) <= precision)
     }

@@ -15,9 +15,7 @@ use crate::git::GitState;
 use crate::host::Host;
 use crate::limits::Peaks;
 
-pub use kinds::{
-    Accuracy, Agreement, Claim, Gate, Head, Kernel, Load, Memory, Noise, Paired, Probe, Speed, TritCount, Verify,
-};
+pub use kinds::{Accuracy, Agreement, Claim, Gate, Head, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify};
 pub use protocol::{Opponent, Protocol};
 
 /// Version of this schema.
@@ -134,8 +132,6 @@ bodies! {
     Agreement;
     /// A task's score.
     Accuracy;
-    /// Two models on the same items.
-    Paired;
     /// A model against its reference.
     Gate;
     /// A verdict, as the run printed it. Reports judge anew.

@@ -1,5 +1,6 @@
 //! What METHODOLOGY.md promises about differences, tried out on the reference machine's own noise: A/A records of 300 rounds, outliers and
-//! all. `data/noise-busy.jsonl` was measured beside other work (a pair differs by 21 % in the median), `data/noise-quiet.jsonl` without.
+//! all. `data/noise-busy.jsonl` was measured beside other work (a pair differs by 23 % in the median), `data/noise-quiet.jsonl` without
+//! any that this machine knew of (6.5 %: it is a virtual one).
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,23 +13,20 @@ use ternbench_measure::{Contender, Plan, RecordFile, interleave};
 
 /// Rounds of a trial, as `speed --aa` runs them.
 const ROUNDS: usize = 30;
-/// The rate of false alarms that METHODOLOGY.md states for 30 rounds. The intervals' nominal 5 % is not reached: a percentile bootstrap of
-/// a median of so few pairs is too narrow, and 4000 trials on busy noise gave 6.3 %.
-const STATED: f64 = 0.07;
+/// The most rounds that `--precision` runs.
+const MANY_ROUNDS: usize = 200;
+/// The rate of false alarms that METHODOLOGY.md states.
+const STATED: f64 = 0.05;
 
 const BUSY: &str = "noise-busy.jsonl";
 const QUIET: &str = "noise-quiet.jsonl";
 
-/// The A/A record of a file; `None` where the file is not there.
-fn measured(file: &str) -> Option<Noise> {
+/// The A/A record of a file.
+fn measured(file: &str) -> Noise {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
-    if !path.exists() {
-        println!("skipped: {file} has not been measured yet (ternbench speed --suite noise --records FILE)");
-        return None;
-    }
     let mut records = RecordFile::read(&path).expect("readable").records;
     match records.pop().expect("one record").body {
-        Body::Noise(noise) => Some(noise),
+        Body::Noise(noise) => noise,
         other => panic!("not an A/A record: {other:?}"),
     }
 }
@@ -49,11 +47,16 @@ fn excludes_one(ratio: Estimate) -> bool {
     ratio.low > 1.0 || ratio.high < 1.0
 }
 
+/// What a rate of so many trials may lie above the true one by chance: three standard errors.
+fn luck(trials: u64) -> f64 {
+    3.0 * (STATED * (1.0 - STATED) / trials as f64).sqrt()
+}
+
 /// The share of trials in which the two contenders are said to differ.
-fn alarms(noise: &Noise, slowdown: f64, trials: u64) -> f64 {
+fn alarms(noise: &Noise, rounds: usize, slowdown: f64, trials: u64) -> f64 {
     let mut rng = Rng::new(11);
     let alarm = |seed| {
-        let pairs = rounds_of(noise, ROUNDS, slowdown, &mut rng);
+        let pairs = rounds_of(noise, rounds, slowdown, &mut rng);
         excludes_one(Compared::Paired(pairs).interval(seed).expect("positive times"))
     };
     (0..trials).map(alarm).filter(|&alarm| alarm).count() as f64 / trials as f64
@@ -61,7 +64,7 @@ fn alarms(noise: &Noise, slowdown: f64, trials: u64) -> f64 {
 
 #[test]
 fn one_kernel_against_itself_covers_one_and_has_a_floor() {
-    for noise in [BUSY, QUIET].into_iter().filter_map(measured) {
+    for noise in [BUSY, QUIET].map(measured) {
         let ratio = noise.ratio().expect("rounds");
         assert!(!excludes_one(ratio), "{ratio:?}");
         let floor = noise.floor().expect("rounds");
@@ -71,24 +74,30 @@ fn one_kernel_against_itself_covers_one_and_has_a_floor() {
 
 #[test]
 fn no_slowdown_is_not_found_more_often_than_stated() {
-    for noise in [BUSY, QUIET].into_iter().filter_map(measured) {
-        let rate = alarms(&noise, 0.0, 4000);
-        println!("false alarms: {:.2} %", 100.0 * rate);
-        assert!(rate <= STATED, "{rate} of trials see a difference where there is none, {STATED} stated");
+    for noise in [BUSY, QUIET].map(measured) {
+        for rounds in [10, ROUNDS, 100] {
+            let (trials, rate) = (4000, alarms(&noise, rounds, 0.0, 4000));
+            println!("false alarms after {rounds} rounds: {:.2} %", 100.0 * rate);
+            assert!(
+                rate <= STATED + luck(trials),
+                "{rate} of trials see a difference where there is none, {STATED} stated"
+            );
+        }
     }
 }
 
 #[test]
 fn three_percent_of_slowdown_is_found() {
-    let Some(noise) = measured(QUIET) else { return };
-    let rate = alarms(&noise, 0.03, 1000);
-    println!("3 % found: {:.1} %", 100.0 * rate);
-    assert!(rate >= 0.9, "3 % was seen in {rate} of trials");
+    for (noise, rounds, least) in [(QUIET, MANY_ROUNDS, 0.9), (QUIET, ROUNDS, 0.2), (BUSY, ROUNDS, 0.05)] {
+        let rate = alarms(&measured(noise), rounds, 0.03, 1000);
+        println!("3 % found in {noise} after {rounds} rounds: {:.1} %", 100.0 * rate);
+        assert!(rate >= least, "3 % was seen in {rate} of trials");
+    }
 }
 
 #[test]
 fn stopping_when_the_interval_is_narrow_makes_no_false_alarms_either() {
-    let (noise, mut rng) = (measured(BUSY).expect("part of the repository"), Rng::new(12));
+    let (noise, mut rng) = (measured(BUSY), Rng::new(12));
     let plan = Plan {
         repetitions: 100,
         precision: Some(0.01),
@@ -113,5 +122,5 @@ fn stopping_when_the_interval_is_narrow_makes_no_false_alarms_either() {
     };
     let rate = (0..trials).filter(|&seed| alarm(seed)).count() as f64 / trials as f64;
     println!("false alarms when stopping early: {:.2} %, after {} rounds on average", 100.0 * rate, rounds / 300);
-    assert!(rate <= STATED, "{rate}");
+    assert!(rate <= STATED + luck(trials), "{rate}");
 }

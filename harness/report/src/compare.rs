@@ -230,7 +230,6 @@ pub fn cmp(records: &[Record], by: By, base: Option<&str>) -> Vec<Pair> {
         let ratio = compared.interval(stats::SEED)?;
         Some(Pair { left: left.contender.clone(), right: right.contender.clone(), ratio, paired })
     };
-    // Bootstraps are most of the work of a report.
     let mut found: Vec<Pair> = chosen.par_iter().filter_map(pair).collect();
     found.sort_by(|a, b| {
         (&a.left.workload, &a.right).cmp(&(&b.left.workload, &b.right)).then(b.ratio.value.total_cmp(&a.ratio.value))
@@ -331,7 +330,7 @@ pub fn diff(before: &[Record], after: &[Record], floor: f64) -> Vec<Difference> 
     };
     let (a, b) = (rates(before), rates(after));
     let contenders: std::collections::BTreeSet<&Contender> = a.keys().chain(b.keys()).collect();
-    let estimate = |rates: Option<&Vec<f64>>| stats::median_interval(rates?, stats::SEED);
+    let estimate = |rates: Option<&Vec<f64>>| stats::median_interval(rates?);
     let one = |contender: &Contender| {
         let (x, y) = (a.get(contender), b.get(contender));
         let ratio = x.zip(y).and_then(|(x, y)| Compared::Unpaired(y.clone(), x.clone()).interval(stats::SEED));

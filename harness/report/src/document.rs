@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use ternbench_measure::record::{Body, Probe};
 use ternbench_measure::run_dir::write_atomic;
 use ternbench_measure::{Host, Record};
@@ -74,12 +75,11 @@ impl Document {
     /// # Errors
     /// When one cannot be made or written.
     pub fn save(&self, folder: &Path, png: bool) -> Result<[PathBuf; 2], ReportError> {
-        for plot in &self.plots {
+        // Drawing is most of the work of a report.
+        self.plots.par_iter().try_for_each(|plot| {
             plot.save_svg(folder)?;
-            if png {
-                plot.save_png(folder)?;
-            }
-        }
+            if png { plot.save_png(folder) } else { Ok(()) }
+        })?;
         let claims = ("claims", sections::claims(&self.ledger));
         let tables = self.sections.iter().map(|section| (section.title, section.table.clone())).chain([claims]);
         for (title, table) in tables {

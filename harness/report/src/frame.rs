@@ -309,9 +309,7 @@ fn summarise(samples: &DataFrame, keys: &[&str], value: &str, carried: &[&str]) 
         DataFrame::new(1, columns)
     })?;
     let nothing = Estimate { value: f64::NAN, low: f64::NAN, high: f64::NAN, n: 0 };
-    // Bootstraps are most of the work of a report.
-    let estimates: Vec<Estimate> =
-        values.par_iter().map(|of| stats::median_interval(of, stats::SEED).unwrap_or(nothing)).collect();
+    let estimates: Vec<Estimate> = values.par_iter().map(|of| stats::median_interval(of).unwrap_or(nothing)).collect();
     let number = |name: &str, get: &dyn Fn(&Estimate) -> f64| {
         Column::new(name.into(), estimates.iter().map(get).collect::<Vec<f64>>())
     };

@@ -167,7 +167,7 @@ fn method() -> Markup {
         ),
         (
             "Statistics",
-            "Medians with 95 % percentile bootstrap intervals of 2000 resamples and a fixed seed. A ratio is the median of the ratios within rounds. No outlier is dropped. With five samples the interval is their minimum and maximum, so n stands in every table.",
+            "Medians with 95 % intervals from the sorted samples (the sign test's), which hold their level for every distribution. A ratio is the median of the ratios within rounds. Geometric means over baselines are resampled. No outlier is dropped. With five samples the interval is their minimum and maximum, so n stands in every table.",
         ),
         (
             "Limits",

@@ -79,11 +79,7 @@ pub fn all(run: &Run, speeds: &[SpeedRow], kernels: &[KernelRow]) -> Vec<Section
             size::load(records),
         ),
         section("Accuracy", "Items scored; Wilson intervals.", accuracy::scores(run)),
-        section(
-            "Accuracy by items",
-            "Runs that answered the same items, paired: the interval resamples items; McNemar's exact p says how likely so uneven a split is between equals.",
-            accuracy::paired(run),
-        ),
+        paired(run),
         section(
             "Energy by formula",
             "Joules of one pass over 512 tokens by the report's own formula, not measured. What it counts, what was published, and what it leaves out: the lm head, the norms, and reading every weight from memory once (in decode every token pays that).",
@@ -94,6 +90,23 @@ pub fn all(run: &Run, speeds: &[SpeedRow], kernels: &[KernelRow]) -> Vec<Section
     sections.extend(twins::tables(records));
     sections.retain(|section| !section.table.rows.is_empty());
     sections
+}
+
+/// What is to be seen of the twins alone: their tables, and how they compare item by item.
+pub fn twins(run: &Run) -> Vec<Section> {
+    let mut sections = twins::tables(&run.records);
+    sections.push(paired(run));
+    sections.retain(|section| !section.table.rows.is_empty());
+    sections
+}
+
+fn paired(run: &Run) -> Section {
+    Section {
+        title: "Accuracy by items",
+        note: "Runs that answered the same items, paired: the interval resamples items; McNemar's exact p says how likely so uneven a \
+               split is between equals.",
+        table: accuracy::paired(run),
+    }
 }
 
 /// Speeds: one row per workload, model, kernel and thread count.

@@ -17,7 +17,7 @@ pub fn tables(records: &[Record]) -> Vec<Section> {
         return Vec::new();
     }
     let mut tables = vec![models(records, &gates)];
-    tables.extend(paired(records));
+    tables.extend(by_steps(records));
     tables
 }
 
@@ -99,36 +99,31 @@ fn percent(share: Estimate) -> String {
     format!("{value:.1} ({low:.1} to {high:.1}, n {n})")
 }
 
-fn paired(records: &[Record]) -> Option<Section> {
-    let pairs = bodies(records, |body| if let Body::Paired(paired) = body { Some(paired) } else { None });
-    let row = |pair: &&ternbench_measure::record::Paired| {
-        let n = pair.both + pair.only_first + pair.only_second + pair.neither;
-        let (difference, p) = stats::paired_difference(pair.only_first, pair.only_second, n, stats::SEED)?;
-        let Estimate { value, low, high, .. } = difference.scale(100.0);
-        let p = if p < 0.001 { "below 0.001".to_owned() } else { format!("{p:.3}") };
-        let name = |model: &str| model.split('.').next().unwrap_or(model).to_owned();
-        Some(vec![
-            format!("{} {}", pair.task, pair.metric),
-            format!("{} less {}", name(&pair.first), name(&pair.second)),
-            format!("{value:+.1} ({low:+.1} to {high:+.1})"),
-            format!("{}, {}", pair.only_first, pair.only_second),
-            n.to_string(),
-            p,
-        ])
-    };
-    let cells = |row: Vec<String>| row.into_iter().map(Value::from).collect();
-    let rows: Vec<_> = pairs.iter().filter_map(row).map(cells).collect();
+/// Word problems by the number of steps of their solution.
+fn by_steps(records: &[Record]) -> Option<Section> {
+    let accuracies = bodies(records, |body| if let Body::Accuracy(a) = body { Some(a) } else { None });
+    let scored: Vec<&Accuracy> = accuracies.into_iter().filter(|accuracy| !accuracy.by_steps.is_empty()).collect();
     let columns = [
-        column("task", "task", Kind::Text),
-        column("difference_of", "difference of", Kind::Text),
-        column("points", "points", Kind::Text),
-        column("right_in_one_only", "right in one only", Kind::Text),
-        column("items", "items", Kind::Text),
-        column("p", "p", Kind::Text),
+        column("model", "model", Kind::Text),
+        column("steps_1", "1 step, %", Kind::Estimate),
+        column("steps_2", "2 steps, %", Kind::Estimate),
+        column("steps_3", "3 steps, %", Kind::Estimate),
     ];
-    (!rows.is_empty()).then(|| Section {
-        title: "Twin against twin, item by item",
-        note: "Difference in points with its paired bootstrap interval, and McNemar's exact p.",
-        table: Table::new(columns).with_rows(rows),
+    let row = |accuracy: &&Accuracy| {
+        let untrained = if accuracy.model.is_synthetic() { ", untrained" } else { "" };
+        let cell = |n: &u64| {
+            let share = accuracy.by_steps.get(n).and_then(|&[correct, of]| stats::proportion(correct, of));
+            Value::from(share.map(|share| share.scale(100.0)))
+        };
+        [Value::from(format!("{}{untrained}", accuracy.model.model))]
+            .into_iter()
+            .chain([1, 2, 3].iter().map(cell))
+            .collect()
+    };
+    (!scored.is_empty()).then(|| Section {
+        title: "Word problems by steps",
+        note: "Exact match on held-out generated problems, by the number of steps of their solution, with Wilson intervals. The \
+               untrained model is the same network with random weights.",
+        table: Table::new(columns).with_rows(scored.iter().map(row)),
     })
 }

@@ -374,6 +374,9 @@ pub struct Accuracy {
     /// Correct items by metric: `acc`, `acc_norm`, `strict`, `flexible`.
     #[serde(default)]
     pub correct: BTreeMap<String, u64>,
+    /// Of items whose solution has so many steps: how many are right by the first metric, and how many there are. Empty where nobody counted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_steps: BTreeMap<u64, [u64; 2]>,
     /// Sum of negative log-likelihoods (natural logarithm), for perplexity.
     #[serde(default)]
     pub nll_sum: Option<f64>,
@@ -386,27 +389,6 @@ pub struct Accuracy {
     pub wall_ns: u64,
     /// File with one line per item, beside the records.
     pub items_file: String,
-}
-
-/// Two models on the same items of a task.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Paired {
-    /// Task with its version.
-    pub task: String,
-    /// What counts as right: `acc`, `strict`.
-    pub metric: String,
-    /// The first model.
-    pub first: String,
-    /// The second model.
-    pub second: String,
-    /// Items that both have right.
-    pub both: u64,
-    /// Items that only the first has right.
-    pub only_first: u64,
-    /// Items that only the second has right.
-    pub only_second: u64,
-    /// Items that neither has right.
-    pub neither: u64,
 }
 
 /// A model held against its reference before anything of it is timed.

@@ -49,12 +49,7 @@ impl<'a> Evidence<'a> {
                 Body::Load(load) => evidence.loads.push(load),
                 Body::Memory(memory) => evidence.memories.push(memory),
                 Body::Accuracy(accuracy) => evidence.accuracies.push((index, accuracy)),
-                Body::Probe(_)
-                | Body::Noise(_)
-                | Body::Kernel(_)
-                | Body::Paired(_)
-                | Body::Gate(_)
-                | Body::Claim(_) => {}
+                Body::Probe(_) | Body::Noise(_) | Body::Kernel(_) | Body::Gate(_) | Body::Claim(_) => {}
             }
         }
         evidence

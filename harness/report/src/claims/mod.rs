@@ -71,7 +71,7 @@ fn energy_measured(evidence: &Evidence<'_>, catalogue: &Catalogue) -> Finding {
     let per_token = |speed: &Speed| {
         let joules: Vec<f64> =
             speed.samples_joules.iter().map(|joules| joules / speed.samples.tokens.max(1) as f64).collect();
-        stats::median_interval(&joules, stats::SEED)
+        stats::median_interval(&joules)
     };
     let measured = speeds().filter_map(|speed| Some((speed, per_token(speed)?)));
     match measured.min_by(|a, b| a.1.value.total_cmp(&b.1.value)) {

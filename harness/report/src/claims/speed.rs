@@ -125,7 +125,7 @@ pub(super) fn absolute_latency(
     let latency = |speed: &Speed| {
         let per_token: Vec<f64> =
             speed.samples.ns.iter().map(|&ns| ns as f64 / 1e6 / speed.samples.tokens.max(1) as f64).collect();
-        stats::median_interval(&per_token, stats::SEED)
+        stats::median_interval(&per_token)
     };
     let measured = speeds.filter_map(|&(record, speed)| Some((record, speed, latency(speed)?)));
     let there = |record: &Record, speed: &Speed| record.cpu.contains(cpu) && speed.n_threads == n_threads;

@@ -88,6 +88,9 @@ fn group_height(group: &Group) -> f64 {
     (bars * BAR + (bars - 1.0).max(0.0) * BAR_GAP).max(MIN_GROUP)
 }
 
+/// Room for the text of a wider font.
+const WIDER: f64 = 1.12;
+
 /// Draws a chart.
 pub(super) fn draw<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
@@ -100,7 +103,8 @@ pub(super) fn draw<DB: DrawingBackend>(
     for group in &chart.groups {
         labels = labels.max(pen.width(&group.title, 14.0, false)?).max(pen.width(&group.subtitle, 11.5, false)?);
     }
-    let left = MARGIN + labels + 14.0;
+    // A viewer without the font that is measured here takes another, which may be wider.
+    let left = MARGIN + WIDER * labels + 14.0;
     let right = WIDTH - MARGIN - VALUES;
     let step = tick_step(chart.largest());
     // The axis ends at a tick.
@@ -141,7 +145,7 @@ fn legend<DB: DrawingBackend>(pen: &Pen<'_, DB>, chart: &BarChart) -> Result<(),
     for series in &chart.series {
         pen.rect((x, 68.0), (x + 12.0, 80.0), rgb(series.color))?;
         pen.text(&series.name, (x + 18.0, 74.5), 12.0, INK, false, Anchor::Left)?;
-        x += 18.0 + pen.width(&series.name, 12.0, false)? + 20.0;
+        x += 18.0 + WIDER * pen.width(&series.name, 12.0, false)? + 20.0;
     }
     if let Some(name) = &chart.mark_name {
         pen.line((x + 6.0, 66.0), (x + 6.0, 82.0), MARK, 2.0)?;
@@ -174,10 +178,13 @@ fn draw_bar<DB: DrawingBackend>(
     }
     if let Some(mark) = bar.mark {
         pen.line((x(mark), top - 2.0), (x(mark), top + BAR + 2.0), MARK, 2.0)?;
-        end = end.max(mark);
     }
-    let at = x(end) + 8.0;
+    // Beside the bar that it says the value of, or behind the mark where that would be in the way.
+    let (width, mut at) = (pen.width(&bar.label, 12.0, false)?, x(end) + 8.0);
+    if let Some(mark) = bar.mark.map(x).filter(|mark| (x(end)..at + width + 6.0).contains(mark)) {
+        at = mark + 8.0;
+    }
     // A grid line through a number is hard to read.
-    pen.rect((at - 2.0, top), (at + pen.width(&bar.label, 12.0, false)? + 2.0, top + BAR), CARD)?;
+    pen.rect((at - 2.0, top), (at + width + 2.0, top + BAR), CARD)?;
     pen.text(&bar.label, (at, middle + 1.0), 12.0, INK, false, Anchor::Left)
 }

@@ -91,5 +91,5 @@ pub(super) fn load(records: &[Record]) -> Table {
 
 fn seconds(ns: &[u64]) -> Option<Estimate> {
     let seconds: Vec<f64> = ns.iter().map(|&ns| ns as f64 / 1e9).collect();
-    stats::median_interval(&seconds, stats::SEED)
+    stats::median_interval(&seconds)
 }

@@ -10,6 +10,11 @@ use crate::plots::{Bar, BarChart, Group, Series};
 
 const GB: f64 = 1e9;
 
+/// With a unit that leaves digits to read.
+fn readable(bytes: u64) -> String {
+    if bytes < 50_000_000 { format!("{:.1} MB", bytes as f64 / 1e6) } else { format!("{:.2} GB", bytes as f64 / GB) }
+}
+
 fn series(names: [&str; 4]) -> Vec<Series> {
     names.into_iter().zip(PARTS).map(|(name, color)| Series { name: name.into(), color }).collect()
 }
@@ -24,7 +29,7 @@ pub(super) fn memory(records: &[Record], host: &str) -> Option<BarChart> {
             segments: parts.into_iter().enumerate().map(|(i, bytes)| (i, bytes as f64 / GB)).collect(),
             interval: None,
             mark: Some(memory.peak_rss_bytes as f64 / GB),
-            label: format!("{:.2} GB", memory.peak_rss_bytes as f64 / GB),
+            label: readable(memory.peak_rss_bytes),
         };
         let shape = memory.model.shape().unwrap_or(&memory.model.model);
         Group {
@@ -72,7 +77,7 @@ pub(super) fn bytes_per_token(records: &[Record], host: &str) -> Option<BarChart
         let parts = [part("linear"), part("lm_head"), part("kv"), rest];
         let bar = Bar {
             segments: parts.into_iter().enumerate().map(|(i, bytes)| (i, bytes as f64 / GB)).collect(),
-            label: format!("{:.2} GB", parts.iter().sum::<u64>() as f64 / GB),
+            label: readable(parts.iter().sum()),
             ..Bar::default()
         };
         let shape = speed.model.shape().unwrap_or(&speed.model.model);

@@ -9,6 +9,9 @@ use crate::plots::pen::{OTHERS, SERIES, TERNARY};
 use crate::plots::{Axis, Bar, BarChart, Group, Point, Series, Style, XyChart, XySeries};
 use crate::table::short_number;
 
+/// Models and kernels in one chart: as many as a page holds.
+const MOST_GROUPS: usize = 30;
+
 fn title(row: &SpeedRow) -> &str {
     Catalogue::get().title(&row.shape)
 }
@@ -58,6 +61,11 @@ pub(super) fn by_kernel(rows: &[SpeedRow], workload: &Workload<'_>, host: &str) 
     }
     let best = |members: &[&SpeedRow]| members.iter().map(|row| row.tokens_per_s.value).fold(0.0, f64::max);
     groups.sort_by(|a, b| best(&b.1).total_cmp(&best(&a.1)));
+    let part = match groups.len() {
+        all if all > MOST_GROUPS => format!("the fastest {MOST_GROUPS} of {all}, the tables have them all; "),
+        _ => String::new(),
+    };
+    groups.truncate(MOST_GROUPS);
     let bar = |row: &SpeedRow| Bar {
         segments: vec![(series_of(row), row.tokens_per_s.value)],
         interval: Some((row.tokens_per_s.low, row.tokens_per_s.high)),
@@ -74,7 +82,7 @@ pub(super) fn by_kernel(rows: &[SpeedRow], workload: &Workload<'_>, host: &str) 
     };
     BarChart {
         title: format!("{}: tokens per second", workload.words()),
-        subtitle: format!("median with 95 % interval, and share of the hardware's limit · {host}"),
+        subtitle: format!("{part}median with 95 % interval, and share of the hardware's limit · {host}"),
         axis: "tokens / s (more is better)".into(),
         series,
         groups: groups.into_iter().map(finish).collect(),

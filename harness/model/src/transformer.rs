@@ -189,7 +189,7 @@ impl Transformer {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
             output_norm: source.vector(VectorName::OutputNorm)?,
-            head: Linear::dense(head),
+            head: Linear::dense(head, kernels.activations),
             embedding,
             layers,
             kernels,

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
+use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
 use crate::isa::{Avx2, Token};
 
 /// A storage type whose weights can be loaded eight at a time.
@@ -30,7 +30,12 @@ macro_rules! source {
         pub struct $ty;
 
         impl Source for $ty {
-            const INFO: DenseInfo = DenseInfo { name: $name, features: Avx2::FEATURES, ty: DenseType::$ty };
+            const INFO: DenseInfo = DenseInfo {
+                name: $name,
+                features: Avx2::FEATURES,
+                ty: DenseType::$ty,
+                activations: Activations::F32,
+            };
 
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]

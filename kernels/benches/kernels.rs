@@ -82,7 +82,11 @@ fn dense(criterion: &mut Criterion) {
             let (sum, norm) = products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()));
             // Int8 rounds the input.
             let tolerance = if kernel.info().activations == Activations::Int8 { 1e-2 } else { 1e-4 };
-            assert!((f64::from(y[n - 1]) - sum).abs() <= norm * tolerance, "{} is wrong: not timed", kernel.info().name);
+            assert!(
+                (f64::from(y[n - 1]) - sum).abs() <= norm * tolerance,
+                "{} is wrong: not timed",
+                kernel.info().name
+            );
             group.bench_function(BenchmarkId::from_parameter(kernel.info().name), |bencher| {
                 bencher.iter(|| kernel.compute(&w, black_box(&x), m, 0..n, black_box(&mut y)));
             });

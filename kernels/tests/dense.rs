@@ -110,7 +110,8 @@ fn sums_are_within_the_rounding_bound() {
                         Activations::F32 => 0.0,
                         Activations::Int8 => input_rounding(&w, &x, row, token),
                     };
-                    let share = (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
+                    let share =
+                        (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
                     if share.is_nan() || share > worst.0 {
                         worst = (share, format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"));
                     }

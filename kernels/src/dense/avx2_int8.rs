@@ -246,19 +246,13 @@ unsafe fn turn(rows: [*const u8; ROWS], offset: usize) -> [__m256i; 4] {
     let mut v = [_mm256_setzero_si256(); 4];
     for r in 0..4 {
         // SAFETY: by the contract.
-        let (a, b) = unsafe {
-            (_mm_loadu_si128(rows[r].add(offset).cast()), _mm_loadu_si128(rows[r + 4].add(offset).cast()))
-        };
+        let (a, b) =
+            unsafe { (_mm_loadu_si128(rows[r].add(offset).cast()), _mm_loadu_si128(rows[r + 4].add(offset).cast())) };
         v[r] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
     }
     let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
     let (c, d) = (_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
-    [
-        _mm256_unpacklo_epi64(a, b),
-        _mm256_unpackhi_epi64(a, b),
-        _mm256_unpacklo_epi64(c, d),
-        _mm256_unpackhi_epi64(c, d),
-    ]
+    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)]
 }
 
 /// Values `4 i .. 4 i + 4`, in every dword.

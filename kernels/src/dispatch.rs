@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::dense::Activations;
 use crate::kernel::TernaryKernel;
 use crate::registry::{self, LookupError};
 
@@ -53,6 +54,8 @@ pub struct Dispatch {
     pub default: Pair,
     /// By `(n, k)`.
     pub by_shape: BTreeMap<(usize, usize), Pair>,
+    /// For dense matrices: the fastest kernel of the type that takes its input so.
+    pub activations: Activations,
 }
 
 impl Dispatch {
@@ -75,7 +78,7 @@ impl Dispatch {
 
 impl From<Pair> for Dispatch {
     fn from(default: Pair) -> Self {
-        Self { default, by_shape: BTreeMap::new() }
+        Self { default, by_shape: BTreeMap::new(), activations: Activations::default() }
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::bytes::Bytes;
-use crate::dense::{DenseKernel, DenseMatrix};
+use crate::dense::{Activations, DenseKernel, DenseMatrix};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
 use crate::ops;
@@ -18,7 +18,7 @@ use crate::trit::TernaryMatrix;
 pub enum Weights {
     /// Trits, packed; the input is quantised to int8 per token (BitLinear).
     Ternary(TernaryWeights),
-    /// Floats or quantised blocks as a file stores them; the input stays f32.
+    /// Floats or quantised blocks as a file stores them; the input stays f32, or becomes int8 by the block.
     Dense {
         /// The kernel that reads the type.
         kernel: &'static dyn DenseKernel,
@@ -72,8 +72,8 @@ impl Linear {
     }
 
     /// Wraps stored weights; nothing is copied.
-    pub fn dense(matrix: DenseMatrix) -> Self {
-        let weights = Weights::Dense { kernel: crate::dense::kernel_for(matrix.ty()), matrix };
+    pub fn dense(matrix: DenseMatrix, activations: Activations) -> Self {
+        let weights = Weights::Dense { kernel: crate::dense::kernel_for(matrix.ty(), activations), matrix };
         Self { weights, bias: None }
     }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use half::{bf16, f16};
-use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
+use ternbench_kernels::dense::{Activations, DENSE_KERNELS, DenseKernel, kernel_for};
 use ternbench_kernels::driver::{Scratch, multiply};
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
@@ -70,6 +70,19 @@ fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64)
     products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()))
 }
 
+/// How far the rounding of the input to int8 can move a sum: half a step of each block's `absmax / 127`, times its weights. The
+/// step itself, its inverse and the products are rounded a few times, which a thousandth covers.
+fn input_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
+    let mut weights = vec![0.0; w.k()];
+    w.dequantize_row(row, &mut weights);
+    let blocks = weights.chunks(32).zip(x[token * w.k()..][..w.k()].chunks(32));
+    let of_block = |(w, x): (&[f32], &[f32])| {
+        let absmax = x.iter().fold(0.0f64, |max, x| max.max(f64::from(x.abs())));
+        absmax / 254.0 * 1.001 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+    };
+    blocks.map(of_block).sum()
+}
+
 fn shapes(ty: DenseType) -> impl Iterator<Item = (usize, usize)> {
     let ks = K.iter().copied().filter(move |k| k.is_multiple_of(ty.block_len()));
     support::sample(ks.flat_map(|k| N.iter().map(move |&n| (n, k))))
@@ -86,14 +99,19 @@ fn sums_are_within_the_rounding_bound() {
                 let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
                 let y = compute(kernel, &w, &x, m, 0..n);
                 // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
-                // products, each rounded at most twice, and three additions end it.
+                // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks.)
                 let ops = (2 * k.div_ceil(8) + 3) as f64;
                 let unit = f64::from(f32::EPSILON) / 2.0;
                 let gamma = ops * unit / (1.0 - ops * unit);
                 for (at, y) in y.iter().enumerate() {
                     let (token, row) = (at / n, at % n);
                     let (sum, norm) = reference(&w, &x, row, token);
-                    let share = (f64::from(*y) - sum).abs() / (gamma * norm + f64::MIN_POSITIVE);
+                    let rounding = match kernel.info().activations {
+                        Activations::F32 => 0.0,
+                        Activations::Int8 => input_rounding(&w, &x, row, token),
+                    };
+                    let share =
+                        (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
                     if share.is_nan() || share > worst.0 {
                         worst = (share, format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"));
                     }
@@ -111,7 +129,10 @@ fn small_integers_come_out_exactly() {
         for (n, k) in shapes(kernel.info().ty) {
             let w = dense_matrix(kernel.info().ty, n, k, true, &mut random);
             for &m in M {
-                let x: Vec<f32> = (0..m * k).map(|_| random.below(31) as f32 - 15.0).collect();
+                // Where the largest of every block is 127, its step is 1, and int8 holds the input exactly.
+                let int8 = kernel.info().activations == Activations::Int8;
+                let value = |at| if int8 && at % 32 == 5 { 127.0 } else { random.below(31) as f32 - 15.0 };
+                let x: Vec<f32> = (0..m * k).map(value).collect();
                 for (at, y) in compute(kernel, &w, &x, m, 0..n).into_iter().enumerate() {
                     let (token, row) = (at / n, at % n);
                     let name = kernel.info().name;
@@ -151,8 +172,9 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                     assert!((0..part).all(same), "{what}: rows {rows:?}, {part} tokens");
                 }
             }
-            if std::ptr::eq(kernel.info(), ternbench_kernels::dense::kernel_for(kernel.info().ty).info()) {
-                let linear = Linear::dense(w.clone());
+            let activations = kernel.info().activations;
+            if std::ptr::eq(kernel.info(), kernel_for(kernel.info().ty, activations).info()) {
+                let linear = Linear::dense(w.clone(), activations);
                 for pool in &pools {
                     let mut y = vec![f32::NAN; m * n];
                     pool.run(|team| multiply(team, &mut Scratch::default(), &x, m, &mut [(&linear, &mut y)]));

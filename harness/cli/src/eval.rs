@@ -18,7 +18,7 @@ use ternbench_model::{Engine, Tokenizer};
 
 use crate::console;
 use crate::eval_runs::{self, Finished};
-use crate::open::{self, LayoutArg, Loaded, ModelArgs};
+use crate::open::{self, ActivationsArg, LayoutArg, Loaded, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -51,6 +51,9 @@ pub struct Args {
     threads: Option<usize>,
     #[command(flatten)]
     layout: LayoutArg,
+    /// What quantised blocks (Q8_0, Q4_0) are multiplied by
+    #[arg(long, value_enum, default_value_t)]
+    activations: ActivationsArg,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -173,7 +176,8 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let model = args.model.context("a model is needed: -m MODEL, or --via URL")?;
-    let model = ModelArgs { model, kernel: args.kernel, threads: args.threads, layout: args.layout };
+    let (kernel, threads, activations) = (args.kernel, args.threads, args.activations);
+    let model = ModelArgs { model, kernel, threads, activations, layout: args.layout };
     let tokenizer = tokenizer.map_or_else(|| model.tokenizer(), Ok)?;
     let (loaded, pool) = model.load(env)?;
     let mut backend = LocalModel::new(Engine::new(&loaded.model, &pool), &tokenizer, args.batch.limits());

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use ternbench_kernels::dense::Activations;
 use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
 use ternbench_model::manifest::{Manifest, SyntheticType};
@@ -30,8 +31,30 @@ pub struct ModelArgs {
     /// Threads; all cores when not given [env: TERNBENCH_THREADS]
     #[arg(short, long)]
     pub threads: Option<usize>,
+    /// What quantised blocks (Q8_0, Q4_0) are multiplied by
+    #[arg(long, value_enum, default_value_t)]
+    pub activations: ActivationsArg,
     #[command(flatten)]
     pub layout: LayoutArg,
+}
+
+/// `--activations`.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationsArg {
+    /// Floats, as every other type: the reference for accuracy
+    #[default]
+    F32,
+    /// Int8 by blocks of 32, as llama.cpp does: the fast way
+    Int8,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        match arg {
+            ActivationsArg::F32 => Self::F32,
+            ActivationsArg::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// `--i2s-layout`.
@@ -70,7 +93,8 @@ impl ModelArgs {
     pub fn load(&self, env: &Env) -> Result<(Loaded, Pool)> {
         let pool = pool(threads(self.threads, env))?;
         let source = source(&self.model, self.layout.into())?;
-        let kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
+        let mut kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
+        kernels.activations = self.activations.into();
         let loaded = Loaded::new(&*source, kernels, &pool)?;
         if source.stored().iter().any(|tensor| tensor.ty == "I2_S") {
             self.warn_of_noise(&loaded.model, &pool);

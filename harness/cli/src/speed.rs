@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ternbench_kernels::{Pool, TernaryKernel, registry};
+use ternbench_kernels::dense::{self, Activations};
+use ternbench_kernels::{Dispatch, Pool, TernaryKernel, registry};
 use ternbench_measure::energy::{Counters, SYS};
 use ternbench_measure::interrupt::{self, Interrupted};
 use ternbench_measure::record::{self, Body};
@@ -20,7 +21,7 @@ use ternbench_report::{frame, sections};
 use crate::console;
 use crate::footprint;
 use crate::kernels;
-use crate::open::{self, HeadArg, LayoutArg, Loaded};
+use crate::open::{self, ActivationsArg, HeadArg, LayoutArg, Loaded};
 use crate::opponent::Opponent;
 use crate::probes::Probes;
 use crate::race::{self, Entrant, Rules};
@@ -48,6 +49,9 @@ pub struct Args {
     /// Kernels of the ternary layers, comma-separated; `all` means every one that runs here [env: TERNBENCH_KERNEL]
     #[arg(short, long, value_delimiter = ',')]
     kernel: Vec<String>,
+    /// What quantised blocks (Q8_0, Q4_0) are multiplied by, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "int8")]
+    activations: Vec<ActivationsArg>,
     /// Numbers of threads, comma-separated; all cores when not given [env: TERNBENCH_THREADS]
     #[arg(short, long, value_delimiter = ',')]
     threads: Vec<usize>,
@@ -166,7 +170,9 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     for proof in &proofs {
         book.keep(proof.clone())?;
     }
-    let loaded = load_all(&sources, &kernels, &workloads, args.head, &pools[pools.len() - 1], &mut book)?;
+    let activations: Vec<_> = args.activations.iter().map(|&arg| Activations::from(arg)).collect();
+    let ways = Ways { kernels: &kernels, activations: &activations };
+    let loaded = load_all(&sources, &ways, &workloads, args.head, &pools[pools.len() - 1], &mut book)?;
     let probes = Probes::measure(&host, &pools, 2.0)?;
     for probe in &probes.records {
         book.keep(probe.clone())?;
@@ -310,7 +316,7 @@ fn prove(sources: &[Box<dyn WeightSource>], kernels: &[&dyn TernaryKernel]) -> R
 /// share with it would be missing from theirs.
 fn load_all(
     sources: &[Box<dyn WeightSource>],
-    kernels: &[&'static dyn TernaryKernel],
+    ways: &Ways<'_>,
     workloads: &[Workload],
     head: HeadArg,
     pool: &Pool,
@@ -320,10 +326,9 @@ fn load_all(
     let mut loaded: Vec<Loaded> = Vec::new();
     for source in sources {
         let first = loaded.len();
-        let n_kernels = if is_ternary(&**source)? { kernels.len() } else { 1 };
-        for (i, &kernel) in kernels[..n_kernels].iter().enumerate() {
+        for (i, kernels) in ways.of(&**source)?.into_iter().enumerate() {
             interrupt::check()?;
-            let one = Loaded::new(&**source, kernel, pool)?.with_head(head, pool, loaded.get(first));
+            let one = Loaded::new(&**source, kernels, pool)?.with_head(head, pool, loaded.get(first));
             if i == 0 {
                 let (load, memory) = footprint::measure(&**source, &one, pool, n_prompt)?;
                 book.keep(load)?;
@@ -335,6 +340,28 @@ fn load_all(
         }
     }
     Ok(loaded)
+}
+
+/// The ways to run a model that were asked for.
+struct Ways<'a> {
+    kernels: &'a [&'static dyn TernaryKernel],
+    activations: &'a [Activations],
+}
+
+impl Ways<'_> {
+    /// Those that differ for this model: every ternary kernel, or every kernel of its dense type.
+    fn of(&self, source: &dyn WeightSource) -> Result<Vec<Dispatch>> {
+        let way = |kernel, activations| Dispatch { activations, ..Dispatch::from(kernel) };
+        Ok(match source.linear(0, LinearName::Q)? {
+            LinearWeights::Ternary(_) => self.kernels.iter().map(|&kernel| way(kernel, self.activations[0])).collect(),
+            LinearWeights::Dense(matrix) => {
+                let name = |activations| dense::kernel_for(matrix.ty(), activations).info().name;
+                let mut different = self.activations.to_vec();
+                different.dedup_by_key(|&mut activations| name(activations));
+                different.into_iter().map(|activations| way(self.kernels[0], activations)).collect()
+            }
+        })
+    }
 }
 
 /// Measures models on one workload, for other commands. The group has an A/A run.

@@ -56,7 +56,7 @@ impl Layer {
                     census.plus_trits += count(1);
                     Linear::ternary(kernels.of(trits.n(), trits.k()), &trits)
                 }
-                LinearWeights::Dense(matrix) => Linear::dense(matrix),
+                LinearWeights::Dense(matrix) => Linear::dense(matrix, kernels.activations),
             };
             census.linear_weights += (linear.n() * linear.k()) as u64;
             if config.qkv_bias && matches!(which, LinearName::Q | LinearName::K | LinearName::V) {

@@ -201,7 +201,7 @@ impl Transformer {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
             output_norm: source.vector(VectorName::OutputNorm)?,
-            head: Linear::dense(head),
+            head: Linear::dense(head, kernels.activations),
             screen: None,
             embedding,
             layers,
@@ -253,8 +253,8 @@ impl Transformer {
     /// Makes the copy of the head that greedy decoding screens it with, on `pool`, or takes another model's of the same weights.
     /// Nothing changes where the head cannot be screened.
     pub fn screen_head(&mut self, pool: &Pool, shared: Option<Arc<Screen>>) {
-        if let Weights::Dense { matrix, .. } = &self.head.weights {
-            self.screen = shared.or_else(|| pool.rayon().install(|| Screen::new(matrix)).map(Arc::new));
+        if let Weights::Dense { kernel, matrix } = &self.head.weights {
+            self.screen = shared.or_else(|| pool.rayon().install(|| Screen::new(*kernel, matrix)).map(Arc::new));
         }
     }
 

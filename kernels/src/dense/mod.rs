@@ -1,12 +1,16 @@
 //! Dense weights: the float and block-quantised types of the baselines, and of the embedding and head of a ternary model.
 //!
-//! A matrix stays as its file stores it. Kernels turn a few rows at a time into f32 and multiply there, so every type gives
-//! what its dequantised f32 copy would give, up to the order of summation; and that order depends on `k` alone, never on the
+//! A matrix stays as its file stores it. Most kernels turn a few rows at a time into f32 and multiply there, so every type gives
+//! what its dequantised f32 copy would give, up to the order of summation. Those with [`Activations::Int8`] round the input to
+//! int8 as well, which is how llama.cpp runs quantised blocks, and faster. Either way results depend on `k` alone, never on the
 //! batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2_fma;
+#[cfg(target_arch = "x86_64")]
+mod avx2_int8;
 mod blocks;
+mod int8;
 mod portable;
 
 use std::ops::Range;
@@ -64,6 +68,16 @@ impl DenseMatrix {
     }
 }
 
+/// What a dense kernel does with its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// Multiplies it as it is: the reference for accuracy.
+    #[default]
+    F32,
+    /// Rounds it to int8 per token and block of 32 first, as llama.cpp does: the way to run quantised blocks fast.
+    Int8,
+}
+
 /// What a dense kernel is.
 #[derive(Debug)]
 pub struct DenseInfo {
@@ -73,6 +87,8 @@ pub struct DenseInfo {
     pub features: &'static [Feature],
     /// The storage type it reads.
     pub ty: DenseType,
+    /// What it does with its input.
+    pub activations: Activations,
 }
 
 /// One way to multiply by a dense matrix.
@@ -93,6 +109,8 @@ kernels! {
     portable::Portable<{ portable::Q8_0 }>;
     portable::Portable<{ portable::Q4_0 }>;
     portable::Portable<{ portable::Q4_1 }>;
+    int8::Portable<false>;
+    int8::Portable<true>;
     #[cfg(target_arch = "x86_64")]
     avx2_fma::Fma<avx2_fma::F32>;
     #[cfg(target_arch = "x86_64")]
@@ -105,6 +123,10 @@ kernels! {
     avx2_fma::Fma<avx2_fma::Q4_0>;
     #[cfg(target_arch = "x86_64")]
     avx2_fma::Fma<avx2_fma::Q4_1>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_int8::Int8<avx2_int8::Q8_0>;
+    #[cfg(target_arch = "x86_64")]
+    avx2_int8::Int8<avx2_int8::Q4_0>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.
@@ -112,10 +134,13 @@ pub fn dense_kernels() -> &'static [Entry<DenseInfo, dyn DenseKernel>] {
     DENSE_KERNELS
 }
 
-/// The fastest kernel for `ty` that runs here: the last of the list.
-pub fn kernel_for(ty: DenseType) -> &'static dyn DenseKernel {
-    let of_type = DENSE_KERNELS.iter().filter(|entry| entry.info.ty == ty);
-    of_type.filter_map(|entry| entry.kernel().ok()).next_back().expect("the portable kernels run everywhere")
+/// The fastest kernel for `ty` that runs here: the last of the list. Types that no kernel multiplies by int8 take f32.
+pub fn kernel_for(ty: DenseType, activations: Activations) -> &'static dyn DenseKernel {
+    let with = |activations| {
+        let fitting = DENSE_KERNELS.iter().filter(move |e| e.info.ty == ty && e.info.activations == activations);
+        fitting.filter_map(|entry| entry.kernel().ok()).next_back()
+    };
+    with(activations).or_else(|| with(Activations::F32)).expect("the portable kernels run everywhere")
 }
 
 /// Lanes of a running sum. Lane `i` of an output adds the products of `k = i, i + 8, i + 16, ...` in this order, whichever

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
+use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
 
 /// The portable kernel of the type numbered `TYPE`.
 pub struct Portable<const TYPE: usize>;
@@ -12,7 +12,9 @@ macro_rules! types {
     ($($ty:ident $index:literal $name:literal;)*) => {
         $(pub const $ty: usize = $index;)*
 
-        const INFOS: &[DenseInfo] = &[$(DenseInfo { name: $name, features: &[], ty: DenseType::$ty },)*];
+        const INFOS: &[DenseInfo] = &[$(
+            DenseInfo { name: $name, features: &[], ty: DenseType::$ty, activations: Activations::F32 },
+        )*];
     };
 }
 

@@ -29,7 +29,7 @@ mod rows;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::dense::{DenseKernel, DenseMatrix, kernel_for};
+use crate::dense::{Activations, DenseKernel, DenseMatrix};
 use crate::team::{SharedMut, Team};
 use rows::{GROUP_ROWS, Rows};
 
@@ -84,10 +84,13 @@ impl SearchBuffers {
 
 impl Screen {
     /// Quantises the rows of `head`, in parallel on the current rayon pool. `None` where the bound could not hold: weights that
-    /// are not finite or larger than 2^40.
-    pub fn new(head: &DenseMatrix) -> Option<Self> {
+    /// are not finite or larger than 2^40, or `kernel`, which the head is multiplied by, rounds its input.
+    pub fn new(kernel: &'static dyn DenseKernel, head: &DenseMatrix) -> Option<Self> {
+        if kernel.info().activations != Activations::F32 {
+            return None;
+        }
         let rows = Rows::quantize(head)?;
-        Some(Self { head: head.clone(), kernel: kernel_for(head.ty()), rows, score: fastest() })
+        Some(Self { head: head.clone(), kernel, rows, score: fastest() })
     }
 
     /// Bytes of the copy: what one search reads, beside the rows it rescores.

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::*;
 use crate::bytes::AlignedBytes;
-use crate::dense::DenseType;
+use crate::dense::{Activations, DenseType, kernel_for};
 use crate::team::Pool;
 
 /// SplitMix64.
@@ -46,7 +46,7 @@ fn matrix(ty: DenseType, rows: &[Vec<f32>]) -> DenseMatrix {
 
 fn all_logits(head: &DenseMatrix, x: &[f32]) -> Vec<f32> {
     let mut logits = vec![0.0; head.n()];
-    kernel_for(head.ty()).compute(head, x, 1, 0..head.n(), &mut logits);
+    kernel_for(head.ty(), Activations::F32).compute(head, x, 1, 0..head.n(), &mut logits);
     logits
 }
 
@@ -56,6 +56,11 @@ fn best_of(logits: &[f32], scale: f32, k: usize) -> Vec<(u32, f32)> {
     rows.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
     rows.truncate(k);
     rows
+}
+
+/// The screen of a head that is multiplied in f32.
+fn screen(head: &DenseMatrix) -> Option<Screen> {
+    Screen::new(kernel_for(head.ty(), Activations::F32), head)
 }
 
 /// Every path's scores and bounds.
@@ -74,7 +79,7 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
 
 /// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
 fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
-    let screen = Screen::new(head).unwrap();
+    let screen = screen(head).unwrap();
     let logits = all_logits(head, x);
     for (scores, bounds) in scores(&screen, x) {
         for row in 0..head.n() {
@@ -168,7 +173,7 @@ fn rows_that_sit_on_the_bound() {
         }
         let head = matrix(DenseType::F32, &rows);
         check(&head, &x, &format!("on the bound, k {k}"));
-        let screen = Screen::new(&head).unwrap();
+        let screen = screen(&head).unwrap();
         let logits = all_logits(&head, &x);
         let (scores, bounds) = &scores(&screen, &x)[0];
         let by_score = argmax(scores);
@@ -226,9 +231,9 @@ fn what_cannot_be_bounded_is_left_to_the_head() {
     for bad in [f32::NAN, f32::INFINITY, 1e13] {
         let mut rows = vec![vec![1.0; 40]; 20];
         rows[13][33] = bad;
-        assert!(Screen::new(&matrix(DenseType::F32, &rows)).is_none(), "{bad}");
+        assert!(screen(&matrix(DenseType::F32, &rows)).is_none(), "{bad}");
     }
-    let screen = Screen::new(&matrix(DenseType::F32, &vec![vec![1.0; 40]; 20])).unwrap();
+    let screen = screen(&matrix(DenseType::F32, &vec![vec![1.0; 40]; 20])).unwrap();
     let pool = Pool::new(1).unwrap();
     for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)]
     {
@@ -256,9 +261,9 @@ fn time_of_a_search() {
     });
     let head = DenseMatrix::new(n, k, DenseType::F16, data.into()).unwrap();
     let start = std::time::Instant::now();
-    let screen = Screen::new(&head).unwrap();
+    let screen = screen(&head).unwrap();
     println!("quantised in {:?}: {} bytes", start.elapsed(), screen.bytes());
-    let linear = crate::Linear::dense(head.clone());
+    let linear = crate::Linear::dense(head.clone(), Activations::F32);
     for n_threads in [1, 2] {
         let pool = Pool::new(n_threads).unwrap();
         let (mut buffers, mut best, mut logits) = (SearchBuffers::default(), Vec::new(), vec![0.0; n]);

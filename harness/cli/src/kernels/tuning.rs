@@ -142,7 +142,7 @@ fn select(table: &Table, shapes: &[(usize, usize)], candidates: &[&'static dyn T
             by_shape.insert((shape.n, shape.k), own);
         }
     }
-    Dispatch { default, by_shape }
+    Dispatch { by_shape, ..default.into() }
 }
 
 /// The best pair for `shapes` together; a kernel of `present` is left only for one that is clearly faster.

@@ -1,0 +1,278 @@
+//! Q8_0 and Q4_0 times int8 blocks on AVX2, by `vpmaddubsw`.
+//!
+//! Eight rows at a time are brought into the form in which a vector holds four codes of each row, so that sums need no
+//! horizontal additions and the float work of a block, its scales, is done for eight rows at once. That pays even for one token:
+//! dot products along `k` spend more on the float work of every row than this does on turning the block.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::int8::{BLOCK, Blocks, INPUT};
+use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType};
+use crate::isa::{Avx2, Token};
+
+/// Rows of a group: the dwords of a vector.
+const ROWS: usize = 8;
+/// Vectors of a block of eight rows: four codes of each row a vector.
+const STEPS: usize = BLOCK / 4;
+
+/// A storage type of blocks of 32.
+pub trait Source: Send + Sync + 'static {
+    const INFO: DenseInfo;
+    /// Bytes of a block: the scale, then the codes.
+    const BLOCK_BYTES: usize;
+    /// Codes are 0..16 and stand for `code - 8`; else they are signed bytes.
+    const FOUR_BITS: bool;
+}
+
+/// Blocks of 34 bytes: `d`, then 32 int8.
+pub struct Q8_0;
+
+impl Source for Q8_0 {
+    const INFO: DenseInfo = DenseInfo {
+        name: "avx2-q8_0-int8",
+        features: Avx2::FEATURES,
+        ty: DenseType::Q8_0,
+        activations: Activations::Int8,
+    };
+    const BLOCK_BYTES: usize = DenseType::Q8_0.block_bytes();
+    const FOUR_BITS: bool = false;
+}
+
+/// Blocks of 18 bytes: `d`, then 16 bytes with codes `j` (low) and `j + 16` (high).
+pub struct Q4_0;
+
+impl Source for Q4_0 {
+    const INFO: DenseInfo = DenseInfo {
+        name: "avx2-q4_0-int8",
+        features: Avx2::FEATURES,
+        ty: DenseType::Q4_0,
+        activations: Activations::Int8,
+    };
+    const BLOCK_BYTES: usize = DenseType::Q4_0.block_bytes();
+    const FOUR_BITS: bool = true;
+}
+
+/// The kernel of one type.
+pub struct Int8<S>(#[allow(dead_code, reason = "the proof of support")] Avx2, PhantomData<S>);
+
+impl<S: Source> Int8<S> {
+    pub const INFO: &'static DenseInfo = &S::INFO;
+
+    pub fn new() -> Option<Self> {
+        Avx2::detect().map(|proof| Self(proof, PhantomData))
+    }
+}
+
+impl<S: Source> DenseKernel for Int8<S> {
+    fn info(&self) -> &'static DenseInfo {
+        Self::INFO
+    }
+
+    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+        assert!(w.ty() == S::INFO.ty, "{} cannot read {}", S::INFO.name, w.ty().name());
+        assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
+        assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
+        if !rows.is_empty() {
+            // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+            unsafe { all_rows::<S>(w, x, m, rows, y) };
+        }
+    }
+}
+
+/// A block of eight rows.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Group {
+    /// Vector `i` holds columns `4 i .. 4 i + 4` of each row.
+    codes: [[i8; BLOCK]; STEPS],
+    scales: [f32; ROWS],
+}
+
+const EMPTY: Group = Group { codes: [[0; BLOCK]; STEPS], scales: [0.0; ROWS] };
+
+thread_local! {
+    /// Eight rows, block by block: with `k = 2048` 18 KB.
+    static GROUPS: RefCell<Vec<Group>> = const { RefCell::new(Vec::new()) };
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn all_rows<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    let mut input = INPUT.take();
+    let mut groups = GROUPS.take();
+    input.fill(x);
+    groups.resize(w.k() / BLOCK, EMPTY);
+    // The rows of a group lie an eighth of the range apart, so that each is a stream of its own over many groups.
+    let spacing = rows.len().div_ceil(ROWS);
+    for first in 0..spacing {
+        let mut pointers = [w.row(rows.end - 1).as_ptr(); ROWS];
+        for (r, pointer) in pointers.iter_mut().enumerate() {
+            let row = rows.start + first + r * spacing;
+            if row < rows.end {
+                *pointer = w.row(row).as_ptr();
+            }
+        }
+        for (b, group) in groups.iter_mut().enumerate() {
+            // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`; AVX2 and F16C are enabled here.
+            unsafe { load_group::<S>(pointers, b * S::BLOCK_BYTES, group) };
+        }
+        let mut token = 0;
+        while token < m {
+            // The last groups may lack rows.
+            let n_rows = (rows.len() - first).div_ceil(spacing);
+            let y = &mut y[token * rows.len() + first..];
+            let place = Place { token, stride: rows.len(), spacing, n_rows };
+            match m - token {
+                1 => tile::<S, 1>(&groups, &input, place, y),
+                2 => tile::<S, 2>(&groups, &input, place, y),
+                3 => tile::<S, 3>(&groups, &input, place, y),
+                _ => tile::<S, TOKENS>(&groups, &input, place, y),
+            }
+            token += TOKENS;
+        }
+    }
+    INPUT.set(input);
+    GROUPS.set(groups);
+}
+
+/// Tokens of a register tile: four integer and four float sums, the codes twice and three more fill the 16 registers.
+const TOKENS: usize = 4;
+
+/// Where a tile's outputs go.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first token.
+    token: usize,
+    /// Outputs from token to token.
+    stride: usize,
+    /// Outputs from row to row.
+    spacing: usize,
+    /// Rows that exist.
+    n_rows: usize,
+}
+
+/// Eight rows x `T` tokens over all of `k`.
+#[target_feature(enable = "avx2,fma")]
+fn tile<S: Source, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y: &mut [f32]) {
+    let n_blocks = groups.len();
+    let mut values: [&[[i8; BLOCK]]; T] = [&[]; T];
+    let (mut scales, mut block_sums): ([&[f32]; T], [&[i32]; T]) = ([&[]; T], [&[]; T]);
+    for t in 0..T {
+        let blocks = (place.token + t) * n_blocks..(place.token + t + 1) * n_blocks;
+        values[t] = &x.values[blocks.clone()];
+        scales[t] = &x.scales[blocks.clone()];
+        block_sums[t] = &x.sums[blocks];
+    }
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_ps(); T];
+    for (b, group) in groups.iter().enumerate() {
+        let mut totals = [_mm256_setzero_si256(); T];
+        for i in 0..STEPS {
+            let w = load(&group.codes[i]);
+            let magnitudes = _mm256_abs_epi8(w);
+            for t in 0..T {
+                let x = broadcast(&values[t][b], i);
+                totals[t] = if S::FOUR_BITS {
+                    // At most 2·15·127 a lane and step: the eight of a block stay below 2^15.
+                    _mm256_add_epi16(totals[t], _mm256_maddubs_epi16(w, x))
+                } else {
+                    // |w| times x with w's sign, at most 2·128·127 a lane: widened at once.
+                    let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, w));
+                    _mm256_add_epi32(totals[t], _mm256_madd_epi16(products, ones))
+                };
+            }
+        }
+        // SAFETY: the array holds the 32 bytes that are read.
+        let d = unsafe { _mm256_loadu_ps(group.scales.as_ptr()) };
+        for t in 0..T {
+            let mut total = totals[t];
+            if S::FOUR_BITS {
+                total = _mm256_sub_epi32(_mm256_madd_epi16(total, ones), _mm256_set1_epi32(8 * block_sums[t][b]));
+            }
+            let scale = _mm256_mul_ps(d, _mm256_set1_ps(scales[t][b]));
+            sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums[t]);
+        }
+    }
+    for t in 0..T {
+        let mut lanes = [0.0; ROWS];
+        // SAFETY: the array holds the 32 bytes that are written.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[t]) };
+        for (r, lane) in lanes[..place.n_rows].iter().enumerate() {
+            y[t * place.stride + r * place.spacing] = *lane;
+        }
+    }
+}
+
+/// Reads the blocks at `offset` of eight rows.
+///
+/// # Safety
+/// From each pointer, `offset + S::BLOCK_BYTES` bytes can be read.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_group<S: Source>(rows: [*const u8; ROWS], offset: usize, group: &mut Group) {
+    // SAFETY: by the contract; a block begins with its scale, 16 or twice 16 bytes of codes follow.
+    unsafe {
+        let mut scales = [0u16; ROWS];
+        for r in 0..ROWS {
+            scales[r] = rows[r].add(offset).cast::<u16>().read_unaligned();
+        }
+        let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
+        _mm256_storeu_ps(group.scales.as_mut_ptr(), scales);
+        let low = turn(rows, offset + 2);
+        if S::FOUR_BITS {
+            let mask = _mm256_set1_epi8(15);
+            for i in 0..4 {
+                store(&mut group.codes[i], _mm256_and_si256(low[i], mask));
+                store(&mut group.codes[i + 4], _mm256_and_si256(_mm256_srli_epi16::<4>(low[i]), mask));
+            }
+        } else {
+            let high = turn(rows, offset + 18);
+            for i in 0..4 {
+                store(&mut group.codes[i], low[i]);
+                store(&mut group.codes[i + 4], high[i]);
+            }
+        }
+    }
+}
+
+/// Vector `i` of the result holds dword `i` of the 16 bytes at `offset` of every row.
+///
+/// # Safety
+/// From each pointer, `offset + 16` bytes can be read.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn turn(rows: [*const u8; ROWS], offset: usize) -> [__m256i; 4] {
+    let mut v = [_mm256_setzero_si256(); 4];
+    for r in 0..4 {
+        // SAFETY: by the contract.
+        let (a, b) =
+            unsafe { (_mm_loadu_si128(rows[r].add(offset).cast()), _mm_loadu_si128(rows[r + 4].add(offset).cast())) };
+        v[r] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+    }
+    let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
+    let (c, d) = (_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
+    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)]
+}
+
+/// Values `4 i .. 4 i + 4`, in every dword.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(values: &[i8; BLOCK], i: usize) -> __m256i {
+    let [a, b, c, d] = values.as_chunks::<4>().0[i];
+    _mm256_set1_epi32(i32::from_ne_bytes([a.cast_unsigned(), b.cast_unsigned(), c.cast_unsigned(), d.cast_unsigned()]))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(codes: &[i8; BLOCK]) -> __m256i {
+    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(codes: &mut [i8; BLOCK], value: __m256i) {
+    // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), value) };
+}

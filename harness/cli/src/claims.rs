@@ -214,15 +214,15 @@ impl<'e> Referee<'e> {
         for name in self.compared() {
             loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
         }
-        let n_prompts = if self.args.quick { 1 } else { 8 };
+        let (n_prompts, n_tokens) = if self.args.quick { (1, 16) } else { (8, 32) };
         let Some(oracle) = loaded.iter().position(|l| l.model.kernel_name() == registry::ORACLE_KERNEL) else {
             println!("the oracle kernel is wrong: nothing can be compared with it");
             return Ok(());
         };
-        let expected = greedy(&loaded[oracle], &pool, n_prompts, 32)?;
+        let expected = greedy(&loaded[oracle], &pool, n_prompts, n_tokens)?;
         for l in &loaded {
             if l.model.kernel_name() != registry::ORACLE_KERNEL {
-                let got = greedy(l, &pool, n_prompts, 32)?;
+                let got = greedy(l, &pool, n_prompts, n_tokens)?;
                 self.keep_agreement(l, &expected, &got)?;
             }
         }
@@ -300,7 +300,7 @@ impl<'e> Referee<'e> {
         let all = self.pools.len() - 1;
         // The ternary model alone: how it scales, and how long prompts do.
         let (scaling, long): (&[Workload], Workload) = match self.args.quick {
-            true => (&[Workload::decode(32)], Workload::prefill(128)),
+            true => (&[Workload::decode(24)], Workload::prefill(64)),
             false => (&[Workload::prefill(128), Workload::decode(128)], Workload::prefill(512)),
         };
         for &workload in scaling.iter().chain([&long]) {

@@ -229,7 +229,7 @@ impl<'e> Referee<'e> {
         // All threads and few tokens: the portable kernels are ten to fifty times slower than the best. Lengths that no other group
         // has, because four layers do not belong into one chart with whole models.
         let plan = Plan { repetitions: 3, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (16, 8) } else { (48, 24) };
+        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (48, 24) };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
             let pool = &self.pools[self.pools.len() - 1];
             let runs: Vec<_> = loaded.iter().map(|l| (l, pool, workload)).collect();
@@ -289,7 +289,7 @@ impl<'e> Referee<'e> {
         self.score(&ternary, &self.model.clone(), &pool)?;
         let budget = |seconds| Some(Duration::from_secs(seconds));
         let plan = if self.args.quick {
-            Plan { repetitions: 3, min_repetitions: 3, budget: budget(10), ..Plan::default() }
+            Plan { repetitions: 3, min_repetitions: 3, budget: budget(8), ..Plan::default() }
         } else {
             Plan { repetitions: 5, min_repetitions: 3, budget: budget(25), ..Plan::default() }
         };

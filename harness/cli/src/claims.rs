@@ -214,22 +214,22 @@ impl<'e> Referee<'e> {
         for name in self.compared() {
             loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
         }
-        let n_prompts = if self.args.quick { 1 } else { 8 };
+        let (n_prompts, n_tokens) = if self.args.quick { (1, 16) } else { (8, 32) };
         let Some(oracle) = loaded.iter().position(|l| l.model.kernel_name() == registry::ORACLE_KERNEL) else {
             println!("the oracle kernel is wrong: nothing can be compared with it");
             return Ok(());
         };
-        let expected = greedy(&loaded[oracle], &pool, n_prompts, 32)?;
+        let expected = greedy(&loaded[oracle], &pool, n_prompts, n_tokens)?;
         for l in &loaded {
             if l.model.kernel_name() != registry::ORACLE_KERNEL {
-                let got = greedy(l, &pool, n_prompts, 32)?;
+                let got = greedy(l, &pool, n_prompts, n_tokens)?;
                 self.keep_agreement(l, &expected, &got)?;
             }
         }
         // All threads and few tokens: the portable kernels are ten to fifty times slower than the best. Lengths that no other group
         // has, because four layers do not belong into one chart with whole models.
         let plan = Plan { repetitions: 3, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (16, 8) } else { (48, 24) };
+        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (48, 24) };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
             let pool = &self.pools[self.pools.len() - 1];
             let runs: Vec<_> = loaded.iter().map(|l| (l, pool, workload)).collect();
@@ -289,7 +289,7 @@ impl<'e> Referee<'e> {
         self.score(&ternary, &self.model.clone(), &pool)?;
         let budget = |seconds| Some(Duration::from_secs(seconds));
         let plan = if self.args.quick {
-            Plan { repetitions: 3, min_repetitions: 3, budget: budget(10), ..Plan::default() }
+            Plan { repetitions: 3, min_repetitions: 3, budget: budget(8), ..Plan::default() }
         } else {
             Plan { repetitions: 5, min_repetitions: 3, budget: budget(25), ..Plan::default() }
         };
@@ -300,7 +300,7 @@ impl<'e> Referee<'e> {
         let all = self.pools.len() - 1;
         // The ternary model alone: how it scales, and how long prompts do.
         let (scaling, long): (&[Workload], Workload) = match self.args.quick {
-            true => (&[Workload::decode(32)], Workload::prefill(128)),
+            true => (&[Workload::decode(24)], Workload::prefill(64)),
             false => (&[Workload::prefill(128), Workload::decode(128)], Workload::prefill(512)),
         };
         for &workload in scaling.iter().chain([&long]) {

@@ -56,7 +56,8 @@ pub(super) fn paired(run: &Run) -> Table {
         Body::Accuracy(accuracy) => {
             let model = &accuracy.model;
             let title = Catalogue::get().title(model.shape().unwrap_or(&model.model));
-            format!("{title} {}, {}", model.weights, accuracy.code.kernel)
+            let untrained = if model.is_synthetic() { " (random weights)" } else { "" };
+            format!("{title}{untrained} {}, {}", model.weights, accuracy.code.kernel)
         }
         _ => String::new(),
     };

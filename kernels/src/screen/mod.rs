@@ -139,7 +139,7 @@ impl Screen {
         best.clear();
         let n = self.head.n();
         assert_eq!(x.len(), self.head.k(), "the input does not hold k values");
-        if k == 0 || !(scale >= 2f32.powi(-20) && scale <= 2f32.powi(20)) || !buffers.query.prepare(x) {
+        if k == 0 || !(2f32.powi(-20)..=2f32.powi(20)).contains(&scale) || !buffers.query.prepare(x) {
             return None;
         }
         let SearchBuffers { query, scores, bounds, candidates, logits } = buffers;

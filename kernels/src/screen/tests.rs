@@ -144,14 +144,14 @@ fn a_common_direction_and_outlier_columns() {
 fn rows_that_sit_on_the_bound() {
     let mut rng = Rng(3);
     for k in [32, 96, 256, 1000] {
-        let x: Vec<f32> = (0..k).map(|_| if rng.next() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let x: Vec<f32> = (0..k).map(|_| if rng.next().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
         let mut rows: Vec<Vec<f32>> = Vec::new();
         for i in 0..400usize {
-            let hidden = if i % 3 == 0 { 0.49f32 } else { 0.0 };
+            let hidden = if i.is_multiple_of(3) { 0.49f32 } else { 0.0 };
             let mut row: Vec<f32> = (0..k)
-                .map(|j| {
+                .map(|j: usize| {
                     let code = (rng.next() % 29) as f32 - 14.0;
-                    code + if code == 0.0 || j % 32 == 0 { 0.0 } else { hidden * x[j] }
+                    code + if code == 0.0 || j.is_multiple_of(32) { 0.0 } else { hidden * x[j] }
                 })
                 .collect();
             // The largest of each block, which sets the step to 1.
@@ -165,7 +165,7 @@ fn rows_that_sit_on_the_bound() {
                 if (wanted - score).abs() < 1.0 {
                     break;
                 }
-                if j % 32 != 0 && next.abs() < 15.0 && (row[j] == 0.0) == (next == 0.0) {
+                if !j.is_multiple_of(32) && next.abs() < 15.0 && (row[j] == 0.0) == (next == 0.0) {
                     row[j] = next;
                 }
             }
@@ -212,7 +212,7 @@ fn huge_range_zero_rows_and_tiny_numbers() {
     for (i, row) in rows.iter_mut().enumerate() {
         let scale = 10f32.powi(i as i32 % 50 - 39);
         row.iter_mut().enumerate().for_each(|(j, w)| *w *= if j < 32 { scale } else { 1e-6 * scale });
-        if i % 11 == 0 {
+        if i.is_multiple_of(11) {
             row.fill(0.0);
         }
     }

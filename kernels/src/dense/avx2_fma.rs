@@ -307,14 +307,17 @@ fn blocked_with<S: Source>(
                     store(&mut weights.0, unsafe { S::load(row, column / LANES + i) });
                 }
             }
-            multiply_block(weights, n_rows, &columns[m * column / LANES..][..m * n_chunks], sums);
+            let (next_row, next_column) =
+                if column + BLOCK_K < whole { (first, column + BLOCK_K) } else { (first + BLOCK_ROWS, 0) };
+            let ahead = Ahead::new(w, next_row, next_column);
+            multiply_block(weights, n_rows, &columns[m * column / LANES..][..m * n_chunks], sums, ahead);
         }
         if whole < k {
             for (r, weights) in weights.chunks_exact_mut(BLOCK_K / LANES).take(n_rows).enumerate() {
                 weights[0] = ZEROS;
                 w.ty().dequantize(&w.row(first + r)[whole * w.ty().block_bytes()..], &mut weights[0].0[..k - whole]);
             }
-            multiply_block(weights, n_rows, rest, sums);
+            multiply_block(weights, n_rows, rest, sums, Ahead::new(w, rows.end, 0));
         }
         for (sums, y) in sums.iter().zip(y[first - rows.start..].chunks_mut(rows.len())) {
             for (sums, y) in sums[..n_rows].iter().zip(y) {
@@ -324,13 +327,58 @@ fn blocked_with<S: Source>(
     }
 }
 
+/// The weights that the next block converts. They are asked for a few cache lines at a time while this one is multiplied: 75
+/// instead of 71 % of the peak on Zen 3.
+struct Ahead {
+    start: *const u8,
+    row_bytes: usize,
+    lines_per_row: usize,
+    asked: usize,
+}
+
+impl Ahead {
+    /// For the block at `row` and `column`, which may lie behind the matrix.
+    fn new(w: &DenseMatrix, row: usize, column: usize) -> Self {
+        let bytes = |columns: usize| columns / w.ty().block_len() * w.ty().block_bytes();
+        let row_bytes = bytes(w.k());
+        let start = w.data().as_ptr().wrapping_add(row * row_bytes + bytes(column));
+        Self { start, row_bytes, lines_per_row: bytes(BLOCK_K.min(w.k() - column)).div_ceil(64), asked: 0 }
+    }
+
+    fn n_lines(&self) -> usize {
+        BLOCK_ROWS * self.lines_per_row
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn ask(&mut self, n_lines: usize) {
+        for line in self.asked..(self.asked + n_lines).min(self.n_lines()) {
+            let (row, line) = (line / self.lines_per_row, line % self.lines_per_row);
+            prefetch::<_MM_HINT_T1>(self.start.wrapping_add(row * self.row_bytes + 64 * line));
+        }
+        self.asked += n_lines;
+    }
+}
+
+/// Asks for a cache line.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prefetch<const LEVEL: i32>(at: *const u8) {
+    #[allow(unused_unsafe, reason = "the intrinsic became safe after Rust 1.89")]
+    // SAFETY: a prefetch of any address, mapped or not, has no effect but on the caches.
+    unsafe {
+        _mm_prefetch::<LEVEL>(at.cast())
+    };
+}
+
 /// Adds one block of converted weights times the matching columns of every token, which lie in `x` one token after the other.
 #[target_feature(enable = "avx2,fma")]
-fn multiply_block(weights: &[Lanes], n_rows: usize, x: &[Lanes], sums: &mut [[Lanes; BLOCK_ROWS]]) {
+fn multiply_block(weights: &[Lanes], n_rows: usize, x: &[Lanes], sums: &mut [[Lanes; BLOCK_ROWS]], mut ahead: Ahead) {
     let n_chunks = x.len() / sums.len();
+    let lines_per_tile = ahead.n_lines().div_ceil(sums.len().div_ceil(TILE_TOKENS));
     let mut tiles = x.chunks_exact(TILE_TOKENS * n_chunks);
     let mut sums = sums.chunks_exact_mut(TILE_TOKENS);
     for (x, sums) in tiles.by_ref().zip(sums.by_ref()) {
+        ahead.ask(lines_per_tile);
         rows_of_block::<TILE_TOKENS>(weights, n_rows, x, sums);
     }
     let (x, sums) = (tiles.remainder(), sums.into_remainder());
@@ -380,11 +428,7 @@ fn tile<const R: usize, const T: usize>(
         }
     }
     for i in 0..n_chunks {
-        #[allow(unused_unsafe, reason = "the intrinsic became safe after Rust 1.89")]
-        // SAFETY: a prefetch of any address, mapped or not, has no effect but on the caches.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(2 * i).cast())
-        };
+        prefetch::<_MM_HINT_T0>(next.wrapping_add(2 * i).cast());
         let mut x = [_mm256_setzero_ps(); T];
         for t in 0..T {
             x[t] = load(&tokens[t][i].0);

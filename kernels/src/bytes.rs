@@ -1,49 +1,69 @@
 //! Byte storage: 64-byte aligned buffers for packed weights, and shared views into memory that somebody else owns
 //! (a mapped file, say).
 
+use std::alloc::Layout;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+
+use memmap2::MmapMut;
 
 /// One cache line, the unit in which [`AlignedBytes`] allocates.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-// SAFETY: an array of bytes may be all zeros.
+// SAFETY: an array of bytes may be all zeros, and as many bytes as its alignment leave no padding.
 unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
 
 /// What large buffers begin at a multiple of.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// A zero-initialised byte buffer whose address is a multiple of 64, or of 2 MB when it is as large as that.
 pub struct AlignedBytes {
-    lines: Vec<Line>,
-    /// Unused lines before the first huge page.
-    skipped: usize,
+    storage: Storage,
     len: usize,
 }
 
+enum Storage {
+    Heap(Vec<Line>),
+    /// Pages of its own, from byte `start` on.
+    Pages {
+        map: MmapMut,
+        start: usize,
+    },
+}
+
 impl AlignedBytes {
-    /// A buffer of `len` zero bytes. Large buffers ask the kernel for 2 MB pages: packed weights are read from end to
+    /// A buffer of `len` zero bytes. Large buffers ask the system for 2 MB pages: packed weights are read from end to
     /// end once per token, and with 4 KB pages the page walks and the prefetchers that stop at every page's end cost a quarter of
     /// the bandwidth.
     pub fn zeroed(len: usize) -> Self {
-        let n_lines = len.div_ceil(64);
-        if len < HUGE_PAGE {
-            return Self { lines: bytemuck::zeroed_vec(n_lines), skipped: 0, len };
-        }
-        // Fresh zero pages from the system, not yet touched: what is skipped takes no memory.
-        let lines: Vec<Line> = bytemuck::zeroed_vec(n_lines + HUGE_PAGE / 64);
-        let start = lines.as_ptr() as usize;
-        let skipped = (start.next_multiple_of(HUGE_PAGE) - start) / 64;
-        advise_huge_pages(&lines[skipped..][..n_lines]);
-        Self { lines, skipped, len }
+        let storage = if len < HUGE_PAGE {
+            Storage::Heap(bytemuck::zeroed_vec(len.div_ceil(64)))
+        } else {
+            // What lies before the first huge page is never touched and takes no memory.
+            let Ok(map) = MmapMut::map_anon(len + HUGE_PAGE) else {
+                std::alloc::handle_alloc_error(Layout::from_size_align(len, HUGE_PAGE).unwrap_or(Layout::new::<Line>()))
+            };
+            let start = map.as_ptr().align_offset(HUGE_PAGE);
+            // A system that refuses the advice costs speed only.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
+            Storage::Pages { map, start }
+        };
+        Self { storage, len }
     }
 
     /// Makes the buffer at least `len` bytes long; the contents are unspecified afterwards (old bytes or zero).
     pub fn ensure_len(&mut self, len: usize) {
-        if (self.lines.len() - self.skipped) * 64 < len {
+        let capacity = match &self.storage {
+            Storage::Heap(lines) => size_of_val(&lines[..]),
+            Storage::Pages { map, start } => map.len() - start,
+        };
+        if capacity < len {
             *self = Self::zeroed(len);
         }
         self.len = len;
@@ -71,32 +91,21 @@ impl Clone for AlignedBytes {
 impl Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        let lines = &self.lines[self.skipped..];
-        // SAFETY: `lines` holds at least `len` initialised bytes (64 per line, `len <= 64 * lines.len()` by construction
-        // and by `ensure_len`), and u8 has no alignment or validity requirement.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.len) }
+        match &self.storage {
+            Storage::Heap(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Storage::Pages { map, start } => &map[*start..][..self.len],
+        }
     }
 }
 
 impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let lines = &mut self.lines[self.skipped..];
-        // SAFETY: as in `deref`, and `&mut self` makes the view unique.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.len) }
+        match &mut self.storage {
+            Storage::Heap(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Storage::Pages { map, start } => &mut map[*start..][..self.len],
+        }
     }
 }
-
-/// Asks for huge pages for the whole ones of `lines`, which begin at one.
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(lines: &[Line]) {
-    let len = size_of_val(lines) / HUGE_PAGE * HUGE_PAGE;
-    // SAFETY: MADV_HUGEPAGE changes no contents and the range lies inside one allocation of ours. A kernel that refuses the
-    // advice costs speed only, so the result is not looked at.
-    unsafe { libc::madvise(lines.as_ptr().cast_mut().cast(), len, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_lines: &[Line]) {}
 
 /// Gives freed heap memory back to the system, so that what is resident is what is used. glibc keeps it otherwise.
 pub fn trim_heap() {

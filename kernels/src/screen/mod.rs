@@ -18,7 +18,7 @@
 //! Stability, 3.1), and `m` counts the roundings that one product can go through: `k / 8 + 4` on its way to the head's logit
 //! (eight running sums, three additions, one product where it is not fused), `2 k / 32 + 8` on its way to the score (sums of 32
 //! columns are integers below 2^24 and exact). Both sums of absolute products are at most `ω (|h| + |e|)`, by Cauchy-Schwarz
-//! again. [`TINY`] covers underflow. The idea of an exact answer from quantised scores is old in nearest-neighbour search
+//! again. `TINY` covers underflow. The idea of an exact answer from quantised scores is old in nearest-neighbour search
 //! (VA-file: Weber, Schek, Blott 1998).
 
 #[cfg(target_arch = "x86_64")]

@@ -214,7 +214,7 @@ impl<'e> Referee<'e> {
         for name in self.compared() {
             loaded.push(Loaded::new(&*source, open::kernel(Some(name), self.env)?, &pool)?);
         }
-        let (n_prompts, n_tokens) = if self.args.quick { (1, 16) } else { (8, 32) };
+        let (n_prompts, n_tokens) = if self.args.quick { (1, 16) } else { (3, 32) };
         let Some(oracle) = loaded.iter().position(|l| l.model.kernel_name() == registry::ORACLE_KERNEL) else {
             println!("the oracle kernel is wrong: nothing can be compared with it");
             return Ok(());
@@ -229,7 +229,7 @@ impl<'e> Referee<'e> {
         // All threads and few tokens: the portable kernels are ten to fifty times slower than the best. Lengths that no other group
         // has, because four layers do not belong into one chart with whole models.
         let plan = Plan { repetitions: 3, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (48, 24) };
+        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (32, 16) };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
             let pool = &self.pools[self.pools.len() - 1];
             let runs: Vec<_> = loaded.iter().map(|l| (l, pool, workload)).collect();
@@ -291,7 +291,7 @@ impl<'e> Referee<'e> {
         let plan = if self.args.quick {
             Plan { repetitions: 3, min_repetitions: 3, budget: budget(8), ..Plan::default() }
         } else {
-            Plan { repetitions: 5, min_repetitions: 3, budget: budget(25), ..Plan::default() }
+            Plan { repetitions: 5, min_repetitions: 3, budget: budget(10), ..Plan::default() }
         };
         let plan = match self.args.repetitions {
             Some(repetitions) => Plan { repetitions, budget: None, ..plan },
@@ -320,7 +320,7 @@ impl<'e> Referee<'e> {
                 (false, _) => vec![(all, Workload::prefill(64)), (all, Workload::decode(16))],
             };
             if !self.args.quick && i == 0 && all > 0 {
-                runs.extend([(0, Workload::prefill(128)), (0, Workload::decode(32))]);
+                runs.extend([(0, Workload::prefill(128)), (0, Workload::decode(16))]);
             }
             for (pool, workload) in runs {
                 let pool = &self.pools[pool];

@@ -320,7 +320,7 @@ impl<'e> Referee<'e> {
                 (false, _) => vec![(all, Workload::prefill(64)), (all, Workload::decode(16))],
             };
             if !self.args.quick && i == 0 && all > 0 {
-                runs.extend([(0, Workload::prefill(128)), (0, Workload::decode(16))]);
+                runs.push((0, Workload::decode(16)));
             }
             for (pool, workload) in runs {
                 let pool = &self.pools[pool];

@@ -38,6 +38,12 @@ fn is_subject(speed: &Speed, catalogue: &Catalogue) -> bool {
     speed.model.shape() == Some(&catalogue.subject().id) && speed.model.weights == "ternary" && speed.code.exact
 }
 
+/// Some layers of the subject alone: enough to compare its kernels with each other, not to say how fast it is.
+fn is_slice(speed: &Speed, catalogue: &Catalogue) -> bool {
+    let rest = speed.model.shape().and_then(|shape| shape.strip_prefix(&*catalogue.subject().id));
+    rest.is_some_and(|rest| rest.ends_with("layer")) && speed.model.weights == "ternary" && speed.code.exact
+}
+
 fn is_f16(speed: &Speed, model: &PublishedModel) -> bool {
     // The dense 2B4T shape is a manifest of its own, named after the ternary one.
     let shape = speed.model.shape().unwrap_or("");
@@ -205,8 +211,11 @@ pub(super) fn up_to_kernel(
     over: &str,
     ratio: f64,
 ) -> Finding {
-    let of = |layout: &str, speed: &Speed| is_subject(speed, catalogue) && layout_of(&speed.code.kernel) == layout;
-    let comparison = evidence.compare_decode(|speed| of(layout, speed), |speed| of(over, speed));
+    let compare = |runs: fn(&Speed, &Catalogue) -> bool| {
+        let of = |layout: &str, speed: &Speed| runs(speed, catalogue) && layout_of(&speed.code.kernel) == layout;
+        evidence.compare_decode(|speed| of(layout, speed), |speed| of(over, speed))
+    };
+    let comparison = compare(is_subject).or_else(|| compare(is_slice));
     up_to(comparison, ratio, format!("no speeds of both a {layout} and a {over} kernel"))
 }
 
@@ -215,11 +224,12 @@ fn up_to(comparison: Option<Comparison<'_>>, ratio: f64, missing: String) -> Fin
         return Finding::not_measured(missing);
     };
     let names = format!(
-        "{} against {} ({}{})",
+        "{} against {} ({}{}) on {}",
         comparison.left.code.kernel,
         comparison.right.code.kernel,
         comparison.conditions(),
-        comparison.pairing()
+        comparison.pairing(),
+        comparison.left.model.model
     );
     match Verdict::at_least(estimate, ratio) {
         Verdict::Reproduced => Finding::new(Verdict::Reproduced, show_ratio(estimate), names),

@@ -152,6 +152,27 @@ fn range_and_up_to_claims() {
     assert_eq!(verdict(&records(same_shape(6.5)), "i2s-6.25 (I2_S)"), Verdict::Reproduced);
 }
 
+/// Kernels are compared with each other on the whole model, or else on some of its layers, never across the two.
+#[test]
+fn kernels_may_be_compared_on_a_slice_of_the_model() {
+    let run = |model: &str, kernel: &str, rate: f64| -> Body {
+        let speed = speed(model, "ternary", 2, "g", &[rate; 5]);
+        let code = ternbench_measure::record::Code { kernel: kernel.into(), ..speed.code.clone() };
+        Speed { code, ..speed }.into()
+    };
+    let slice = "synthetic:bitnet-2b4t-4layer";
+    let (tl2, bitplane) = ("avx2-tl2-pshufb", "avx2-bitplane-pshufb");
+    let claim = "i2s-6.25 (TL2 / T-MAC)";
+    let finding = |bodies: Vec<Body>| row(&records(bodies), claim).finding;
+    let on_slice = finding(vec![run(slice, tl2, 30.0), run(slice, bitplane, 10.0)]);
+    assert_eq!((on_slice.verdict, &*on_slice.measured), (Verdict::Reproduced, "3.00x (3.00 to 3.00)"));
+    assert!(on_slice.reason.ends_with(slice), "{}", on_slice.reason);
+    assert_eq!(finding(vec![run(slice, tl2, 30.0), run(TERNARY, bitplane, 10.0)]).verdict, Verdict::NotMeasured);
+    let whole =
+        vec![run(slice, tl2, 30.0), run(slice, bitplane, 10.0), run(TERNARY, tl2, 5.0), run(TERNARY, bitplane, 5.0)];
+    assert_eq!(finding(whole).verdict, Verdict::NotComparable);
+}
+
 #[test]
 fn memory_rows_are_judged_by_peak_and_by_packed_bytes() {
     let memory = |name: &str, weights: &str, packed: u64, peak: u64| -> Body {

@@ -136,8 +136,11 @@ impl Bytes {
     }
 
     /// Copies `parts` behind each other into one buffer, where together they fill huge pages that each alone would not, and makes
-    /// each a window of it. Parts that were one range of bytes are two afterwards.
+    /// each a window of it. Parts that were one range of bytes are two afterwards; parts that are windows of one buffer stay.
     pub fn gather(parts: &mut [&mut Self]) {
+        if parts.windows(2).all(|pair| Arc::ptr_eq(&pair[0].owner, &pair[1].owner)) {
+            return;
+        }
         let mut together = AlignedBytes::zeroed(parts.iter().map(|part| part.len().next_multiple_of(64)).sum());
         let mut start = 0;
         for part in &mut *parts {

@@ -8,7 +8,7 @@ use crate::activation::QuantizedActivations;
 use crate::bytes::Bytes;
 use crate::dense::{Activations, DenseKernel, DenseMatrix};
 use crate::dispatch::Pair;
-use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
+use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
 use crate::ops;
 use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
@@ -34,14 +34,55 @@ pub struct TernaryWeights {
     packed: PackedMatrix,
     /// Packed for `pair.prefill`, where its layout is another.
     second: Option<PackedMatrix>,
-    scale: f32,
+    about: Trits,
+}
+
+/// What a packed matrix does not say of its trits.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Trits {
+    /// What the sums are multiplied by.
+    pub scale: f32,
+    /// Trits that are 0.
+    pub zeros: u64,
+    /// Trits that are +1.
+    pub plus: u64,
 }
 
 impl TernaryWeights {
     /// Packs `w`.
     pub fn pack(pair: Pair, w: &TernaryMatrix) -> Self {
         let second = (!pair.shares_layout()).then(|| pair.prefill.pack(w));
-        Self { pair, packed: pair.decode.pack(w), second, scale: w.scale() }
+        let count = |trit| w.trits().iter().map(|&t| u64::from(t == trit)).sum::<u64>();
+        let about = Trits { scale: w.scale(), zeros: count(0), plus: count(1) };
+        Self { pair, packed: pair.decode.pack(w), second, about }
+    }
+
+    /// Takes an `n x k` matrix that was packed before: once, or, where the kernels do not share a layout, once for each. `None` where the
+    /// bytes are not as many as they should be.
+    pub fn from_packed(pair: Pair, n: usize, k: usize, about: Trits, packed: Vec<Bytes>) -> Option<Self> {
+        let mut copies = packed.into_iter();
+        let mut copy_for = |kernel: &dyn TernaryKernel| {
+            let data = copies.next()?;
+            (data.len() == packed_len(kernel, n, k)).then_some(PackedMatrix { n, k, data })
+        };
+        let packed = copy_for(pair.decode)?;
+        let second = if pair.shares_layout() { None } else { Some(copy_for(pair.prefill)?) };
+        copies.next().is_none().then_some(Self { pair, packed, second, about })
+    }
+
+    /// The packed bytes: what [`Self::from_packed`] takes.
+    pub fn packed(&self) -> Vec<&Bytes> {
+        [Some(&self.packed), self.second.as_ref()].into_iter().flatten().map(|packed| &packed.data).collect()
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.packed.n, self.packed.k)
+    }
+
+    /// Scale and counts.
+    pub fn about(&self) -> Trits {
+        self.about
     }
 
     /// The kernels.
@@ -249,7 +290,7 @@ fn rows_of(linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, tiles: Range
                         // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
                         let y = unsafe { output.slice(at(token)) };
                         for (y, &acc) in y.iter_mut().zip(acc) {
-                            *y = acc as f32 / scratch.quantized.scales[token] * ternary.scale;
+                            *y = acc as f32 / scratch.quantized.scales[token] * ternary.about.scale;
                         }
                     }
                 }

@@ -177,6 +177,13 @@ pub trait TernaryKernel: Send + Sync {
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]);
 }
 
+/// Bytes of an `n x k` matrix packed for `kernel`: layouts put row tiles one after the other.
+pub fn packed_len(kernel: &dyn TernaryKernel, n: usize, k: usize) -> usize {
+    let tile = kernel.info().row_tile;
+    let zeros = TernaryMatrix::new(tile, k, vec![0; tile * k], 1.0);
+    zeros.map_or(0, |zeros| n.div_ceil(tile) * kernel.pack(&zeros).data.len())
+}
+
 /// Why a kernel cannot run here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unsupported {

@@ -20,7 +20,7 @@ use crate::console;
 use crate::eval;
 use crate::footprint;
 use crate::kernels;
-use crate::open::{self, HeadArg, LayoutArg, Loaded};
+use crate::open::{self, HeadArg, KvArg, LayoutArg, Loaded};
 use crate::pairing;
 use crate::probes::Probes;
 use crate::speed;
@@ -81,6 +81,9 @@ pub struct Args {
     layout: LayoutArg,
     #[command(flatten)]
     head: HeadArg,
+    /// What the KV cache of all models keeps keys and values as
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: KvArg,
     /// Folder that the run's folder is made in [default: results/runs] [env: TERNBENCH_RESULTS]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -336,7 +339,7 @@ impl<'e> Referee<'e> {
     /// Loads a model, runs it once for its memory, and records both.
     fn load(&mut self, source: &dyn WeightSource, kernel: &str, pool: &Pool) -> Result<Loaded> {
         let kernel = open::kernel(Some(kernel), self.env)?;
-        let loaded = Loaded::new(source, kernel, pool)?.with_head(self.args.head, pool, None);
+        let loaded = Loaded::new(source, kernel, pool)?.with_kv(self.args.kv).with_head(self.args.head, pool, None);
         let (load, memory) = footprint::measure(source, &loaded, pool, 128)?;
         let seconds = loaded.load.samples_ns.iter().sum::<u64>() as f64 / 1e9;
         let name = &loaded.info.model;
@@ -418,7 +421,7 @@ impl<'e> Referee<'e> {
 /// Greedy generations behind `n_prompts` prompts of 8 tokens.
 fn greedy(loaded: &Loaded, pool: &Pool, n_prompts: u64, n: usize) -> Result<Vec<Vec<u32>>> {
     let spinner = console::spinner(&format!("greedy tokens with {}", loaded.model.kernel_name()));
-    let mut engine = Engine::new(&loaded.model, pool);
+    let mut engine = loaded.engine(pool);
     let config = loaded.model.config();
     let generations =
         (0..n_prompts).map(|seed| workload::greedy(&mut engine, &workload::prompt(config, 8, seed), n)).collect();

@@ -18,7 +18,7 @@ use ternbench_model::{Engine, Tokenizer};
 
 use crate::console;
 use crate::eval_runs::{self, Finished};
-use crate::open::{self, ActivationsArg, LayoutArg, Loaded, ModelArgs};
+use crate::open::{self, ActivationsArg, KvArg, LayoutArg, Loaded, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -177,7 +177,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     }
     let model = args.model.context("a model is needed: -m MODEL, or --via URL")?;
     let (kernel, threads, activations) = (args.kernel, args.threads, args.activations);
-    let model = ModelArgs { model, kernel, threads, activations, layout: args.layout };
+    let model = ModelArgs { model, kernel, threads, activations, kv: KvArg::F32, packed: false, layout: args.layout };
     let tokenizer = tokenizer.map_or_else(|| model.tokenizer(), Ok)?;
     let (loaded, pool) = model.load(env)?;
     let mut backend = LocalModel::new(Engine::new(&loaded.model, &pool), &tokenizer, args.batch.limits());

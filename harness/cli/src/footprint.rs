@@ -3,7 +3,6 @@
 use anyhow::Result;
 use ternbench_kernels::Pool;
 use ternbench_measure::{memory, record};
-use ternbench_model::Engine;
 use ternbench_model::weights::WeightSource;
 
 use crate::open::Loaded;
@@ -18,7 +17,7 @@ pub fn measure(
     n_prompt: usize,
 ) -> Result<(record::Load, record::Memory)> {
     let workload = Workload::prefill(n_prompt);
-    let mut bench = Bench::new(Engine::new(&loaded.model, pool), workload)?;
+    let mut bench = Bench::new(loaded.engine(pool), workload)?;
     let prefill_ns = bench.run()?;
     let load = record::Load {
         first_token_ns: loaded.load.samples_ns.iter().map(|load_ns| load_ns + prefill_ns).collect(),

@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use ternbench_measure::Env;
 use ternbench_model::chat::{ChatFormat, Message};
 use ternbench_model::sampler::Sampler;
-use ternbench_model::{Engine, Logits, Segment};
+use ternbench_model::speculate::Speculator;
+use ternbench_model::{Logits, Segment};
 
 use crate::open::{HeadArg, ModelArgs};
 
@@ -43,15 +44,28 @@ pub struct Args {
     /// Seed of the sampling
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Draft up to so many tokens a pass from what the text said before; the tokens are the same (greedy only)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    speculate: usize,
     #[command(flatten)]
     head: HeadArg,
 }
 
 pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
+    let began = Instant::now();
     if !(args.temperature.is_finite() && args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
         bail!("--temperature must be 0 or more, --top-p above 0 and at most 1");
     }
-    let tokenizer = args.model.tokenizer()?;
+    if args.speculate > 0 && args.temperature > 0.0 {
+        bail!("--speculate verifies greedy tokens: leave --temperature at 0");
+    }
+    // A large vocabulary takes a quarter of a second, as long as packed weights do.
+    let (tokenizer, loaded) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| args.model.tokenizer());
+        let loaded = args.model.load(env);
+        (tokenizer.join(), loaded)
+    });
+    let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let prompt = if args.chat {
         let mut messages: Vec<_> = args.system.iter().map(Message::system).collect();
         messages.push(Message::user(&args.prompt));
@@ -63,7 +77,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if prompt.is_empty() {
         bail!("the prompt has no tokens: give -p some text");
     }
-    let (mut loaded, pool) = args.model.load(env)?;
+    let (mut loaded, pool) = loaded?;
     if args.temperature == 0.0 {
         loaded = loaded.with_head(args.head, &pool, None);
     }
@@ -73,37 +87,54 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         bail!("the prompt has {} tokens, the model's context is {}", prompt.len(), model.config().context);
     }
     let n_gen = args.n_gen.min(room);
-    let mut engine = Engine::new(model, &pool);
+    let mut engine = loaded.engine(&pool);
     let mut cache = engine.new_cache(prompt.len() + n_gen);
     let mut sampler = Sampler::new(args.temperature, args.top_k, args.top_p, args.seed);
-    let mut next = |engine: &mut Engine<'_>, tokens: &[u32]| match args.temperature {
-        0.0 => engine.next_token(&mut cache, tokens),
-        _ => {
-            let segment = Segment { cache: &mut cache, tokens, logits: Logits::Last };
-            Ok(sampler.sample(engine.forward(&mut [segment])?))
+    let mut speculator = Speculator::new(args.speculate);
+    let mut text = prompt.clone();
+    let mut next = |text: &[u32], most: usize| -> Result<Vec<u32>> {
+        if args.temperature == 0.0 {
+            let best = speculator.next(&mut engine, &mut cache, text, most)?;
+            return Ok(best.iter().map(|&(token, _)| token).collect());
         }
+        let pending = &text[cache.len()..];
+        let segment = Segment { cache: &mut cache, tokens: pending, logits: Logits::Last };
+        Ok(vec![sampler.sample(engine.forward(&mut [segment])?)])
     };
     let mut stream = tokenizer.decode_stream();
     let mut out = std::io::stdout().lock();
 
     let start = Instant::now();
-    let mut token = next(&mut engine, &prompt)?;
-    let prefill = start.elapsed();
+    let mut tokens = next(&text, 1)?;
+    let (prefill, first_token) = (start.elapsed(), began.elapsed());
     let start = Instant::now();
     let mut generated = 0;
-    while generated < n_gen && !tokenizer.eos_ids().contains(&token) {
-        generated += 1;
-        write!(out, "{}", stream.push(token)?)?;
-        out.flush()?;
-        if generated < n_gen {
-            token = next(&mut engine, &[token])?;
+    'tokens: loop {
+        for &token in &tokens {
+            if generated == n_gen || tokenizer.eos_ids().contains(&token) {
+                break 'tokens;
+            }
+            generated += 1;
+            text.push(token);
+            write!(out, "{}", stream.push(token)?)?;
         }
+        out.flush()?;
+        if generated == n_gen {
+            break;
+        }
+        tokens = next(&text, n_gen - generated)?;
     }
     writeln!(out, "{}", stream.finish()?)?;
     let decode = start.elapsed();
     let speed = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
+    let drafts = speculator.count();
+    let drafts = match drafts.drafted {
+        0 => String::new(),
+        drafted => format!(", {} of {drafted} drafted tokens accepted", drafts.accepted),
+    };
     eprintln!(
-        "[{} tokens prefilled at {:.1}/s, {} decoded at {:.1}/s; {}, {}, {} threads]",
+        "[first token after {:.2} s; {} tokens prefilled at {:.1}/s, {} decoded at {:.1}/s{drafts}; {}, {}, {} threads]",
+        first_token.as_secs_f64(),
         prompt.len(),
         speed(prompt.len(), prefill),
         generated,

@@ -2,6 +2,7 @@
 //! one line and an exit code: 0 done, 1 failed, 2 wrong usage, 3 a judged claim was not reproduced (only with `--judge`),
 //! 130 ended by Ctrl-C.
 
+mod breakdown;
 mod check;
 mod claims;
 mod cmp;

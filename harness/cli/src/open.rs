@@ -7,10 +7,12 @@ use anyhow::{Context, Result, bail};
 use ternbench_kernels::dense::Activations;
 use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
+use ternbench_model::kv_cache::KvType;
 use ternbench_model::manifest::{Manifest, SyntheticType};
+use ternbench_model::packed::Place;
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
-use ternbench_model::{Engine, ModelConfig, Tokenizer, Transformer, sanity};
+use ternbench_model::{Engine, LoadError, ModelConfig, Tokenizer, Transformer, sanity};
 
 use crate::kernels::{layer_shapes, tuning};
 
@@ -34,8 +36,33 @@ pub struct ModelArgs {
     /// What quantised blocks (Q8_0, Q4_0) are multiplied by
     #[arg(long, value_enum, default_value_t)]
     pub activations: ActivationsArg,
+    /// What the KV cache keeps keys and values as
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: KvArg,
+    /// Keep the packed weights in files beside the model, and start from them the next time
+    #[arg(long)]
+    pub packed: bool,
     #[command(flatten)]
     pub layout: LayoutArg,
+}
+
+/// `--kv`.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvArg {
+    /// Floats: the reference for accuracy
+    #[default]
+    F32,
+    /// Half precision, as llama.cpp does: half of the bytes
+    F16,
+}
+
+impl From<KvArg> for KvType {
+    fn from(arg: KvArg) -> Self {
+        match arg {
+            KvArg::F32 => Self::F32,
+            KvArg::F16 => Self::F16,
+        }
+    }
 }
 
 /// `--activations`.
@@ -95,24 +122,32 @@ impl ModelArgs {
         let source = source(&self.model, self.layout.into())?;
         let mut kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
         kernels.activations = self.activations.into();
-        let loaded = Loaded::new(&*source, kernels, &pool)?;
-        if source.stored().iter().any(|tensor| tensor.ty == "I2_S") {
-            self.warn_of_noise(&loaded.model, &pool);
+        let place = if self.packed { Place::beside(&*source)? } else { None };
+        let kept = place.as_ref().and_then(|place| or_warn(place.linears(&*source, &kernels, &pool)).flatten());
+        let from: &dyn WeightSource = kept.as_ref().map_or(&*source, |kept| kept);
+        let mut loaded = Loaded::new(from, kernels, &pool)?.with_kv(self.kv);
+        // What was kept passed when it was packed.
+        let is_checked = kept.is_some() || source.stored().iter().all(|tensor| tensor.ty != "I2_S");
+        let is_sound = is_checked || !self.warn_of_noise(&loaded.model, &pool);
+        if let (Some(place), None, true) = (&place, &kept, is_sound) {
+            or_warn(place.keep_linears(&loaded.model, &loaded.info.model_hash));
         }
+        loaded.place = place;
         Ok((loaded, pool))
     }
 
-    /// I2_S files do not say how their bits lie: a model that reads English like noise was probably read wrongly.
-    fn warn_of_noise(&self, model: &Transformer, pool: &Pool) {
-        let Ok(tokenizer) = self.tokenizer() else { return };
+    /// I2_S files do not say how their bits lie: a model that reads English like noise was probably read wrongly. Whether it does.
+    fn warn_of_noise(&self, model: &Transformer, pool: &Pool) -> bool {
+        let Ok(tokenizer) = self.tokenizer() else { return false };
         match sanity::surprise(&mut Engine::new(model, pool), &tokenizer) {
             Ok(surprise) if surprise.is_noise() => eprintln!(
                 "warning: {} reads English like noise ({:.1} nats a token, chance is {:.1}): another I2_S layout? \
                  `ternbench model inspect --check-layout` tries all",
                 self.model, surprise.nats, surprise.chance
             ),
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
     /// The model's tokenizer.
@@ -227,18 +262,27 @@ pub fn tokenizer(model: &str) -> Result<Tokenizer> {
     Ok(Tokenizer::for_model(Path::new(model))?)
 }
 
+/// What is kept beside a model only saves time: trouble with it is no reason to stop.
+fn or_warn<T>(result: Result<T, LoadError>) -> Option<T> {
+    result.map_err(|error| eprintln!("warning: {error}")).ok()
+}
+
 /// A model in memory, with what loading it showed.
 pub struct Loaded {
     /// The model.
     pub model: Transformer,
     /// What it is called in records.
     pub info: record::Model,
+    /// What its caches keep keys and values as.
+    pub kv: KvType,
     /// How loading went.
     pub load: record::Load,
     /// The process's memory before.
     pub before: memory::ProcessMemory,
     /// Whether the peak of the resident bytes started over.
     pub peak_was_reset: bool,
+    /// Where packed forms of its weights are kept, if they are.
+    place: Option<Place>,
 }
 
 impl Loaded {
@@ -279,7 +323,7 @@ impl Loaded {
             trits,
             ..record::Load::default()
         };
-        Ok(Self { model, info, load, before, peak_was_reset })
+        Ok(Self { model, info, kv: KvType::default(), load, before, peak_was_reset, place: None })
     }
 
     /// Gives the model the copy that its head is screened with, if `head` says so, or takes it from `other`, a model of the same
@@ -287,11 +331,27 @@ impl Loaded {
     pub fn with_head(mut self, HeadArg { head }: HeadArg, pool: &Pool, other: Option<&Self>) -> Self {
         if head == Head::Screened || (head == Head::Auto && self.model.screen_pays()) {
             let start = Instant::now();
-            self.model.screen_head(pool, other.and_then(|other| other.model.screen()).cloned());
+            let kept = self.place.as_ref().and_then(|place| or_warn(place.screen(pool)).flatten());
+            if !kept.is_some_and(|copy| self.model.screen_with(copy)) {
+                self.model.screen_head(pool, other.and_then(|other| other.model.screen()).cloned());
+                if let (Some(place), Some(screen)) = (&self.place, self.model.screen()) {
+                    or_warn(place.keep_screen(screen));
+                }
+            }
             let ns = start.elapsed().as_nanos() as u64;
             self.load.samples_ns.iter_mut().for_each(|load_ns| *load_ns += ns);
         }
         self
+    }
+
+    /// Lets [`Self::engine`] keep keys and values as `kv`.
+    pub fn with_kv(self, kv: KvArg) -> Self {
+        Self { kv: kv.into(), ..self }
+    }
+
+    /// An engine on `pool`, with the KV cache that was asked for.
+    pub fn engine<'m>(&'m self, pool: &'m Pool) -> Engine<'m> {
+        Engine::new(&self.model, pool).with_kv(self.kv)
     }
 
     /// Whether the linear layers are ternary.

@@ -50,7 +50,7 @@ impl Opponent {
     /// # Errors
     /// When it cannot be started, fails, hangs, or prints what is not the result that was asked for.
     pub fn run(&self, workload: Workload, n_threads: usize) -> Result<Row> {
-        let Workload { n_prompt, n_gen, depth } = workload;
+        let Workload { n_prompt, n_gen, depth, .. } = workload;
         let mut command = Command::new(&self.path);
         command.arg("-m").arg(&self.model);
         for (flag, value) in [("-t", n_threads), ("-p", n_prompt), ("-n", n_gen), ("-r", 1), ("-ngl", 0)] {
@@ -79,7 +79,7 @@ impl Opponent {
     pub fn speed_record(&self, row: Option<&Row>, workload: Workload, n_threads: usize) -> record::Speed {
         let unknown = Row { model_filename: self.model.display().to_string(), ..Row::default() };
         let mut speed = row.unwrap_or(&unknown).speed_record("interleaved");
-        let Workload { n_prompt, n_gen, depth } = workload;
+        let Workload { n_prompt, n_gen, depth, .. } = workload;
         (speed.n_prompt, speed.n_gen, speed.n_depth) = (n_prompt as u64, n_gen as u64, depth as u64);
         (speed.workload, speed.n_threads) = (workload.to_string(), n_threads);
         speed

@@ -11,7 +11,6 @@ use ternbench_measure::plan::Stopped;
 use ternbench_measure::record::{self, Body};
 use ternbench_measure::runner::{Event, Failure, Series};
 use ternbench_measure::{Contender, Cost, Outcome, Plan, interleave};
-use ternbench_model::Engine;
 
 use crate::console;
 use crate::open::Loaded;
@@ -22,8 +21,8 @@ use crate::workload::{self, Bench, Workload};
 /// Who takes part.
 #[derive(Clone, Copy)]
 pub enum Entrant<'a> {
-    /// A model of ours on a pool.
-    Model(&'a Loaded, &'a Pool),
+    /// A model of ours on a pool, with up to so many drafted tokens a pass of decode.
+    Model(&'a Loaded, &'a Pool, usize),
     /// Another program with so many threads.
     Opponent(&'a Opponent, usize),
 }
@@ -62,8 +61,9 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
     let mut ready = entrants
         .iter()
         .map(|entrant| match *entrant {
-            Entrant::Model(loaded, pool) => {
-                Ok(Ready::Bench(Box::new(Bench::new(Engine::new(&loaded.model, pool), workload)?)))
+            Entrant::Model(loaded, pool, draft) => {
+                let workload = Workload { draft, ..workload };
+                Ok(Ready::Bench(Box::new(Bench::new(loaded.engine(pool), workload)?)))
             }
             Entrant::Opponent(..) => Ok(Ready::Opponent(None)),
         })
@@ -120,7 +120,7 @@ fn results(
     let mut probed = Vec::new();
     for ((entrant, ready), series) in entrants.iter().zip(ready).zip(&outcome.series) {
         let mut speed = match (entrant, ready) {
-            (Entrant::Model(loaded, pool), Ready::Bench(bench)) => {
+            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => {
                 workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.is_ternary()))
             }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
@@ -138,7 +138,7 @@ fn results(
         });
         speed.protocol = Some(protocol.clone());
         speed.refused = series.failed.clone().or_else(|| wrong(&speed, rules.proofs));
-        if let Entrant::Model(loaded, pool) = entrant {
+        if let Entrant::Model(loaded, pool, _) = entrant {
             probed.extend(hold_to_limits(&mut speed, loaded, pool, rules.probes));
         }
         speeds.push(speed);
@@ -226,8 +226,9 @@ impl Entrant<'_> {
     /// Name in progress messages and dry runs.
     pub fn name(&self) -> String {
         match self {
-            Self::Model(loaded, pool) => {
-                format!("{}, {}, {}t", loaded.info.model, loaded.model.kernel_name(), pool.n_threads())
+            Self::Model(loaded, pool, draft) => {
+                let drafts = if *draft > 0 { ", speculating" } else { "" };
+                format!("{}, {}, {}t{drafts}", loaded.info.model, loaded.model.kernel_name(), pool.n_threads())
             }
             Self::Opponent(opponent, n_threads) => format!("{opponent}, {n_threads}t"),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ternbench_measure::{Env, interrupt};
-use ternbench_model::{Batch, Engine, Tokenizer};
+use ternbench_model::{Batch, Tokenizer};
 use ternbench_serve::{Limits, Served};
 
 use crate::eval::BatchArgs;
@@ -74,7 +74,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         grace: Duration::from_secs(args.grace),
         ..Limits::default()
     };
-    let mut batch = Batch::new(Engine::new(&loaded.model, &pool), args.batch.limits());
+    let mut batch = Batch::new(loaded.engine(&pool), args.batch.limits());
     interrupt::listen_to_termination();
     println!("serving {} on http://{} ({})", served.name, listener.local_addr()?, served.kernel);
     ternbench_serve::serve(&listener, &served, &mut batch, limits, &interrupt::requested)?;

@@ -1,6 +1,7 @@
 //! `ternbench speed`: prefill and decode tokens per second of models x kernels x threads, interleaved, beside other programs.
 
 use std::io::Write;
+use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,21 +13,20 @@ use ternbench_measure::energy::{Counters, SYS};
 use ternbench_measure::interrupt::{self, Interrupted};
 use ternbench_measure::record::{self, Body};
 use ternbench_measure::{Env, Host, Plan, Record, RecordWriter, RunContext, clock, runner};
-use ternbench_model::Engine;
-use ternbench_model::breakdown::Part;
 use ternbench_model::weights::{LinearName, LinearWeights, WeightSource};
 use ternbench_report::export::{self, Format};
 use ternbench_report::{frame, sections};
 
+use crate::breakdown;
 use crate::console;
 use crate::footprint;
 use crate::kernels;
-use crate::open::{self, ActivationsArg, HeadArg, LayoutArg, Loaded};
+use crate::open::{self, ActivationsArg, HeadArg, KvArg, LayoutArg, Loaded};
 use crate::opponent::Opponent;
 use crate::probes::Probes;
 use crate::race::{self, Entrant, Rules};
 use crate::suite::{self, Suite};
-use crate::workload::{self, Bench, Workload};
+use crate::workload::{self, Workload};
 
 /// Pairs of `--aa`: enough for the interval's stated coverage.
 const AA_PAIRS: u32 = 30;
@@ -52,6 +52,12 @@ pub struct Args {
     /// What quantised blocks (Q8_0, Q4_0) are multiplied by, comma-separated
     #[arg(long, value_enum, value_delimiter = ',', default_value = "int8")]
     activations: Vec<ActivationsArg>,
+    /// What the KV cache keeps keys and values as
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: KvArg,
+    /// Decode a second time with up to so many drafted tokens a pass, which must give the same tokens
+    #[arg(long, value_name = "N")]
+    speculate: Option<NonZeroU8>,
     /// Numbers of threads, comma-separated; all cores when not given [env: TERNBENCH_THREADS]
     #[arg(short, long, value_delimiter = ',')]
     threads: Vec<usize>,
@@ -171,18 +177,22 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
         book.keep(proof.clone())?;
     }
     let activations: Vec<_> = args.activations.iter().map(|&arg| Activations::from(arg)).collect();
-    let ways = Ways { kernels: &kernels, activations: &activations };
-    let loaded = load_all(&sources, &ways, &workloads, args.head, &pools[pools.len() - 1], &mut book)?;
+    let ways = Ways { kernels: &kernels, activations: &activations, head: args.head, kv: args.kv };
+    let loaded = load_all(&sources, &ways, &workloads, &pools[pools.len() - 1], &mut book)?;
     let probes = Probes::measure(&host, &pools, 2.0)?;
     for probe in &probes.records {
         book.keep(probe.clone())?;
     }
     let energy = Counters::open(Path::new(SYS));
     let rules = Rules { plan: &plan, probes: &probes, proofs: &proofs, energy: &energy, pinned: args.pin };
-    let ours = loaded.iter().flat_map(|one| pools.iter().map(move |pool| Entrant::Model(one, pool)));
     let theirs = args.opponent.iter().flat_map(|one| threads.iter().map(move |&n| Entrant::Opponent(one, n)));
-    let entrants: Vec<Entrant<'_>> = ours.chain(theirs).collect();
+    let theirs: Vec<Entrant<'_>> = theirs.collect();
     for &workload in &workloads {
+        let draft = args.speculate.filter(|_| workload.n_gen > 0).map(|n| n.get().into());
+        let ways: Vec<usize> = [workload.draft].into_iter().chain(draft).collect();
+        let on = |one, pool| ways.iter().map(move |&draft| Entrant::Model(one, pool, draft));
+        let ours = loaded.iter().flat_map(|one| pools.iter().flat_map(move |pool| on(one, pool)));
+        let entrants: Vec<Entrant<'_>> = ours.chain(theirs.iter().copied()).collect();
         let results = race::run(&entrants, workload, &workload.to_string(), &rules)?;
         results.records.into_iter().try_for_each(|body| book.keep(body))?;
         if results.interrupted {
@@ -191,11 +201,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     }
     show(&book.records, &probes, args.output, env)?;
     if args.breakdown {
-        for l in &loaded {
-            for pool in &pools {
-                breakdown(l, pool, &workloads, &probes)?;
-            }
-        }
+        show_breakdowns(&loaded, &pools, &workloads, &probes, env, args.output)?;
     }
     let refused: Vec<&str> = speeds(&book.records).filter_map(|speed| speed.refused.as_deref()).collect();
     if let Some(first) = refused.first() {
@@ -318,7 +324,6 @@ fn load_all(
     sources: &[Box<dyn WeightSource>],
     ways: &Ways<'_>,
     workloads: &[Workload],
-    head: HeadArg,
     pool: &Pool,
     book: &mut Book,
 ) -> Result<Vec<Loaded>> {
@@ -328,7 +333,8 @@ fn load_all(
         let first = loaded.len();
         for (i, kernels) in ways.of(&**source)?.into_iter().enumerate() {
             interrupt::check()?;
-            let one = Loaded::new(&**source, kernels, pool)?.with_head(head, pool, loaded.get(first));
+            let one = Loaded::new(&**source, kernels, pool)?;
+            let one = one.with_kv(ways.kv).with_head(ways.head, pool, loaded.get(first));
             if i == 0 {
                 let (load, memory) = footprint::measure(&**source, &one, pool, n_prompt)?;
                 book.keep(load)?;
@@ -346,6 +352,8 @@ fn load_all(
 struct Ways<'a> {
     kernels: &'a [&'static dyn TernaryKernel],
     activations: &'a [Activations],
+    head: HeadArg,
+    kv: KvArg,
 }
 
 impl Ways<'_> {
@@ -364,7 +372,7 @@ impl Ways<'_> {
     }
 }
 
-/// Measures models on one workload, for other commands. The group has an A/A run.
+/// Measures models on one workload, for other commands. A group of several has an A/A run.
 ///
 /// # Errors
 /// When nothing can be run, and after Ctrl-C.
@@ -375,8 +383,10 @@ pub fn measure(
     probes: &Probes,
 ) -> Result<Vec<record::Body>> {
     let Some(&(_, _, workload)) = runs.first() else { bail!("nothing to measure") };
-    let entrants: Vec<Entrant<'_>> = runs.iter().map(|&(loaded, pool, _)| Entrant::Model(loaded, pool)).collect();
-    let plan = Plan { twin: true, ..plan.clone() };
+    let entrants: Vec<Entrant<'_>> =
+        runs.iter().map(|&(loaded, pool, workload)| Entrant::Model(loaded, pool, workload.draft)).collect();
+    // One alone is compared with nothing: no noise floor is needed.
+    let plan = Plan { twin: runs.len() > 1, ..plan.clone() };
     let energy = Counters::open(Path::new(SYS));
     let rules = Rules { plan: &plan, probes, proofs: &[], energy: &energy, pinned: false };
     let results = race::run(&entrants, workload, group, &rules)?;
@@ -484,6 +494,19 @@ fn remarks(records: &[Record]) -> Vec<String> {
         })
         .collect();
     energy.dedup();
+    let drafts = speeds(records).filter_map(|speed| {
+        let drafts = speed.drafts.filter(|drafts| drafts.drafted > 0)?;
+        let tokens = drafts.draft_passes + drafts.drafts_accepted;
+        Some(format!(
+            "speculation, {} {}, {}t: {:.0} % of {} drafted tokens accepted, {:.2} tokens a pass",
+            speed.model.model,
+            speed.workload,
+            speed.n_threads,
+            100.0 * drafts.drafts_accepted as f64 / drafts.drafted as f64,
+            drafts.drafted,
+            tokens as f64 / drafts.draft_passes.max(1) as f64
+        ))
+    });
     let refused = speeds(records).filter_map(|speed| {
         let reason = speed.refused.as_ref()?;
         Some(format!(
@@ -491,46 +514,30 @@ fn remarks(records: &[Record]) -> Vec<String> {
             speed.model.model, speed.code.kernel, speed.n_threads, speed.workload
         ))
     });
-    noise.chain(energy).chain(refused).collect()
+    noise.chain(energy).chain(drafts).chain(refused).collect()
 }
 
-/// Runs every workload once more and prints where the time went; in decode, where bandwidth is the limit, also what each part read
-/// and how near to the measured bandwidth that is.
-fn breakdown(loaded: &Loaded, pool: &Pool, workloads: &[Workload], probes: &Probes) -> Result<()> {
-    let bandwidth = probes.limits(pool.n_threads(), loaded.is_ternary()).bandwidth_bytes_per_s;
-    for &workload in workloads {
-        let mut bench = Bench::new(Engine::new(&loaded.model, pool), workload)?;
-        bench.run()?;
-        bench.engine().take_breakdown();
-        let total = bench.run()? as f64;
-        let times = bench.engine().take_breakdown();
-        let bytes = workload.bytes_per_token(&loaded.model, bench.engine().head_use());
-        let per_token = |ns: f64| ns / 1e6 / workload.tokens() as f64;
-        let mut line = format!("{} {workload}, {} threads, ms/token:", loaded.info.model, pool.n_threads());
-        let mut sum = 0.0;
-        for part in Part::ALL {
-            let ns = times.time(part).as_nanos() as f64;
-            sum += ns;
-            line += &format!(" {part:?} {:.3} ({:.0} %", per_token(ns), 100.0 * ns / total);
-            let names: &[&str] = match part {
-                Part::Linear => &["linear"],
-                Part::Attention => &["kv"],
-                Part::Head => &["lm_head"],
-                Part::Other => &["norms", "embedding"],
-            };
-            let read: u64 = names.iter().filter_map(|name| bytes.get(*name)).sum();
-            if workload.n_gen > 0 && bandwidth > 0.0 && ns > 0.0 {
-                let least_ns = read as f64 / bandwidth * 1e9 * workload.tokens() as f64;
-                line += &format!("; {}, {:.0} % of the bandwidth", console::bytes(read), 100.0 * least_ns / ns);
+/// Where the time went, on stderr where stdout is for programs.
+fn show_breakdowns(
+    loaded: &[Loaded],
+    pools: &[Pool],
+    workloads: &[Workload],
+    probes: &Probes,
+    env: &Env,
+    output: Output,
+) -> Result<()> {
+    for l in loaded {
+        for pool in pools {
+            for &workload in workloads {
+                let table = breakdown::measure(l, pool, workload, probes)?;
+                let title = format!("{} {workload}, {}, {} threads", l.info.model, l.code().kernel, pool.n_threads());
+                match output {
+                    Output::Text => println!("\n{title}\n{}", table.text(console::tables(env))),
+                    Output::Md => println!("\n{title}\n\n{}", table.markdown().trim_end()),
+                    _ => eprintln!("\n{title}\n{}", table.text(console::tables(env))),
+                }
             }
-            line += "),";
         }
-        println!(
-            "{line} rest {:.3} ({:.1} %), total {:.3}",
-            per_token(total - sum),
-            100.0 * (total - sum) / total,
-            per_token(total)
-        );
     }
     Ok(())
 }

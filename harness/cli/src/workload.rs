@@ -1,5 +1,5 @@
 //! The workloads, named as llama-bench names them: `pp512` (prefill 512 tokens), `tg128` (decode 128 tokens one by one),
-//! `tg128@d512` (the same behind 512 tokens of context).
+//! `tg128@d512` (the same behind 512 tokens of context); `tg128+draft4` (the same with up to 4 drafted tokens a pass).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use ternbench_measure::energy::Counters;
 use ternbench_measure::{Cost, interrupt, record};
 use ternbench_model::kv_cache::KvCache;
-use ternbench_model::{Engine, HeadUse, Logits, ModelConfig, Segment, Transformer};
+use ternbench_model::speculate::{DraftUse, Speculator};
+use ternbench_model::{Engine, Logits, ModelConfig, Segment};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,17 +22,19 @@ pub struct Workload {
     pub n_gen: usize,
     /// Tokens in the cache before.
     pub depth: usize,
+    /// Tokens drafted at most per pass of decode; 0 is one token a pass.
+    pub draft: usize,
 }
 
 impl Workload {
     /// Prefill of `n` tokens.
     pub const fn prefill(n: usize) -> Self {
-        Self { n_prompt: n, n_gen: 0, depth: 0 }
+        Self { n_prompt: n, n_gen: 0, depth: 0, draft: 0 }
     }
 
     /// Decode of `n` tokens.
     pub const fn decode(n: usize) -> Self {
-        Self { n_prompt: 0, n_gen: n, depth: 0 }
+        Self { n_prompt: 0, n_gen: n, depth: 0, draft: 0 }
     }
 
     /// Tokens that one run makes.
@@ -43,49 +46,6 @@ impl Workload {
     pub fn positions(self) -> usize {
         self.depth + self.tokens()
     }
-
-    /// Bytes read per token, by part. Prefill reads the weights once for all tokens. The KV cache counts at its mean length, in
-    /// layers with a sliding window at no more than the window, and the head at what was read of it, by `head`.
-    pub fn bytes_per_token(self, model: &Transformer, head: HeadUse) -> BTreeMap<String, u64> {
-        let (config, weights) = (model.config(), model.weight_bytes());
-        let shared_by = self.n_prompt.max(1) as u64;
-        let mean_context = self.depth + self.tokens() / 2;
-        let n_global = config.sliding.map_or(config.n_layers, |sliding| config.n_layers / sliding.pattern.max(1));
-        let in_window = config.sliding.map_or(0, |sliding| mean_context.min(sliding.window));
-        let positions = n_global * mean_context + (config.n_layers - n_global) * in_window;
-        let per_position = KvCache::bytes_for(config, 1) / config.n_layers.max(1);
-        let embedding_row = model.embedding_bytes() / config.vocab.max(1) as u64;
-        // The queries of a prefill read the cache together.
-        let parts = [
-            ("linear", weights.linear / shared_by),
-            ("lm_head", head_bytes(model, head) / shared_by),
-            ("norms", weights.vectors / shared_by),
-            ("kv", (positions * per_position) as u64 / shared_by),
-            ("embedding", embedding_row),
-        ];
-        parts.into_iter().map(|(part, bytes)| (part.to_owned(), bytes)).collect()
-    }
-
-    /// Multiply-adds per token in the linear layers and the head; prefill runs the head for its last token only. Scores of a screened
-    /// head are int8 multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
-    pub fn macs_per_token(self, model: &Transformer, head: HeadUse) -> u64 {
-        let (linear, whole) = model.macs_per_token();
-        let scores = if model.weights_name() == "ternary" { whole } else { 0 };
-        let row = whole / model.config().vocab.max(1) as u64;
-        linear + per_position(head, whole, scores, row) / self.n_prompt.max(1) as u64
-    }
-}
-
-/// Bytes of the head that were read for a position, the quantised copy's included.
-fn head_bytes(model: &Transformer, head: HeadUse) -> u64 {
-    let weights = model.weight_bytes();
-    per_position(head, weights.head, weights.screen, weights.head / model.config().vocab.max(1) as u64)
-}
-
-/// The mean cost of a position, from the costs of the whole head, of its copy and of a row. Without any use, that of the whole.
-fn per_position(head: HeadUse, whole: u64, screened: u64, row: u64) -> u64 {
-    let all = head.whole * whole + head.screened * screened + head.rescored * row;
-    all.checked_div(head.positions).unwrap_or(whole)
 }
 
 impl fmt::Display for Workload {
@@ -94,7 +54,10 @@ impl fmt::Display for Workload {
             (n, 0) => write!(f, "pp{n}")?,
             (_, n) => write!(f, "tg{n}")?,
         }
-        if self.depth > 0 { write!(f, "@d{}", self.depth) } else { Ok(()) }
+        if self.depth > 0 {
+            write!(f, "@d{}", self.depth)?;
+        }
+        if self.draft > 0 { write!(f, "+draft{}", self.draft) } else { Ok(()) }
     }
 }
 
@@ -102,13 +65,16 @@ impl FromStr for Workload {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (what, depth) = text.split_once("@d").unwrap_or((text, "0"));
+        let (rest, draft) = text.split_once("+draft").unwrap_or((text, "0"));
+        let (what, depth) = rest.split_once("@d").unwrap_or((rest, "0"));
         let parse = |digits: &str| digits.parse::<usize>().ok();
         let n = what.get(2..).and_then(parse).filter(|&n| n > 0);
-        match (what.get(..2), n, parse(depth)) {
-            (Some("pp"), Some(n), Some(depth)) => Ok(Self { depth, ..Self::prefill(n) }),
-            (Some("tg"), Some(n), Some(depth)) => Ok(Self { depth, ..Self::decode(n) }),
-            _ => bail!("'{text}' is no workload: expected ppN, tgN or tgN@dD, like pp512 or tg128@d512"),
+        match (what.get(..2), n, parse(depth), parse(draft)) {
+            (Some("pp"), Some(n), Some(depth), Some(0)) => Ok(Self { depth, ..Self::prefill(n) }),
+            (Some("tg"), Some(n), Some(depth), Some(draft)) => Ok(Self { depth, draft, ..Self::decode(n) }),
+            _ => bail!(
+                "'{text}' is no workload: expected ppN, tgN, tgN@dD or tgN+draftM, like pp512, tg128@d512 or tg128+draft4"
+            ),
         }
     }
 }
@@ -119,7 +85,20 @@ pub struct Bench<'m> {
     cache: KvCache,
     workload: Workload,
     prompt: Vec<u32>,
+    speculator: Speculator,
+    count: Count,
     checksum: Option<u64>,
+}
+
+/// What went through the model in all runs.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    /// Tokens prefilled or generated.
+    tokens: u64,
+    /// Tokens that went in: those, and drafted ones that were wrong.
+    inputs: u64,
+    /// Times that the weights were read.
+    passes: u64,
 }
 
 impl<'m> Bench<'m> {
@@ -130,8 +109,15 @@ impl<'m> Bench<'m> {
             bail!("{workload} needs {} positions, the model has {}", workload.positions(), config.context);
         }
         let prompt = prompt(config, workload.depth + workload.n_prompt.max(1), 1);
-        let mut bench =
-            Self { cache: engine.new_cache(workload.positions()), engine, workload, prompt, checksum: None };
+        let mut bench = Self {
+            cache: engine.new_cache(workload.positions()),
+            engine,
+            workload,
+            prompt,
+            speculator: Speculator::new(workload.draft),
+            count: Count::default(),
+            checksum: None,
+        };
         if workload.depth > 0 {
             let tokens = &bench.prompt[..workload.depth];
             let segment = Segment { cache: &mut bench.cache, tokens, logits: Logits::None };
@@ -147,10 +133,11 @@ impl<'m> Bench<'m> {
 
     /// The same, with the joules that `counters` counted meanwhile.
     pub fn run_metered(&mut self, counters: Option<&Counters>) -> Result<Cost> {
-        let Workload { n_prompt, n_gen, depth } = self.workload;
+        let Workload { n_prompt, n_gen, depth, .. } = self.workload;
         self.cache.truncate(depth);
-        let mut tokens = Vec::with_capacity(n_gen + 1);
+        let mut text = self.prompt[..=depth].to_vec();
         let mut last: Vec<f32> = Vec::new();
+        let drafts = self.speculator.count();
         let before = counters.and_then(Counters::read);
         let start = Instant::now();
         if n_prompt > 0 {
@@ -158,21 +145,25 @@ impl<'m> Bench<'m> {
             let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
             last.extend_from_slice(self.engine.forward(&mut [segment])?);
         }
-        let mut token = self.prompt[depth];
-        for _ in 0..n_gen {
+        while text.len() <= depth + n_gen {
             interrupt::check()?;
-            let best = self.engine.top(&mut self.cache, &[token], 1)?;
-            let &(next, logit) = best.first().context("the model has no tokens")?;
-            token = next;
-            tokens.push(token);
+            let most = depth + 1 + n_gen - text.len();
+            let best = self.speculator.next(&mut self.engine, &mut self.cache, &text, most)?;
+            let &(_, logit) = best.last().context("the model has no tokens")?;
+            text.extend(best.iter().map(|&(token, _)| token));
             last = vec![logit];
         }
         let ns = start.elapsed().as_nanos() as u64;
         let after = counters.and_then(Counters::read);
+        let made = self.speculator.count();
+        self.count.tokens += (n_prompt + n_gen) as u64;
+        self.count.inputs +=
+            (n_prompt + n_gen) as u64 + (made.drafted - drafts.drafted) - (made.accepted - drafts.accepted);
+        self.count.passes += u64::from(n_prompt > 0) + made.passes - drafts.passes;
         let joules =
             counters.zip(before).zip(after).map(|((counters, before), after)| counters.joules(&before, &after));
         let mut hash = Fnv::default();
-        tokens.iter().for_each(|&token| hash.add(u64::from(token)));
+        text[depth + 1..].iter().for_each(|&token| hash.add(u64::from(token)));
         last.iter().for_each(|logit| hash.add(u64::from(logit.to_bits())));
         let checksum = *self.checksum.get_or_insert(hash.0);
         if checksum != hash.0 {
@@ -191,9 +182,47 @@ impl<'m> Bench<'m> {
         &mut self.engine
     }
 
+    /// Bytes read per token, by part: what all passes of the runs so far read, over their tokens. The KV cache counts at its mean
+    /// length, in layers with a sliding window at no more than the window; the queries of a pass read it together.
+    pub fn bytes_per_token(&self) -> BTreeMap<String, u64> {
+        let (model, count) = (self.engine.model(), self.count);
+        let (config, weights, head) = (model.config(), model.weight_bytes(), self.engine.head_use());
+        let mean_context = self.workload.depth + self.workload.tokens() / 2;
+        let n_global = config.sliding.map_or(config.n_layers, |sliding| config.n_layers / sliding.pattern.max(1));
+        let in_window = config.sliding.map_or(0, |sliding| mean_context.min(sliding.window));
+        let positions = n_global * mean_context + (config.n_layers - n_global) * in_window;
+        let per_position = self.engine.kv().ty().bytes_for(config, 1) / config.n_layers.max(1);
+        let row = |bytes: u64| bytes / config.vocab.max(1) as u64;
+        let of_head = head.whole * weights.head + head.screened * weights.screen + head.rescored * row(weights.head);
+        let of_passes = [
+            ("linear", weights.linear * count.passes),
+            ("lm_head", of_head),
+            ("norms", weights.vectors * count.passes),
+            ("kv", (positions * per_position) as u64 * count.passes),
+            ("embedding", row(model.embedding_bytes()) * count.inputs),
+        ];
+        of_passes.into_iter().map(|(part, bytes)| (part.to_owned(), bytes / count.tokens.max(1))).collect()
+    }
+
+    /// Multiply-adds per token in the linear layers and the head, counted in the same way. Scores of a screened head are int8
+    /// multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
+    pub fn macs_per_token(&self) -> u64 {
+        let (model, count, head) = (self.engine.model(), self.count, self.engine.head_use());
+        let (linear, whole) = model.macs_per_token();
+        let scores = if model.weights_name() == "ternary" { whole } else { 0 };
+        let row = whole / model.config().vocab.max(1) as u64;
+        let of_head = head.in_whole * whole + head.screened * scores + head.rescored * row;
+        (linear * count.inputs + of_head) / count.tokens.max(1)
+    }
+
+    /// What became of the drafts, where there are any.
+    pub fn drafts(&self) -> Option<DraftUse> {
+        (self.workload.draft > 0).then(|| self.speculator.count())
+    }
+
     /// Bytes of the KV cache.
     pub fn kv_bytes(&self) -> u64 {
-        KvCache::bytes_for(self.engine.model().config(), self.workload.positions()) as u64
+        self.engine.kv().ty().bytes_for(self.engine.model().config(), self.workload.positions()) as u64
     }
 }
 
@@ -239,7 +268,7 @@ impl Fnv {
 pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: record::Limits) -> record::Speed {
     let (model, workload) = (&loaded.model, bench.workload);
     let head = bench.engine.head_use();
-    let parts = workload.bytes_per_token(model, head);
+    let parts = bench.bytes_per_token();
     let share = head.rescored as f64 / (head.screened.max(1) * model.config().vocab.max(1) as u64) as f64;
     record::Speed {
         model: loaded.info.clone(),
@@ -251,11 +280,17 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
         n_depth: workload.depth as u64,
         bytes_per_token: parts.values().sum(),
         bytes_per_token_parts: parts,
-        macs_per_token: workload.macs_per_token(model, head),
+        macs_per_token: bench.macs_per_token(),
         head: Some(record::Head {
             head: if head.screened > 0 { "screened" } else { "full" }.to_owned(),
             head_rescored_share: (head.screened > 0).then_some(share),
-            head_whole_share: head.whole as f64 / head.positions.max(1) as f64,
+            head_whole_share: head.in_whole as f64 / head.positions.max(1) as f64,
+        }),
+        kv: bench.engine.kv().ty().name().to_owned(),
+        drafts: bench.drafts().map(|drafts| record::Drafts {
+            drafted: drafts.drafted,
+            drafts_accepted: drafts.accepted,
+            draft_passes: drafts.passes,
         }),
         limits,
         output_checksum: bench.checksum(),
@@ -279,10 +314,10 @@ mod tests {
 
     #[test]
     fn workloads_read_and_write_the_same() {
-        for name in ["pp512", "tg128", "tg128@d2048"] {
+        for name in ["pp512", "tg128", "tg128@d2048", "tg128+draft4", "tg8@d16+draft2"] {
             assert_eq!(name.parse::<Workload>().unwrap().to_string(), name);
         }
-        for name in ["", "pp", "pp0", "tg-1", "xx5", "tg5@d", "é"] {
+        for name in ["", "pp", "pp0", "tg-1", "xx5", "tg5@d", "pp5+draft2", "tg5+draft", "é"] {
             assert!(name.parse::<Workload>().is_err(), "{name}");
         }
     }

@@ -15,7 +15,9 @@ use crate::git::GitState;
 use crate::host::Host;
 use crate::limits::Peaks;
 
-pub use kinds::{Accuracy, Agreement, Claim, Gate, Head, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify};
+pub use kinds::{
+    Accuracy, Agreement, Claim, Drafts, Gate, Head, Kernel, Load, Memory, Noise, Probe, Speed, TritCount, Verify,
+};
 pub use protocol::{Opponent, Protocol};
 
 /// Version of this schema.

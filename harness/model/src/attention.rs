@@ -47,7 +47,7 @@ pub(crate) fn attend(
     let out = SharedMut::new(out);
     let n_items = blocks.len() * n_parts;
     team.split(n_items, n_items.div_ceil(team.n_threads() * 8), |items| {
-        let mut scores = Vec::new();
+        let (mut scores, mut wide) = (Vec::new(), Vec::new());
         for item in items {
             let (cache, position, row, n_tokens) = blocks[item / n_parts];
             let first_head = item % n_parts * together;
@@ -75,6 +75,7 @@ pub(crate) fn attend(
             };
             scores.resize(n_tokens * together * all.len(), 0.0);
             for (piece, keys, _) in pieces() {
+                let keys = keys.widened(&mut wide);
                 for (token, first, at) in queries() {
                     let part = common(&piece, &seen(token));
                     let scores = &mut scores[first + part.start - all.start..first + part.end - all.start];
@@ -88,6 +89,7 @@ pub(crate) fn attend(
                 unsafe { out.slice(at) }.fill(0.0);
             }
             for (piece, _, values) in pieces() {
+                let values = values.widened(&mut wide);
                 for (token, first, at) in queries() {
                     let part = common(&piece, &seen(token));
                     let weights = &scores[first + part.start - all.start..first + part.end - all.start];

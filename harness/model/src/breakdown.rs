@@ -5,8 +5,14 @@ use std::time::{Duration, Instant};
 /// A part of the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Linear layers, quantising their input included.
-    Linear,
+    /// The query, key and value projections, quantising their input included as in all linear layers.
+    Qkv,
+    /// The output projection of attention.
+    O,
+    /// The gate and up projections.
+    GateUp,
+    /// The down projection.
+    Down,
     /// RoPE, the KV cache and attention.
     Attention,
     /// The head.
@@ -17,7 +23,7 @@ pub enum Part {
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 4] = [Self::Linear, Self::Attention, Self::Head, Self::Other];
+    pub const ALL: [Self; 7] = [Self::Qkv, Self::O, Self::GateUp, Self::Down, Self::Attention, Self::Head, Self::Other];
 }
 
 /// Time per part, summed over passes.

@@ -4,7 +4,7 @@ use ternbench_kernels::Pool;
 
 use crate::breakdown::Breakdown;
 use crate::head::HeadUse;
-use crate::kv_cache::{KvCache, KvPool};
+use crate::kv_cache::{KvCache, KvPool, KvType};
 use crate::transformer::{Buffers, ForwardError, Logits, Segment, Transformer};
 
 /// A model on a pool of threads: what runs forward passes.
@@ -19,8 +19,14 @@ pub struct Engine<'m> {
 impl<'m> Engine<'m> {
     /// Runs `model` on `pool`. Models and pools are shared: engines with other thread counts can stand beside this one.
     pub fn new(model: &'m Transformer, pool: &'m Pool) -> Self {
-        let kv = KvPool::new(model.config());
+        let kv = KvPool::new(model.config(), KvType::default());
         Self { model, pool, kv, buffers: Buffers::default(), breakdown: Breakdown::default() }
+    }
+
+    /// Keeps keys and values as `ty` in the caches made from now on.
+    pub fn with_kv(mut self, ty: KvType) -> Self {
+        self.kv = KvPool::new(self.model.config(), ty);
+        self
     }
 
     /// The model.

@@ -10,6 +10,8 @@ pub struct HeadUse {
     pub positions: u64,
     /// Passes over the whole head.
     pub whole: u64,
+    /// Positions that they were for.
+    pub in_whole: u64,
     /// Passes over its quantised copy.
     pub screened: u64,
     /// Rows read after that, one by one.

@@ -8,6 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use ternbench_kernels::ops;
+
 use crate::config::ModelConfig;
 
 /// Positions per block. Smaller blocks waste less at the ends of short sequences; 16 rows of a head are still one long stretch
@@ -19,22 +23,120 @@ pub fn blocks_for(n: usize) -> usize {
     n.div_ceil(BLOCK)
 }
 
+/// What keys and values are kept as. Attention computes in f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// As computed: the reference for accuracy.
+    #[default]
+    F32,
+    /// Rounded to half precision, as llama.cpp keeps them: half of the bytes to read at every token.
+    F16,
+}
+
+impl KvType {
+    /// The name in records and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Bytes of a number.
+    fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// Bytes of keys and values of `n` tokens.
+    pub fn bytes_for(self, config: &ModelConfig, n: usize) -> usize {
+        2 * self.width() * config.n_layers * config.kv_dim() * n
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
+    ty: KvType,
 }
 
-/// `[layer][keys, values][kv_head][position][head_dim]` in f32.
+/// Numbers of one type.
+#[derive(Clone, Debug)]
+enum Numbers {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl Numbers {
+    fn zeroed(ty: KvType, len: usize) -> Self {
+        match ty {
+            KvType::F32 => Self::F32(vec![0.0; len]),
+            KvType::F16 => Self::F16(vec![f16::ZERO; len]),
+        }
+    }
+
+    fn store(&mut self, at: Range<usize>, row: &[f32]) {
+        match self {
+            Self::F32(all) => all[at].copy_from_slice(row),
+            Self::F16(all) => all[at].convert_from_f32_slice(row),
+        }
+    }
+
+    fn rows(&self, at: Range<usize>) -> Rows<'_> {
+        match self {
+            Self::F32(all) => Rows::F32(&all[at]),
+            Self::F16(all) => Rows::F16(&all[at]),
+        }
+    }
+}
+
+/// Neighbouring rows of keys or values, as they are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Rows<'c> {
+    F32(&'c [f32]),
+    F16(&'c [f16]),
+}
+
+impl Rows<'_> {
+    /// Numbers in all rows.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Self::F32(rows) => rows.len(),
+            Self::F16(rows) => rows.len(),
+        }
+    }
+}
+
+impl<'c> Rows<'c> {
+    /// The rows in f32, in `wide` if they have to be converted.
+    pub(crate) fn widened<'w>(self, wide: &'w mut Vec<f32>) -> &'w [f32]
+    where
+        'c: 'w,
+    {
+        match self {
+            Self::F32(rows) => rows,
+            Self::F16(rows) => {
+                wide.resize(rows.len(), 0.0);
+                ops::widen(rows, wide);
+                wide
+            }
+        }
+    }
+}
+
+/// `[layer][keys, values][kv_head][position][head_dim]`.
 #[derive(Debug)]
 struct Block {
-    data: Vec<f32>,
+    data: Numbers,
     in_use: Arc<AtomicUsize>,
 }
 
 impl Block {
-    fn new(data: Vec<f32>, in_use: &Arc<AtomicUsize>) -> Self {
+    fn new(data: Numbers, in_use: &Arc<AtomicUsize>) -> Self {
         in_use.fetch_add(1, Ordering::Relaxed);
         Self { data, in_use: in_use.clone() }
     }
@@ -61,9 +163,15 @@ pub struct KvPool {
 
 impl KvPool {
     /// For sequences of a model.
-    pub fn new(config: &ModelConfig) -> Self {
-        let shape = Shape { n_layers: config.n_layers, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim };
+    pub fn new(config: &ModelConfig, ty: KvType) -> Self {
+        let ModelConfig { n_layers, n_kv_heads, head_dim, .. } = *config;
+        let shape = Shape { n_layers, n_kv_heads, head_dim, ty };
         Self { shape, in_use: Arc::default() }
+    }
+
+    /// What keys and values are kept as.
+    pub fn ty(&self) -> KvType {
+        self.shape.ty
     }
 
     /// An empty cache that takes at most `capacity` tokens. Memory is taken block by block.
@@ -78,7 +186,7 @@ impl KvPool {
 
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
-        4 * self.shape.block_len()
+        self.shape.ty.width() * self.shape.block_len()
     }
 }
 
@@ -123,11 +231,6 @@ impl KvCache {
         self.blocks.len()
     }
 
-    /// Bytes of keys and values of `n` tokens.
-    pub fn bytes_for(config: &ModelConfig, n: usize) -> usize {
-        2 * 4 * config.n_layers * config.kv_dim() * n
-    }
-
     /// Forgets all tokens from position `len` on; their memory is kept for the next ones.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -156,13 +259,14 @@ impl KvCache {
             for (i, row) in rows.chunks_exact(kv_dim).enumerate() {
                 let position = self.len + i;
                 if position / BLOCK == self.blocks.len() {
-                    self.blocks.push(Arc::new(Block::new(vec![0.0; shape.block_len()], &self.pool.in_use)));
+                    self.blocks
+                        .push(Arc::new(Block::new(Numbers::zeroed(shape.ty, shape.block_len()), &self.pool.in_use)));
                 }
                 // Blocks that others share are full, so this copies only behind a `truncate`.
                 let block = Arc::make_mut(&mut self.blocks[position / BLOCK]);
                 for (head, row) in row.chunks_exact(width).enumerate() {
                     let at = shape.head(layer, part, head) + position % BLOCK * width;
-                    block.data[at..at + width].copy_from_slice(row);
+                    block.data.store(at..at + width, row);
                 }
             }
         }
@@ -178,7 +282,7 @@ impl KvCache {
         layer: usize,
         head: usize,
         positions: Range<usize>,
-    ) -> impl Iterator<Item = (&[f32], &[f32])> {
+    ) -> impl Iterator<Item = (Rows<'_>, Rows<'_>)> {
         let shape = self.pool.shape;
         let width = shape.head_dim;
         let (keys, values) = (shape.head(layer, 0, head), shape.head(layer, 1, head));
@@ -187,7 +291,7 @@ impl KvCache {
             let start = width * (positions.start.max(first) - first);
             let end = width * (positions.end.min(first + BLOCK) - first);
             let data = &self.blocks[block].data;
-            (&data[keys + start..keys + end], &data[values + start..values + end])
+            (data.rows(keys + start..keys + end), data.rows(values + start..values + end))
         })
     }
 }
@@ -196,7 +300,7 @@ impl KvCache {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3 };
+    const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3, ty: KvType::F32 };
 
     fn pool() -> KvPool {
         KvPool { shape: SHAPE, in_use: Arc::default() }
@@ -220,6 +324,8 @@ mod tests {
         for layer in 0..SHAPE.n_layers {
             for head in 0..SHAPE.n_kv_heads {
                 for (keys, values) in cache.head(layer, head, positions.clone()) {
+                    let (mut wide_keys, mut wide_values) = (Vec::new(), Vec::new());
+                    let (keys, values) = (keys.widened(&mut wide_keys), values.widened(&mut wide_values));
                     assert_eq!(keys.len(), values.len());
                     assert!(keys.iter().zip(values).all(|(key, value)| *key == -value));
                     all.extend_from_slice(keys);
@@ -241,6 +347,22 @@ mod tests {
             assert_eq!(rows[0], (10 * positions.start) as f32);
             assert_eq!(read(&pieces, positions), rows);
         }
+    }
+
+    #[test]
+    fn half_precision_rounds_and_takes_half_of_the_bytes() {
+        let half = KvPool { shape: Shape { ty: KvType::F16, ..SHAPE }, in_use: Arc::default() };
+        assert_eq!(2 * half.block_bytes(), pool().block_bytes());
+        let mut cache = half.new_cache(100);
+        push(&mut cache, 20, 0.25);
+        // Whole numbers and a quarter: exact below 512 (eleven bits), even numbers from 2048 on.
+        let rows = read(&cache, 0..20);
+        assert_eq!(rows[..3], [0.25, 1.25, 2.25]);
+        let mut wide = pool().new_cache(100);
+        push(&mut wide, 20, 0.25);
+        let expected: Vec<f32> = read(&wide, 0..20).into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
+        assert_eq!(rows, expected);
+        assert_ne!(rows, read(&wide, 0..20));
     }
 
     #[test]

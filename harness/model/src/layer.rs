@@ -1,7 +1,8 @@
 //! The weights of one transformer block.
 
-use ternbench_kernels::{Dispatch, Linear};
+use ternbench_kernels::{Dispatch, Linear, Weights};
 
+use crate::breakdown::Part;
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::{LinearName, LinearWeights, VectorName, WeightSource};
@@ -38,6 +39,22 @@ pub struct Census {
     pub plus_trits: u64,
 }
 
+impl Census {
+    pub(crate) fn of(layers: &[Layer]) -> Self {
+        let mut census = Self::default();
+        for linear in layers.iter().flat_map(Layer::linears) {
+            let n_weights = (linear.n() * linear.k()) as u64;
+            census.linear_weights += n_weights;
+            if let Weights::Ternary(weights) = &linear.weights {
+                census.ternary_weights += n_weights;
+                census.zero_trits += weights.about().zeros;
+                census.plus_trits += weights.about().plus;
+            }
+        }
+        census
+    }
+}
+
 impl Layer {
     /// Loads block `i` and packs its ternary matrices for `kernels`.
     pub(crate) fn load(
@@ -45,27 +62,22 @@ impl Layer {
         config: &ModelConfig,
         i: usize,
         kernels: &Dispatch,
-    ) -> Result<(Self, Census), LoadError> {
-        let mut census = Census::default();
-        let mut linear = |which| -> Result<Linear, LoadError> {
-            let mut linear = match source.linear(i, which)? {
-                LinearWeights::Ternary(trits) => {
-                    census.ternary_weights += trits.trits().len() as u64;
-                    let count = |trit| trits.trits().iter().map(|&t| u64::from(t == trit)).sum::<u64>();
-                    census.zero_trits += count(0);
-                    census.plus_trits += count(1);
-                    Linear::ternary(kernels.of(trits.n(), trits.k()), &trits)
-                }
-                LinearWeights::Dense(matrix) => Linear::dense(matrix, kernels.activations),
+    ) -> Result<Self, LoadError> {
+        let linear = |which| -> Result<Linear, LoadError> {
+            let mut linear = match source.packed(i, which) {
+                Some(weights) => Linear { weights: Weights::Ternary(weights), bias: None },
+                None => match source.linear(i, which)? {
+                    LinearWeights::Ternary(trits) => Linear::ternary(kernels.of(trits.n(), trits.k()), &trits),
+                    LinearWeights::Dense(matrix) => Linear::dense(matrix, kernels.activations),
+                },
             };
-            census.linear_weights += (linear.n() * linear.k()) as u64;
             if config.qkv_bias && matches!(which, LinearName::Q | LinearName::K | LinearName::V) {
                 linear.bias = Some(source.vector(VectorName::Bias(i, which))?);
             }
             Ok(linear)
         };
         let optional = |wanted: bool, name| wanted.then(|| source.vector(name)).transpose();
-        let layer = Self {
+        Ok(Self {
             attn_norm: source.vector(VectorName::AttnNorm(i))?,
             q: linear(LinearName::Q)?,
             k: linear(LinearName::K)?,
@@ -81,8 +93,7 @@ impl Layer {
             ffn_sub_norm: optional(config.sub_norms, VectorName::FfnSubNorm(i))?,
             down: linear(LinearName::Down)?,
             post_ffn_norm: optional(config.post_norms, VectorName::PostFfnNorm(i))?,
-        };
-        Ok((layer, census))
+        })
     }
 
     pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 7] {
@@ -91,6 +102,17 @@ impl Layer {
 
     pub(crate) fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// The layers whose time is booked for `part`.
+    pub(crate) fn linears_of(&self, part: Part) -> Vec<&Linear> {
+        match part {
+            Part::Qkv => vec![&self.q, &self.k, &self.v],
+            Part::O => vec![&self.o],
+            Part::GateUp => vec![&self.gate, &self.up],
+            Part::Down => vec![&self.down],
+            Part::Attention | Part::Head | Part::Other => Vec::new(),
+        }
     }
 
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Vec<f32>> {

@@ -182,19 +182,10 @@ impl Transformer {
             progress(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
             layer
         };
-        let (loaded, embedding, head) = pool.rayon().install(|| {
-            let layers = (0..config.n_layers).into_par_iter().map(load_layer).collect::<Result<Vec<_>, _>>()?;
+        let (mut layers, embedding, head) = pool.rayon().install(|| {
+            let layers = (0..config.n_layers).into_par_iter().map(load_layer).collect::<Result<Vec<Layer>, _>>()?;
             Ok::<_, LoadError>((layers, source.embedding()?, source.head()?))
         })?;
-        let mut census = Census::default();
-        let mut layers = Vec::with_capacity(loaded.len());
-        for (layer, counted) in loaded {
-            census.linear_weights += counted.linear_weights;
-            census.ternary_weights += counted.ternary_weights;
-            census.zero_trits += counted.zero_trits;
-            census.plus_trits += counted.plus_trits;
-            layers.push(layer);
-        }
         pool.rayon().install(|| layers.par_chunks_mut(LAYERS_TOGETHER).for_each(gather));
         let head = head.unwrap_or_else(|| embedding.clone());
         Ok(Self {
@@ -204,9 +195,9 @@ impl Transformer {
             head: Linear::dense(head, kernels.activations),
             screen: None,
             embedding,
+            census: Census::of(&layers),
             layers,
             kernels,
-            census,
             config,
         })
     }
@@ -258,6 +249,19 @@ impl Transformer {
         }
     }
 
+    /// Takes a copy of the head that was made before; `false` where it does not fit.
+    pub fn screen_with(&mut self, copy: Bytes) -> bool {
+        if let Weights::Dense { kernel, matrix } = &self.head.weights {
+            self.screen = Screen::from_packed(*kernel, matrix, copy).map(Arc::new);
+        }
+        self.screen.is_some()
+    }
+
+    /// The linear layers of a block, in the order of [`LinearName::ALL`].
+    pub(crate) fn linears(&self, layer: usize) -> [&Linear; 7] {
+        self.layers[layer].linears()
+    }
+
     /// The copy that the head is screened with.
     pub fn screen(&self) -> Option<&Arc<Screen>> {
         self.screen.as_ref()
@@ -297,6 +301,11 @@ impl Transformer {
             bytes.vectors += 4 * layer.norms().map(|norm| norm.len() as u64).sum::<u64>();
         }
         bytes
+    }
+
+    /// Bytes of linear layers that decoding a token reads in `part`.
+    pub fn linear_bytes(&self, part: Part) -> u64 {
+        self.layers.iter().flat_map(|layer| layer.linears_of(part)).map(|linear| linear.weight_bytes(1) as u64).sum()
     }
 
     /// Bytes of the embedding, whether or not it is the head as well.
@@ -395,7 +404,7 @@ impl Transformer {
         time.end(Part::Other);
         let qkv = &mut [(&layer.q, &mut b.q[..]), (&layer.k, &mut b.k[..]), (&layer.v, &mut b.v[..])];
         driver::multiply(team, &mut b.scratch, &b.normed, m, qkv);
-        time.end(Part::Linear);
+        time.end(Part::Qkv);
 
         let local = self.config.window(index);
         let (rope, angles) = match (&self.local_rope, local) {
@@ -425,7 +434,7 @@ impl Transformer {
         resize(&mut b.out, m * self.config.hidden);
         time.end(Part::Other);
         driver::multiply(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])]);
-        time.end(Part::Linear);
+        time.end(Part::O);
         self.add_to_residual(team, b, layer.post_attn_norm.as_deref());
         time.end(Part::Other);
     }
@@ -438,7 +447,7 @@ impl Transformer {
         time.end(Part::Other);
         let gate_up = &mut [(&layer.gate, &mut b.gate[..]), (&layer.up, &mut b.up[..])];
         driver::multiply(team, &mut b.scratch, &b.normed, m, gate_up);
-        time.end(Part::Linear);
+        time.end(Part::GateUp);
 
         let gate = match self.config.activation {
             Activation::Relu2 => ops::relu2_gate,
@@ -457,7 +466,7 @@ impl Transformer {
         resize(&mut b.out, m * self.config.hidden);
         time.end(Part::Other);
         driver::multiply(team, &mut b.scratch, gated, m, &mut [(&layer.down, &mut b.out[..])]);
-        time.end(Part::Linear);
+        time.end(Part::Down);
         self.add_to_residual(team, b, layer.post_ffn_norm.as_deref());
         time.end(Part::Other);
     }
@@ -490,6 +499,7 @@ impl Transformer {
         if rows > 0 {
             b.head.count.positions += rows as u64;
             b.head.count.whole += 1;
+            b.head.count.in_whole += rows as u64;
             driver::multiply(team, &mut b.scratch, &b.normed, rows, &mut [(&self.head, &mut b.logits[..])]);
         }
         if self.config.logit_scale != 1.0 {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ternbench_kernels::{Exactness, Pool, registry};
+use ternbench_model::kv_cache::KvType;
 use ternbench_model::manifest::Manifest;
 use ternbench_model::weights::WeightSource;
 use ternbench_model::weights::synthetic::SyntheticModel;
@@ -23,7 +24,10 @@ fn tokens(n: usize, salt: u32) -> Vec<u32> {
 
 /// Logits of every position of `tokens`, computed in one pass from an empty cache.
 fn run(model: &Transformer, pool: &Pool, tokens: &[u32]) -> Vec<f32> {
-    let mut engine = Engine::new(model, pool);
+    all_logits(Engine::new(model, pool), tokens)
+}
+
+fn all_logits(mut engine: Engine<'_>, tokens: &[u32]) -> Vec<f32> {
     let mut cache = engine.new_cache(tokens.len());
     let segment = Segment { cache: &mut cache, tokens, logits: Logits::From(0) };
     engine.forward(&mut [segment]).unwrap().to_vec()
@@ -74,6 +78,31 @@ fn batch_split_threads_and_kernel_change_no_bit() {
         assert_eq!(&together[..expected.len()], expected, "{name}: in a batch");
         assert_eq!(together[expected.len()..], run(&model, &pool, &b)[22 * vocab..]);
     }
+}
+
+/// Rounding keys and values to half precision moves logits by about as much as one bit in 2048, and is the same however the tokens
+/// are put into passes.
+#[test]
+fn a_cache_in_half_precision_is_near_and_as_reproducible() {
+    let pool = Pool::new(2).unwrap();
+    let model = load(&source("llama-tiny"), "auto", &pool);
+    let half = || Engine::new(&model, &pool).with_kv(KvType::F16);
+    let ids = tokens(41, 0);
+    let (exact, rounded) = (run(&model, &pool, &ids), all_logits(half(), &ids));
+    let norm = |x: &[f32]| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+    let difference: Vec<f32> = exact.iter().zip(&rounded).map(|(a, b)| a - b).collect();
+    let relative = norm(&difference) / norm(&exact);
+    assert!(relative > 0.0 && relative < 2f64.powi(-10), "{relative}");
+
+    let mut engine = half();
+    assert_eq!(2 * engine.kv().block_bytes(), Engine::new(&model, &pool).kv().block_bytes());
+    let mut cache = engine.new_cache(ids.len());
+    let mut logits = Vec::new();
+    for tokens in ids.chunks(7) {
+        let segment = Segment { cache: &mut cache, tokens, logits: Logits::From(0) };
+        logits.extend_from_slice(engine.forward(&mut [segment]).unwrap());
+    }
+    assert_eq!(logits, rounded);
 }
 
 #[test]

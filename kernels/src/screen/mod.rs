@@ -29,7 +29,8 @@ mod rows;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::dense::{Activations, DenseKernel, DenseMatrix};
+use crate::bytes::{AlignedBytes, Bytes};
+use crate::dense::{Activations, DenseKernel, DenseMatrix, DenseType};
 use crate::team::{SharedMut, Team};
 use rows::{GROUP_ROWS, Rows};
 
@@ -86,11 +87,38 @@ impl Screen {
     /// Quantises the rows of `head`, in parallel on the current rayon pool. `None` where the bound could not hold: weights that
     /// are not finite or larger than 2^40, or `kernel`, which the head is multiplied by, rounds its input.
     pub fn new(kernel: &'static dyn DenseKernel, head: &DenseMatrix) -> Option<Self> {
+        Self::of_rows(kernel, head, || Rows::quantize(head))
+    }
+
+    /// Takes a copy of `head` that [`Self::packed`] gave before. `None` as in [`Self::new`], and where its length is wrong.
+    pub fn from_packed(kernel: &'static dyn DenseKernel, head: &DenseMatrix, copy: Bytes) -> Option<Self> {
+        Self::of_rows(kernel, head, || Rows::from_packed(head, copy))
+    }
+
+    fn of_rows(
+        kernel: &'static dyn DenseKernel,
+        head: &DenseMatrix,
+        rows: impl FnOnce() -> Option<Rows>,
+    ) -> Option<Self> {
         if kernel.info().activations != Activations::F32 {
             return None;
         }
-        let rows = Rows::quantize(head)?;
-        Some(Self { head: head.clone(), kernel, rows, score: fastest() })
+        Some(Self { head: head.clone(), kernel, rows: rows()?, score: fastest() })
+    }
+
+    /// The copy of a small head, always the same: kept copies are compared by it, in case they were made by another version.
+    pub fn sample() -> Option<Bytes> {
+        let (n, k) = (11, 75);
+        let weights: Vec<u8> = (0..n * k).flat_map(|i| ((i * i % 101) as f32 * 0.3 - 15.0).to_le_bytes()).collect();
+        let mut data = AlignedBytes::zeroed(weights.len());
+        data.copy_from_slice(&weights);
+        let head = DenseMatrix::new(n, k, DenseType::F32, data.into())?;
+        Rows::quantize(&head).map(|rows| rows.packed().clone())
+    }
+
+    /// The quantised copy.
+    pub fn packed(&self) -> &Bytes {
+        self.rows.packed()
     }
 
     /// Bytes of the copy: what one search reads, beside the rows it rescores.

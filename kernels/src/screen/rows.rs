@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::{BLOCK, LARGEST};
-use crate::bytes::AlignedBytes;
+use crate::bytes::{AlignedBytes, Bytes};
 use crate::dense::DenseMatrix;
 
 /// Rows of a group.
@@ -35,7 +35,7 @@ const FACTORS: usize = 3 * GROUP_ROWS;
 pub struct Rows {
     n: usize,
     n_tiles: usize,
-    data: AlignedBytes,
+    data: Bytes,
 }
 
 /// The floats of a group.
@@ -73,7 +73,18 @@ impl Rows {
                 }
             },
         );
-        legal.into_inner().then_some(Self { n: w.n(), n_tiles, data })
+        legal.into_inner().then(|| Self { n: w.n(), n_tiles, data: data.into() })
+    }
+
+    /// Takes rows of `w` that were quantised before; `None` where the bytes are not as many as they should be.
+    pub fn from_packed(w: &DenseMatrix, data: Bytes) -> Option<Self> {
+        let fits = data.len() == Self::bytes_for(w.n(), w.k());
+        fits.then(|| Self { n: w.n(), n_tiles: w.k().div_ceil(BLOCK), data })
+    }
+
+    /// The quantised rows.
+    pub fn packed(&self) -> &Bytes {
+        &self.data
     }
 
     /// Bytes of `n` rows of `k` columns.

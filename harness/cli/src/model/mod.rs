@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use ternbench_measure::Env;
 use ternbench_model::tokenizer::SpecialText;
-use ternbench_model::{Engine, Logits, Segment, Tokenizer};
+use ternbench_model::{Logits, Segment, Tokenizer};
 
 use crate::open::{self, LayoutArg, ModelArgs};
 
@@ -101,7 +101,7 @@ pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
 
 fn logits(model: &ModelArgs, ids: &[u32], all: bool, output: Output, env: &Env) -> Result<()> {
     let (loaded, pool) = model.load(env)?;
-    let mut engine = Engine::new(&loaded.model, &pool);
+    let mut engine = loaded.engine(&pool);
     let mut cache = engine.new_cache(ids.len());
     let wanted = if all { Logits::From(0) } else { Logits::Last };
     let logits = engine.forward(&mut [Segment { cache: &mut cache, tokens: ids, logits: wanted }])?;

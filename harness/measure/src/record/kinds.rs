@@ -43,6 +43,12 @@ pub struct Speed {
     /// How the lm head was read.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
+    /// What the KV cache kept keys and values as; empty in records older than the choice, which kept f32.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kv: String,
+    /// What became of drafted tokens, where decoding speculated.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<Drafts>,
     /// The probes.
     #[serde(default)]
     pub limits: Limits,
@@ -76,6 +82,17 @@ pub struct Head {
     /// The share of positions that read the whole head.
     #[serde(default)]
     pub head_whole_share: f64,
+}
+
+/// Speculation: tokens drafted from the text so far and verified several at a time. It changes no token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drafts {
+    /// Tokens drafted in all runs.
+    pub drafted: u64,
+    /// Those that greedy decoding gave as well.
+    pub drafts_accepted: u64,
+    /// Passes in all runs, those without a draft included.
+    pub draft_passes: u64,
 }
 
 impl Speed {

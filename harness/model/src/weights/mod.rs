@@ -7,13 +7,14 @@ pub mod encode;
 pub mod gguf;
 pub mod inventory;
 pub mod map;
-mod output;
+pub(crate) mod output;
 pub mod safetensors;
 pub mod synthetic;
 pub mod ternary;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ternbench_kernels::driver::TernaryWeights;
 use ternbench_kernels::{DenseMatrix, TernaryMatrix};
 
 use crate::config::ModelConfig;
@@ -144,6 +145,11 @@ pub trait WeightSource: Sync {
     /// A linear layer of block `layer`, rows in the order that `config().rope_layout` says.
     fn linear(&self, layer: usize, which: LinearName) -> Result<LinearWeights, LoadError>;
 
+    /// The same, where it was packed before for the kernels that will run: see [`crate::packed`].
+    fn packed(&self, _layer: usize, _which: LinearName) -> Option<TernaryWeights> {
+        None
+    }
+
     /// A norm's gain (with whatever the family adds to it already added) or a bias.
     fn vector(&self, name: VectorName) -> Result<Vec<f32>, LoadError>;
 
@@ -164,6 +170,20 @@ pub trait WeightSource: Sync {
 
     /// Lets the system take back the memory of what was read so far.
     fn release(&self) {}
+
+    /// The files, and how they are read where they do not say it themselves. Nothing for weights without a file.
+    fn origin(&self) -> Option<Origin> {
+        None
+    }
+}
+
+/// The files of a model.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The files that hold weights, at least one.
+    pub files: Vec<PathBuf>,
+    /// How they are read.
+    pub options: OpenOptions,
 }
 
 /// Which of the three layouts behind the one I2_S type id a GGUF file uses; nothing in the file says.

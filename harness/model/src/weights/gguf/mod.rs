@@ -18,7 +18,8 @@ use self::file::TensorInfo;
 use crate::config::{Architecture, ModelConfig};
 use crate::error::LoadError;
 use crate::weights::{
-    LinearName, LinearWeights, ModelPart, OpenOptions, StoredTensor, VectorName, WeightSource, inventory, ternary,
+    LinearName, LinearWeights, ModelPart, OpenOptions, Origin, StoredTensor, VectorName, WeightSource, inventory,
+    ternary,
 };
 
 const EMBEDDING: &str = "token_embd.weight";
@@ -283,5 +284,9 @@ impl WeightSource for GgufModel {
 
     fn release(&self) {
         self.file.map().release();
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(Origin { files: vec![self.file.map().path().to_owned()], options: self.options })
     }
 }

@@ -218,6 +218,11 @@ impl Checkpoint {
         self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
     }
 
+    /// The files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path().to_owned()).collect()
+    }
+
     /// The sha256 of a single file. Of several: the sha256 over one line `NAME SHA256\n` for each, sorted by name.
     pub fn sha256(&self) -> String {
         use sha2::{Digest, Sha256};

@@ -19,7 +19,8 @@ use self::file::{Checkpoint, Entry};
 use crate::config::{Architecture, ModelConfig};
 use crate::error::LoadError;
 use crate::weights::{
-    LinearName, LinearWeights, ModelPart, StoredTensor, VectorName, WeightSource, inventory, ternary,
+    LinearName, LinearWeights, ModelPart, OpenOptions, Origin, StoredTensor, VectorName, WeightSource, inventory,
+    ternary,
 };
 
 /// A model in a folder.
@@ -315,5 +316,9 @@ impl WeightSource for SafetensorsModel {
 
     fn release(&self) {
         self.checkpoint.release();
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(Origin { files: self.checkpoint.files(), options: OpenOptions::default() })
     }
 }

@@ -1,0 +1,145 @@
+//! The file: a header in JSON, then sections of bytes.
+//!
+//! ```text
+//! "TERNPACK"  u32 version  u32 header length  u64 checksum of the header   (little-endian)
+//! header      JSON: key, notes, and length and checksum of every section
+//! sections    each from a multiple of 64 bytes on
+//! ```
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use ternbench_kernels::{AlignedBytes, Bytes, Pool};
+use twox_hash::XxHash3_64;
+
+use crate::error::LoadError;
+use crate::weights::output::PartialFile;
+
+const MAGIC: &[u8; 8] = b"TERNPACK";
+const VERSION: u32 = 1;
+const PREFIX: usize = 24;
+const LARGEST_HEADER: usize = 16 << 20;
+/// Sections are read together until a buffer has so many bytes: enough to fill huge pages, few enough to share between threads.
+const BUFFER: usize = 16 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    key: String,
+    notes: serde_json::Value,
+    sections: Vec<Section>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Section {
+    len: usize,
+    checksum: u64,
+}
+
+/// What a file holds.
+pub(super) struct Store {
+    pub(super) notes: serde_json::Value,
+    pub(super) sections: Vec<Bytes>,
+}
+
+/// The checksum of sections.
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
+}
+
+fn aligned(len: usize) -> usize {
+    len.next_multiple_of(64)
+}
+
+/// Writes a file, which appears whole or not at all.
+pub(super) fn write(path: &Path, key: &str, notes: serde_json::Value, sections: &[&Bytes]) -> Result<(), LoadError> {
+    let about = sections.par_iter().map(|bytes| Section { len: bytes.len(), checksum: checksum(bytes) });
+    let header = Header { key: key.to_owned(), notes, sections: about.collect() };
+    let header = serde_json::to_vec(&header).map_err(|error| LoadError::file(path, error))?;
+    let mut out = PartialFile::create(path)?;
+    out.write(MAGIC)?;
+    out.write(&VERSION.to_le_bytes())?;
+    out.write(&(header.len() as u32).to_le_bytes())?;
+    out.write(&checksum(&header).to_le_bytes())?;
+    out.write(&header)?;
+    let padding = |len: usize| &[0; 64][..aligned(len) - len];
+    out.write(padding(PREFIX + header.len()))?;
+    for bytes in sections {
+        out.write(bytes)?;
+        out.write(padding(bytes.len()))?;
+    }
+    out.finish()?;
+    Ok(())
+}
+
+/// Reads a file in parallel. `None` where there is none, or one of another version or key.
+///
+/// # Errors
+/// When the file is cut off or a checksum differs.
+pub(super) fn read(path: &Path, key: &str, pool: &Pool) -> Result<Option<Store>, LoadError> {
+    let io = |error| LoadError::io(path, error);
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let len = file.metadata().map_err(io)?.len();
+    let damaged = |what: &str| LoadError::file(path, format!("{what}: delete it, it will be made again"));
+    let mut prefix = [0; PREFIX];
+    file.read_exact(&mut prefix).map_err(|_| damaged("is cut off"))?;
+    let (words, _) = prefix[8..].as_chunks::<4>();
+    let word = |i: usize| u32::from_le_bytes(words[i]);
+    if prefix[..8] != *MAGIC {
+        return Err(damaged("is no file of packed weights"));
+    }
+    if word(0) != VERSION {
+        return Ok(None);
+    }
+    let header_len = word(1) as usize;
+    if header_len > LARGEST_HEADER || (PREFIX + header_len) as u64 > len {
+        return Err(damaged("is cut off"));
+    }
+    let mut header = vec![0; header_len];
+    file.read_exact(&mut header).map_err(|_| damaged("is cut off"))?;
+    if checksum(&header) != u64::from(word(2)) | u64::from(word(3)) << 32 {
+        return Err(damaged("has a damaged header"));
+    }
+    let header: Header = serde_json::from_slice(&header).map_err(|_| damaged("has a damaged header"))?;
+    if header.key != key {
+        return Ok(None);
+    }
+    let mut start = aligned(PREFIX + header_len) as u64;
+    let mut buffers: Vec<(u64, usize, Vec<&Section>)> = Vec::new();
+    for section in &header.sections {
+        let bytes = aligned(section.len);
+        match buffers.last_mut() {
+            Some((_, len, sections)) if *len + bytes <= BUFFER => {
+                *len += bytes;
+                sections.push(section);
+            }
+            _ => buffers.push((start, bytes, vec![section])),
+        }
+        start = start.checked_add(bytes as u64).ok_or_else(|| damaged("has a damaged header"))?;
+    }
+    if start != len {
+        return Err(damaged("is cut off"));
+    }
+    let read = |(start, len, sections): (u64, usize, Vec<&Section>)| -> Result<Vec<Bytes>, LoadError> {
+        let mut buffer = AlignedBytes::zeroed(len);
+        let mut file = File::open(path).map_err(io)?;
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut buffer)).map_err(io)?;
+        let buffer: Arc<AlignedBytes> = Arc::new(buffer);
+        let mut at = 0;
+        let windows = sections.into_iter().map(|section| {
+            let bytes = Bytes::new(buffer.clone(), at..at + section.len).ok_or_else(|| damaged("is cut off"))?;
+            at += aligned(section.len);
+            if checksum(&bytes) == section.checksum { Ok(bytes) } else { Err(damaged("has damaged weights")) }
+        });
+        windows.collect()
+    };
+    let sections = pool.rayon().install(|| buffers.into_par_iter().map(read).collect::<Result<Vec<_>, _>>())?;
+    Ok(Some(Store { notes: header.notes, sections: sections.into_iter().flatten().collect() }))
+}

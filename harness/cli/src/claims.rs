@@ -232,7 +232,7 @@ impl<'e> Referee<'e> {
         // All threads and few tokens: the portable kernels are ten to fifty times slower than the best. Lengths that no other group
         // has, because four layers do not belong into one chart with whole models.
         let plan = Plan { repetitions: 3, ..Plan::default() };
-        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (32, 16) };
+        let (n_prompt, n_gen) = if self.args.quick { (8, 6) } else { (24, 20) };
         for workload in [Workload::prefill(n_prompt), Workload::decode(n_gen)] {
             let pool = &self.pools[self.pools.len() - 1];
             let runs: Vec<_> = loaded.iter().map(|l| (l, pool, workload)).collect();

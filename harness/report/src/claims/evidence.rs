@@ -13,7 +13,7 @@ use crate::run::Run;
 /// Records by kind, without what was refused.
 #[derive(Debug, Default)]
 pub struct Evidence<'a> {
-    /// Speeds that count, with the record around them.
+    /// Speeds that count, with the record around them. No claim is about drafted tokens.
     pub speeds: Vec<(&'a Record, &'a Speed)>,
     /// Speeds that were refused.
     pub refused: usize,
@@ -40,10 +40,9 @@ impl<'a> Evidence<'a> {
         for (index, record) in run.records.iter().enumerate() {
             evidence.archs.insert(&record.arch);
             match &record.body {
-                Body::Speed(speed) if speed.refused.is_none() && !speed.samples.ns.is_empty() => {
-                    evidence.speeds.push((record, speed))
-                }
-                Body::Speed(_) => evidence.refused += 1,
+                Body::Speed(speed) if speed.refused.is_some() || speed.samples.ns.is_empty() => evidence.refused += 1,
+                Body::Speed(speed) if speed.drafts.is_some() => {}
+                Body::Speed(speed) => evidence.speeds.push((record, speed)),
                 Body::Verify(verify) => evidence.verifies.push((record, verify)),
                 Body::Agreement(agreement) => evidence.agreements.push(agreement),
                 Body::Load(load) => evidence.loads.push(load),

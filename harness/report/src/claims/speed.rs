@@ -79,12 +79,14 @@ pub(super) fn faster_than_baselines(evidence: &Evidence<'_>, catalogue: &Catalog
         return Finding::not_measured("no decode speed of the ternary model beside an F16 baseline");
     };
     let reach = comparisons.iter().filter(|(_, c)| c.estimate().is_some_and(|estimate| estimate.low >= low)).count();
+    let mut conditions: Vec<String> = comparisons.iter().map(|(_, c)| c.conditions()).collect();
+    conditions.dedup();
     judged(estimate, low, comparisons.len(), |_| {
         format!(
             "geometric mean over {} of {} baselines ({}, {}); {reach} of {} reach {low:.0}x alone: {}",
             comparisons.len(),
             catalogue.baselines().len(),
-            first.1.conditions(),
+            conditions.join(" / "),
             first.1.left.code.kernel,
             comparisons.len(),
             list(&comparisons)
@@ -136,7 +138,9 @@ pub(super) fn absolute_latency(
     let measured = speeds.filter_map(|&(record, speed)| Some((record, speed, latency(speed)?)));
     let there = |record: &Record, speed: &Speed| record.cpu.contains(cpu) && speed.n_threads == n_threads;
     let best = measured.min_by(|a, b| {
-        let key = |(record, speed, latency): &(&Record, &Speed, Estimate)| (!there(record, speed), latency.value);
+        let key = |(record, speed, latency): &(&Record, &Speed, Estimate)| {
+            (!there(record, speed), speed.n_gen != 128, latency.value)
+        };
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
     let Some((record, speed, latency)) = best else {

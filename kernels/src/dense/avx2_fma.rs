@@ -12,10 +12,7 @@ use super::avx2_blocked::blocked;
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
 
 /// A storage type whose weights can be loaded eight at a time.
-pub trait Source {
-    /// Whether the innermost loop of a batch loads weights as they are stored, because that costs little.
-    const IN_PLACE: bool;
-
+pub trait Source: Method {
     /// Weights `8 i .. 8 i + 8` of the row of whole blocks that starts at `row`.
     ///
     /// # Safety
@@ -25,7 +22,7 @@ pub trait Source {
 
 /// A type and its [`Source`]; the body is compiled with the CPU features, as if it were a safe `#[target_feature]` function.
 macro_rules! source {
-    ($(#[$doc:meta])* $ty:ident, $name:literal, in place $in_place:literal, |$row:ident, $i:ident| $body:expr) => {
+    ($(#[$doc:meta])* $ty:ident, $name:literal, |$row:ident, $i:ident| $body:expr) => {
         $(#[$doc])*
         pub struct $ty;
 
@@ -39,8 +36,6 @@ macro_rules! source {
         }
 
         impl Source for $ty {
-            const IN_PLACE: bool = $in_place;
-
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn load($row: *const u8, $i: usize) -> __m256 {
@@ -53,22 +48,22 @@ macro_rules! source {
 
 source!(
     /// 32 bytes.
-    F32, "avx2-f32-fma", in place true, |row, i| _mm256_loadu_ps(row.add(32 * i).cast())
+    F32, "avx2-f32-fma", |row, i| _mm256_loadu_ps(row.add(32 * i).cast())
 );
 source!(
     /// 16 bytes, converted by F16C.
-    F16, "avx2-f16-fma", in place true, |row, i| _mm256_cvtph_ps(_mm_loadu_si128(row.add(16 * i).cast()))
+    F16, "avx2-f16-fma", |row, i| _mm256_cvtph_ps(_mm_loadu_si128(row.add(16 * i).cast()))
 );
 source!(
     /// 16 bytes: the upper halves of eight f32.
-    BF16, "avx2-bf16-fma", in place false, |row, i| {
+    BF16, "avx2-bf16-fma", |row, i| {
         let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(row.add(16 * i).cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
     }
 );
 source!(
     /// A quarter of a block of 34 bytes: `d`, then 32 int8.
-    Q8_0, "avx2-q8_0-fma", in place false, |row, i| {
+    Q8_0, "avx2-q8_0-fma", |row, i| {
         let block = row.add(34 * (i / 4));
         let codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(2 + 8 * (i % 4)).cast()));
         _mm256_mul_ps(half(block), _mm256_cvtepi32_ps(codes))
@@ -76,7 +71,7 @@ source!(
 );
 source!(
     /// A quarter of a block of 18 bytes: `d`, then 16 bytes with codes `j` (low) and `j + 16` (high).
-    Q4_0, "avx2-q4_0-fma", in place false, |row, i| {
+    Q4_0, "avx2-q4_0-fma", |row, i| {
         let block = row.add(18 * (i / 4));
         let codes = _mm256_sub_epi32(nibbles(block.add(2), i % 4), _mm256_set1_epi32(8));
         _mm256_mul_ps(half(block), _mm256_cvtepi32_ps(codes))
@@ -84,7 +79,7 @@ source!(
 );
 source!(
     /// A quarter of a block of 20 bytes: `d`, `m`, then 16 bytes of codes as in Q4_0.
-    Q4_1, "avx2-q4_1-fma", in place false, |row, i| {
+    Q4_1, "avx2-q4_1-fma", |row, i| {
         let block = row.add(20 * (i / 4));
         let codes = _mm256_cvtepi32_ps(nibbles(block.add(4), i % 4));
         // Exact product (11 by 4 bits), so fused or not makes no difference.

@@ -1,21 +1,18 @@
 //! Every type on AVX2 + FMA + F16C: weights become f32 in registers, activations stay f32.
 //!
 //! Up to [`FUSED_TOKENS`] tokens, weights go from memory through a conversion straight into the multiply-adds, four rows at a
-//! time: one pass over the rows at memory speed. From there on a block of weights is converted once to L1 and used for all
-//! tokens. Both paths keep eight running sums per output in the same order (see [`LANES`]), so they give the same bits.
+//! time: one pass over the rows at memory speed. From there on [`blocked`] uses each block of weights for all tokens. Both paths
+//! keep eight running sums per output in the same order (see [`LANES`]), so they give the same bits.
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
-use crate::isa::{Avx2, Token};
+use super::avx2::{self, Method};
+use super::avx2_blocked::blocked;
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
 
 /// A storage type whose weights can be loaded eight at a time.
-pub trait Source: Send + Sync + 'static {
-    const INFO: DenseInfo;
-
+pub trait Source: Method {
     /// Weights `8 i .. 8 i + 8` of the row of whole blocks that starts at `row`.
     ///
     /// # Safety
@@ -23,20 +20,22 @@ pub trait Source: Send + Sync + 'static {
     unsafe fn load(row: *const u8, i: usize) -> __m256;
 }
 
-/// Implements [`Source`]; the body is compiled with the CPU features, as if it were a safe `#[target_feature]` function.
+/// A type and its [`Source`]; the body is compiled with the CPU features, as if it were a safe `#[target_feature]` function.
 macro_rules! source {
     ($(#[$doc:meta])* $ty:ident, $name:literal, |$row:ident, $i:ident| $body:expr) => {
         $(#[$doc])*
         pub struct $ty;
 
-        impl Source for $ty {
-            const INFO: DenseInfo = DenseInfo {
-                name: $name,
-                features: Avx2::FEATURES,
-                ty: DenseType::$ty,
-                activations: Activations::F32,
-            };
+        impl Method for $ty {
+            const INFO: DenseInfo = avx2::info($name, DenseType::$ty, Activations::F32);
 
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+                if m <= FUSED_TOKENS { fused::<Self>(w, x, m, rows, y) } else { blocked::<Self>(w, x, m, rows, y) }
+            }
+        }
+
+        impl Source for $ty {
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn load($row: *const u8, $i: usize) -> __m256 {
@@ -113,59 +112,28 @@ unsafe fn nibbles(codes: *const u8, quarter: usize) -> __m256i {
     _mm256_and_si256(_mm256_srl_epi32(_mm256_cvtepu8_epi32(bytes), shift), _mm256_set1_epi32(15))
 }
 
-/// The kernel of one type.
-pub struct Fma<S>(#[allow(dead_code, reason = "the proof of support")] Avx2, PhantomData<S>);
-
-impl<S: Source> Fma<S> {
-    pub const INFO: &'static DenseInfo = &S::INFO;
-
-    pub fn new() -> Option<Self> {
-        Avx2::detect().map(|proof| Self(proof, PhantomData))
-    }
-}
-
-impl<S: Source> DenseKernel for Fma<S> {
-    fn info(&self) -> &'static DenseInfo {
-        Self::INFO
-    }
-
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-        assert!(w.ty() == S::INFO.ty, "{} cannot read {}", S::INFO.name, w.ty().name());
-        assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
-        assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
-        // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-        unsafe { if m <= FUSED_TOKENS { fused::<S>(w, x, m, rows, y) } else { blocked::<S>(w, x, m, rows, y) } }
-    }
-}
-
 /// Up to this many tokens weights are converted in registers, again for every pair of tokens: four rows stay in the L1 cache
 /// meanwhile. Three tokens at a time were slower (the conversion needs registers too), and so was the blocked path at 4 and 8.
 const FUSED_TOKENS: usize = 8;
-/// Rows of a register tile: with three tokens 12 sums, 3 activations and 1 weight fill the 16 registers.
-const TILE_ROWS: usize = 4;
-/// Tokens of a register tile.
-const TILE_TOKENS: usize = 3;
-/// Rows converted at a time: with [`BLOCK_K`] columns 16 KB, half of the L1 cache.
-const BLOCK_ROWS: usize = 8;
-/// Columns converted at a time. Blocks of 16, 32 and 64 rows, of 256 and 1024 columns, and tiles of 6 x 2 and 5 x 2 were slower.
-const BLOCK_K: usize = 512;
+/// Rows that the fused path reads side by side.
+const FUSED_ROWS: usize = 4;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fused<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
     let (k, n_rows) = (w.k(), rows.len());
     // The rows of a tile lie a quarter of the range apart, so each worker reads four long streams: one alone, or four that are
     // neighbours, stop at 17 GB/s on Zen 3 where four streams read 26.
-    let spacing = n_rows / TILE_ROWS;
-    for r in 0..n_rows - spacing * (TILE_ROWS - 1) {
+    let spacing = n_rows / FUSED_ROWS;
+    for r in 0..n_rows - spacing * (FUSED_ROWS - 1) {
         // The last rows, that no tile has.
-        let r = if r < spacing { r } else { r + spacing * (TILE_ROWS - 1) };
+        let r = if r < spacing { r } else { r + spacing * (FUSED_ROWS - 1) };
         let mut token = 0;
         while token < m {
             let (x, y) = (&x[token * k..], &mut y[token * n_rows + r..]);
             let pair = token + 1 < m;
             match (r < spacing, pair) {
-                (true, true) => fused_tile::<S, TILE_ROWS, 2>(w, x, rows.start + r, spacing, n_rows, y),
-                (true, false) => fused_tile::<S, TILE_ROWS, 1>(w, x, rows.start + r, spacing, n_rows, y),
+                (true, true) => fused_tile::<S, FUSED_ROWS, 2>(w, x, rows.start + r, spacing, n_rows, y),
+                (true, false) => fused_tile::<S, FUSED_ROWS, 1>(w, x, rows.start + r, spacing, n_rows, y),
                 (false, true) => fused_tile::<S, 1, 2>(w, x, rows.start + r, 0, n_rows, y),
                 (false, false) => fused_tile::<S, 1, 1>(w, x, rows.start + r, 0, n_rows, y),
             }
@@ -230,240 +198,14 @@ fn fused_tile<S: Source, const R: usize, const T: usize>(
 fn load_rest(fill: impl FnOnce(&mut [f32]), len: usize) -> __m256 {
     let mut values = [0.0; LANES];
     fill(&mut values[..len]);
-    load(&values)
-}
-
-/// Eight values that share a cache line: loads that cross one count twice, and loads are nearly the limit.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-struct Lanes([f32; LANES]);
-
-const ZEROS: Lanes = Lanes([0.0; LANES]);
-
-/// Buffers of the blocked path, kept per thread.
-#[derive(Default)]
-struct Buffers {
-    /// `BLOCK_ROWS x BLOCK_K` weights.
-    weights: Vec<Lanes>,
-    /// The running sums, `BLOCK_ROWS` lanes per token.
-    sums: Vec<[Lanes; BLOCK_ROWS]>,
-    /// The input: [`BLOCK_K`] columns of every token, then the next. In the input itself tokens lie a power of two apart, in few
-    /// sets of the caches; with this, alignment and prefetching 66 instead of 53 % of the peak on a busy Zen 3.
-    x: Vec<Lanes>,
-    /// The last columns of every token, padded to [`LANES`].
-    rest: Vec<Lanes>,
-}
-
-/// Brings `m` rows of `x`, as far as they are whole lanes, into the order of [`Buffers::x`].
-#[target_feature(enable = "avx2")]
-fn in_columns(x: &[f32], k: usize, out: &mut Vec<Lanes>) {
-    out.clear();
-    let whole = k / LANES * LANES;
-    for column in (0..whole).step_by(BLOCK_K) {
-        for x in x.chunks_exact(k) {
-            let x = &x[column..whole.min(column + BLOCK_K)];
-            out.extend(x.as_chunks().0.iter().map(|x| Lanes(*x)));
-        }
-    }
-}
-
-thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::default();
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn blocked<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-    BUFFERS.with_borrow_mut(|buffers| blocked_with::<S>(buffers, w, x, m, rows, y));
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn blocked_with<S: Source>(
-    Buffers { weights, sums, x: columns, rest }: &mut Buffers,
-    w: &DenseMatrix,
-    x: &[f32],
-    m: usize,
-    rows: Range<usize>,
-    y: &mut [f32],
-) {
-    let k = w.k();
-    let whole = k / LANES * LANES;
-    weights.resize(BLOCK_ROWS * BLOCK_K / LANES, ZEROS);
-    in_columns(x, k, columns);
-    rest.clear();
-    if whole < k {
-        let padded = |x: &[f32]| Lanes(std::array::from_fn(|i| x.get(whole + i).copied().unwrap_or(0.0)));
-        rest.extend(x.chunks_exact(k).map(padded));
-    }
-    for first in rows.clone().step_by(BLOCK_ROWS) {
-        let n_rows = (rows.end - first).min(BLOCK_ROWS);
-        sums.clear();
-        sums.resize(m, [ZEROS; BLOCK_ROWS]);
-        for column in (0..whole).step_by(BLOCK_K) {
-            let n_chunks = (whole - column).min(BLOCK_K) / LANES;
-            for (r, weights) in weights.chunks_exact_mut(BLOCK_K / LANES).take(n_rows).enumerate() {
-                let row = w.row(first + r).as_ptr();
-                for (i, weights) in weights[..n_chunks].iter_mut().enumerate() {
-                    // SAFETY: the features are enabled here; `column + 8 i + 8 <= whole <= k` weights lie in the row.
-                    store(&mut weights.0, unsafe { S::load(row, column / LANES + i) });
-                }
-            }
-            let (next_row, next_column) =
-                if column + BLOCK_K < whole { (first, column + BLOCK_K) } else { (first + BLOCK_ROWS, 0) };
-            let ahead = Ahead::new(w, next_row, next_column);
-            multiply_block(weights, n_rows, &columns[m * column / LANES..][..m * n_chunks], sums, ahead);
-        }
-        if whole < k {
-            for (r, weights) in weights.chunks_exact_mut(BLOCK_K / LANES).take(n_rows).enumerate() {
-                weights[0] = ZEROS;
-                w.ty().dequantize(&w.row(first + r)[whole * w.ty().block_bytes()..], &mut weights[0].0[..k - whole]);
-            }
-            multiply_block(weights, n_rows, rest, sums, Ahead::new(w, rows.end, 0));
-        }
-        for (sums, y) in sums.iter().zip(y[first - rows.start..].chunks_mut(rows.len())) {
-            for (sums, y) in sums[..n_rows].iter().zip(y) {
-                *y = sum_lanes(sums.0);
-            }
-        }
-    }
-}
-
-/// The weights that the next block converts. They are asked for a few cache lines at a time while this one is multiplied: 75
-/// instead of 71 % of the peak for this loop alone on a busy Zen 3; no gain was seen in a whole model yet.
-struct Ahead {
-    start: *const u8,
-    row_bytes: usize,
-    lines_per_row: usize,
-    asked: usize,
-}
-
-impl Ahead {
-    /// For the block at `row` and `column`, which may lie behind the matrix.
-    fn new(w: &DenseMatrix, row: usize, column: usize) -> Self {
-        let bytes = |columns: usize| columns / w.ty().block_len() * w.ty().block_bytes();
-        let row_bytes = bytes(w.k());
-        let start = w.data().as_ptr().wrapping_add(row * row_bytes + bytes(column));
-        Self { start, row_bytes, lines_per_row: bytes(BLOCK_K.min(w.k() - column)).div_ceil(64), asked: 0 }
-    }
-
-    fn n_lines(&self) -> usize {
-        BLOCK_ROWS * self.lines_per_row
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn ask(&mut self, n_lines: usize) {
-        for line in self.asked..(self.asked + n_lines).min(self.n_lines()) {
-            let (row, line) = (line / self.lines_per_row, line % self.lines_per_row);
-            prefetch::<_MM_HINT_T1>(self.start.wrapping_add(row * self.row_bytes + 64 * line));
-        }
-        self.asked += n_lines;
-    }
-}
-
-/// Asks for a cache line.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn prefetch<const LEVEL: i32>(at: *const u8) {
-    #[allow(unused_unsafe, reason = "the intrinsic became safe after Rust 1.89")]
-    // SAFETY: a prefetch of any address, mapped or not, has no effect but on the caches.
-    unsafe {
-        _mm_prefetch::<LEVEL>(at.cast())
-    };
-}
-
-/// Adds one block of converted weights times the matching columns of every token, which lie in `x` one token after the other.
-#[target_feature(enable = "avx2,fma")]
-fn multiply_block(weights: &[Lanes], n_rows: usize, x: &[Lanes], sums: &mut [[Lanes; BLOCK_ROWS]], mut ahead: Ahead) {
-    let n_chunks = x.len() / sums.len();
-    let lines_per_tile = ahead.n_lines().div_ceil(sums.len().div_ceil(TILE_TOKENS));
-    let mut tiles = x.chunks_exact(TILE_TOKENS * n_chunks);
-    let mut sums = sums.chunks_exact_mut(TILE_TOKENS);
-    for (x, sums) in tiles.by_ref().zip(sums.by_ref()) {
-        ahead.ask(lines_per_tile);
-        rows_of_block::<TILE_TOKENS>(weights, n_rows, x, sums);
-    }
-    let (x, sums) = (tiles.remainder(), sums.into_remainder());
-    match sums.len() {
-        2 => rows_of_block::<2>(weights, n_rows, x, sums),
-        1 => rows_of_block::<1>(weights, n_rows, x, sums),
-        _ => {}
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn rows_of_block<const T: usize>(weights: &[Lanes], n_rows: usize, x: &[Lanes], sums: &mut [[Lanes; BLOCK_ROWS]]) {
-    let mut r = 0;
-    while r + TILE_ROWS <= n_rows {
-        tile::<TILE_ROWS, T>(weights, r, x, sums);
-        r += TILE_ROWS;
-    }
-    while r < n_rows {
-        tile::<1, T>(weights, r, x, sums);
-        r += 1;
-    }
-}
-
-/// The register tile: rows `first .. first + R` of the block and `T` tokens. It prefetches its share of the next tokens: whole
-/// tiles of rows, two a block, bring a cache line each step.
-#[target_feature(enable = "avx2,fma")]
-fn tile<const R: usize, const T: usize>(
-    weights: &[Lanes],
-    first: usize,
-    x: &[Lanes],
-    sums: &mut [[Lanes; BLOCK_ROWS]],
-) {
-    let n_chunks = x.len() / T;
-    let mut rows: [&[Lanes]; R] = [&[]; R];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = &weights[(first + r) * (BLOCK_K / LANES)..][..n_chunks];
-    }
-    let mut tokens: [&[Lanes]; T] = [&[]; T];
-    for (t, token) in tokens.iter_mut().enumerate() {
-        *token = &x[t * n_chunks..][..n_chunks];
-    }
-    let next = x.as_ptr().wrapping_add(x.len() + first / TILE_ROWS * x.len() * TILE_ROWS / BLOCK_ROWS);
-    let mut lanes = [[_mm256_setzero_ps(); T]; R];
-    for r in 0..R {
-        for t in 0..T {
-            lanes[r][t] = load(&sums[t][first + r].0);
-        }
-    }
-    for i in 0..n_chunks {
-        prefetch::<_MM_HINT_T0>(next.wrapping_add(2 * i).cast());
-        let mut x = [_mm256_setzero_ps(); T];
-        for t in 0..T {
-            x[t] = load(&tokens[t][i].0);
-        }
-        for r in 0..R {
-            let w = load(&rows[r][i].0);
-            for t in 0..T {
-                lanes[r][t] = _mm256_fmadd_ps(w, x[t], lanes[r][t]);
-            }
-        }
-    }
-    for r in 0..R {
-        for t in 0..T {
-            store(&mut sums[t][first + r].0, lanes[r][t]);
-        }
-    }
+    // SAFETY: the array holds the 32 bytes that are read.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
 }
 
 #[target_feature(enable = "avx2")]
 fn reduce(sum: __m256) -> f32 {
     let mut lanes = [0.0; LANES];
-    store(&mut lanes, sum);
+    // SAFETY: the array holds the 32 bytes that are written.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
     sum_lanes(lanes)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(values: &[f32; LANES]) -> __m256 {
-    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
-    unsafe { _mm256_loadu_ps(values.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(values: &mut [f32; LANES], value: __m256) {
-    // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(values.as_mut_ptr(), value) };
 }

@@ -6,79 +6,30 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::avx2::{self, Method};
 use super::int8::{BLOCK, Blocks, INPUT};
-use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType};
-use crate::isa::{Avx2, Token};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType};
 
 /// Rows of a group: the dwords of a vector.
 const ROWS: usize = 8;
 /// Vectors of a block of eight rows: four codes of each row a vector.
 const STEPS: usize = BLOCK / 4;
 
-/// A storage type of blocks of 32.
-pub trait Source: Send + Sync + 'static {
-    const INFO: DenseInfo;
-    /// Bytes of a block: the scale, then the codes.
-    const BLOCK_BYTES: usize;
-    /// Codes are 0..16 and stand for `code - 8`; else they are signed bytes.
-    const FOUR_BITS: bool;
-}
+/// Q8_0, or with `FOUR_BITS` Q4_0: then codes are 0..16, stand for `code - 8`, and byte `j` of a block holds those of columns `j`
+/// (low) and `j + 16` (high). Else they are signed bytes.
+pub struct Int8<const FOUR_BITS: bool>;
 
-/// Blocks of 34 bytes: `d`, then 32 int8.
-pub struct Q8_0;
-
-impl Source for Q8_0 {
-    const INFO: DenseInfo = DenseInfo {
-        name: "avx2-q8_0-int8",
-        features: Avx2::FEATURES,
-        ty: DenseType::Q8_0,
-        activations: Activations::Int8,
+impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
+    const INFO: DenseInfo = match FOUR_BITS {
+        false => avx2::info("avx2-q8_0-int8", DenseType::Q8_0, Activations::Int8),
+        true => avx2::info("avx2-q4_0-int8", DenseType::Q4_0, Activations::Int8),
     };
-    const BLOCK_BYTES: usize = DenseType::Q8_0.block_bytes();
-    const FOUR_BITS: bool = false;
-}
 
-/// Blocks of 18 bytes: `d`, then 16 bytes with codes `j` (low) and `j + 16` (high).
-pub struct Q4_0;
-
-impl Source for Q4_0 {
-    const INFO: DenseInfo = DenseInfo {
-        name: "avx2-q4_0-int8",
-        features: Avx2::FEATURES,
-        ty: DenseType::Q4_0,
-        activations: Activations::Int8,
-    };
-    const BLOCK_BYTES: usize = DenseType::Q4_0.block_bytes();
-    const FOUR_BITS: bool = true;
-}
-
-/// The kernel of one type.
-pub struct Int8<S>(#[allow(dead_code, reason = "the proof of support")] Avx2, PhantomData<S>);
-
-impl<S: Source> Int8<S> {
-    pub const INFO: &'static DenseInfo = &S::INFO;
-
-    pub fn new() -> Option<Self> {
-        Avx2::detect().map(|proof| Self(proof, PhantomData))
-    }
-}
-
-impl<S: Source> DenseKernel for Int8<S> {
-    fn info(&self) -> &'static DenseInfo {
-        Self::INFO
-    }
-
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-        assert!(w.ty() == S::INFO.ty, "{} cannot read {}", S::INFO.name, w.ty().name());
-        assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
-        assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
-        if !rows.is_empty() {
-            // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-            unsafe { all_rows::<S>(w, x, m, rows, y) };
-        }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+        all_rows::<FOUR_BITS>(w, x, m, rows, y);
     }
 }
 
@@ -99,13 +50,14 @@ thread_local! {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn all_rows<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+fn all_rows<const FOUR_BITS: bool>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
     let mut input = INPUT.take();
     let mut groups = GROUPS.take();
     input.fill(x);
     groups.resize(w.k() / BLOCK, EMPTY);
     // The rows of a group lie an eighth of the range apart, so that each is a stream of its own over many groups.
     let spacing = rows.len().div_ceil(ROWS);
+    let block_bytes = w.ty().block_bytes();
     for first in 0..spacing {
         let mut pointers = [w.row(rows.end - 1).as_ptr(); ROWS];
         for (r, pointer) in pointers.iter_mut().enumerate() {
@@ -116,7 +68,7 @@ fn all_rows<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>,
         }
         for (b, group) in groups.iter_mut().enumerate() {
             // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`; AVX2 and F16C are enabled here.
-            unsafe { load_group::<S>(pointers, b * S::BLOCK_BYTES, group) };
+            unsafe { load_group::<FOUR_BITS>(pointers, b * block_bytes, group) };
         }
         let mut token = 0;
         while token < m {
@@ -125,10 +77,10 @@ fn all_rows<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>,
             let y = &mut y[token * rows.len() + first..];
             let place = Place { token, stride: rows.len(), spacing, n_rows };
             match m - token {
-                1 => tile::<S, 1>(&groups, &input, place, y),
-                2 => tile::<S, 2>(&groups, &input, place, y),
-                3 => tile::<S, 3>(&groups, &input, place, y),
-                _ => tile::<S, TOKENS>(&groups, &input, place, y),
+                1 => tile::<FOUR_BITS, 1>(&groups, &input, place, y),
+                2 => tile::<FOUR_BITS, 2>(&groups, &input, place, y),
+                3 => tile::<FOUR_BITS, 3>(&groups, &input, place, y),
+                _ => tile::<FOUR_BITS, TOKENS>(&groups, &input, place, y),
             }
             token += TOKENS;
         }
@@ -155,7 +107,7 @@ struct Place {
 
 /// Eight rows x `T` tokens over all of `k`.
 #[target_feature(enable = "avx2,fma")]
-fn tile<S: Source, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y: &mut [f32]) {
+fn tile<const FOUR_BITS: bool, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y: &mut [f32]) {
     let n_blocks = groups.len();
     let mut values: [&[[i8; BLOCK]]; T] = [&[]; T];
     let (mut scales, mut block_sums): ([&[f32]; T], [&[i32]; T]) = ([&[]; T], [&[]; T]);
@@ -174,7 +126,7 @@ fn tile<S: Source, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y
             let magnitudes = _mm256_abs_epi8(w);
             for t in 0..T {
                 let x = broadcast(&values[t][b], i);
-                totals[t] = if S::FOUR_BITS {
+                totals[t] = if FOUR_BITS {
                     // At most 2·15·127 a lane and step: the eight of a block stay below 2^15.
                     _mm256_add_epi16(totals[t], _mm256_maddubs_epi16(w, x))
                 } else {
@@ -188,7 +140,7 @@ fn tile<S: Source, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y
         let d = unsafe { _mm256_loadu_ps(group.scales.as_ptr()) };
         for t in 0..T {
             let mut total = totals[t];
-            if S::FOUR_BITS {
+            if FOUR_BITS {
                 total = _mm256_sub_epi32(_mm256_madd_epi16(total, ones), _mm256_set1_epi32(8 * block_sums[t][b]));
             }
             let scale = _mm256_mul_ps(d, _mm256_set1_ps(scales[t][b]));
@@ -208,9 +160,9 @@ fn tile<S: Source, const T: usize>(groups: &[Group], x: &Blocks, place: Place, y
 /// Reads the blocks at `offset` of eight rows.
 ///
 /// # Safety
-/// From each pointer, `offset + S::BLOCK_BYTES` bytes can be read.
+/// From each pointer, `offset` and the bytes of a block can be read.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_group<S: Source>(rows: [*const u8; ROWS], offset: usize, group: &mut Group) {
+unsafe fn load_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize, group: &mut Group) {
     // SAFETY: by the contract; a block begins with its scale, 16 or twice 16 bytes of codes follow.
     unsafe {
         let mut scales = [0u16; ROWS];
@@ -220,7 +172,7 @@ unsafe fn load_group<S: Source>(rows: [*const u8; ROWS], offset: usize, group: &
         let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
         _mm256_storeu_ps(group.scales.as_mut_ptr(), scales);
         let low = turn(rows, offset + 2);
-        if S::FOUR_BITS {
+        if FOUR_BITS {
             let mask = _mm256_set1_epi8(15);
             for i in 0..4 {
                 store(&mut group.codes[i], _mm256_and_si256(low[i], mask));

@@ -6,6 +6,10 @@
 //! batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_blocked;
+#[cfg(target_arch = "x86_64")]
 mod avx2_fma;
 #[cfg(target_arch = "x86_64")]
 mod avx2_int8;
@@ -112,21 +116,21 @@ kernels! {
     int8::Portable<false>;
     int8::Portable<true>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::F32>;
+    avx2::Kernel<avx2_fma::F32>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::F16>;
+    avx2::Kernel<avx2_fma::F16>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::BF16>;
+    avx2::Kernel<avx2_fma::BF16>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::Q8_0>;
+    avx2::Kernel<avx2_fma::Q8_0>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::Q4_0>;
+    avx2::Kernel<avx2_fma::Q4_0>;
     #[cfg(target_arch = "x86_64")]
-    avx2_fma::Fma<avx2_fma::Q4_1>;
+    avx2::Kernel<avx2_fma::Q4_1>;
     #[cfg(target_arch = "x86_64")]
-    avx2_int8::Int8<avx2_int8::Q8_0>;
+    avx2::Kernel<avx2_int8::Int8<false>>;
     #[cfg(target_arch = "x86_64")]
-    avx2_int8::Int8<avx2_int8::Q4_0>;
+    avx2::Kernel<avx2_int8::Int8<true>>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.

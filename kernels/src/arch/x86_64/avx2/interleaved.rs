@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
+use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
@@ -169,7 +170,7 @@ fn stream<D: Decode, const S: usize>(tiles: [&[D::Tile]; S], x: &[i8], sum: i32,
             let mut even = [_mm256_setzero_si256(); VECTORS];
             let mut odd = [_mm256_setzero_si256(); VECTORS];
             for (tile, x) in tiles.iter().zip(x.chunks_exact(D::SHAPE.columns)) {
-                prefetch(tile);
+                prefetch_ahead(tile);
                 let x = x.as_chunks::<4>().0;
                 for part in 0..Sizes::<D>::PARTS {
                     let x = &x[part * D::STEPS..][..D::STEPS];
@@ -205,15 +206,9 @@ fn stream<D: Decode, const S: usize>(tiles: [&[D::Tile]; S], x: &[i8], sum: i32,
 
 /// Asks for the cache lines of the tile that comes [`AHEAD`] bytes after this one.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn prefetch<T>(tile: &T) {
+fn prefetch_ahead<T>(tile: &T) {
     for line in 0..size_of::<T>().div_ceil(64) {
-        let ahead = std::ptr::from_ref(tile).cast::<i8>().wrapping_add(AHEAD + 64 * line);
-        #[allow(unused_unsafe, reason = "the intrinsic became safe after Rust 1.89")]
-        // SAFETY: a prefetch of any address, mapped or not, has no effect but on the caches.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead)
-        };
+        prefetch::<_MM_HINT_T0>(std::ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD + 64 * line));
     }
 }
 

@@ -3,5 +3,6 @@
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
 pub mod scalar;
+mod vlut;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -4,20 +4,21 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: scripts/test-arm.sh [--setup | --build] [CARGO TEST ARGUMENTS...]
+usage: scripts/test-arm.sh [--all | --setup | --build] [CARGO TEST ARGUMENTS...]
 
-Builds the tests of ternbench-kernels for aarch64 and runs them under qemu on three CPUs: cortex-a72 (NEON),
-neoverse-n1 (+ dotprod), max (+ i8mm and more). A kernel that the CPU should run and does not is a failure. On an aarch64
-machine it runs them natively.
+Builds tests of ternbench-kernels for aarch64 and runs them under qemu: the conformance tests of the aarch64 kernels, ternary and
+dense, on a CPU that has all they need (max). A kernel that the CPU should run and does not is a failure. On an aarch64 machine it
+runs them natively.
 
+  --all     every test, the portable kernels' too, on three CPUs: cortex-a72 (NEON), neoverse-n1 (+ dotprod), max (+ i8mm)
   --setup   only install the toolchain and print its version
   --build   build the tests, do not run them
 
 environment:
-  ARM_CPUS          the qemu CPUs, default "cortex-a72 neoverse-n1 max"
+  ARM_CPUS          the qemu CPUs, instead of those
   ARM_PACKAGE       the crate, default ternbench-kernels
   XDG_CACHE_HOME    the toolchain goes to $XDG_CACHE_HOME/ternbench-arm (default ~/.cache), about 0.8 GB
-  TERNBENCH_TEST_KERNELS, TERNBENCH_TEST_EVERY   choose kernels and shapes; by default every 31st shape, of all kernels
+  TERNBENCH_TEST_KERNELS, TERNBENCH_TEST_EVERY   choose kernels and shapes; by default every 31st shape
 
 Where rustup has the target (rustup target add aarch64-unknown-linux-gnu) that is used, and only the linker and qemu
 come from Debian. Else a Rust of Debian's own is unpacked into the cache beside yours, never installed; this needs
@@ -25,16 +26,25 @@ Debian 12 or newer. Packages are installed with apt-get, through sudo where you 
 
 examples:
   scripts/test-arm.sh
-  scripts/test-arm.sh neon                        only the tests whose name contains neon
-  ARM_CPUS=max scripts/test-arm.sh -- --nocapture
+  scripts/test-arm.sh edge                        only the tests whose name contains edge
+  ARM_CPUS=neoverse-n1 scripts/test-arm.sh -- --nocapture
 END
 }
 
 die() { echo "test-arm.sh: error: $*" >&2; exit 1; }
 
 mode=run
+which=(--test conformance --test dense)
+cpus=max
+kernels=neon,dotprod,i8mm
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
+  --all)
+    which=(--lib --bins --tests)
+    cpus="cortex-a72 neoverse-n1 max"
+    kernels=
+    shift
+    ;;
   --setup) mode=setup; shift ;;
   --build) mode=build; shift ;;
   --) ;;
@@ -47,7 +57,8 @@ target=aarch64-unknown-linux-gnu
 package=${ARM_PACKAGE:-ternbench-kernels}
 export CARGO_TARGET_DIR=$root/target/arm
 
-tests() { (cd "$root" && cargo test --package "$package" --lib --bins --tests "$@"); }
+# Dependencies are built once and hardly run: without optimisation they cost half the time.
+tests() { (cd "$root" && cargo test --config 'profile.dev.package."*".opt-level=0' --package "$package" "${which[@]}" "$@"); }
 
 if [ "$(uname -m)" = aarch64 ]; then
   case $mode in
@@ -147,8 +158,9 @@ if [ "$mode" = build ]; then
   tests --target "$target" --no-run "$@"
   exit
 fi
+export TERNBENCH_TEST_KERNELS=${TERNBENCH_TEST_KERNELS-$kernels}
 export TERNBENCH_TEST_EVERY=${TERNBENCH_TEST_EVERY-31} PROPTEST_CASES=${PROPTEST_CASES-16}
-for cpu in ${ARM_CPUS:-cortex-a72 neoverse-n1 max}; do
+for cpu in ${ARM_CPUS:-$cpus}; do
   case $cpu in
     cortex-a72) has=neon ;;
     neoverse-n1) has=neon,dotprod ;;

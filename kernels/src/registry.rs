@@ -106,6 +106,8 @@ kernels! {
     #[cfg(target_arch = "aarch64")]
     aarch64::neon::tl2_tbl::Tl2Tbl;
     #[cfg(target_arch = "aarch64")]
+    aarch64::neon::vlut_add::VlutAdd;
+    #[cfg(target_arch = "aarch64")]
     aarch64::neon::smlal::I8Smlal;
     #[cfg(target_arch = "aarch64")]
     aarch64::neon::smlal::Tq1Smlal;

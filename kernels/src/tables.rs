@@ -20,10 +20,10 @@ pub type Table<const H: usize> = [[u8; 16]; H];
 /// What a lossy table stores for 0.
 pub const BIAS: u8 = 128;
 
-/// How exact sums over tables of `H` bytes and groups of `G` columns are. See the module.
-pub const fn exactness<const G: usize, const H: usize>() -> Exactness {
-    match H {
-        1 => Exactness::Bounded { per_group: G as f32 / 2.0, group: G },
+/// How exact sums over tables of `h` bytes an entry and groups of `group` columns are. See the module.
+pub const fn exactness(group: usize, h: usize) -> Exactness {
+    match h {
+        1 => Exactness::Bounded { per_group: group as f32 / 2.0, group },
         _ => Exactness::Exact,
     }
 }

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use rayon::prelude::*;
+
 use crate::activation::QuantizedActivations;
-use crate::kernel::{Prepared, TernaryKernel};
+use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
 use crate::oracle;
 use crate::trit::TernaryMatrix;
 
@@ -87,72 +89,100 @@ pub fn legal(i: usize) -> i8 {
     ((i % 255) as i16 - 127) as i8
 }
 
+/// How many cases there are, see [`cases`].
+pub const N_CASES: usize = 10;
+
 /// The cases of a shape, made one at a time: extremes that overflow narrow sums, lone spikes that expose a wrong place, cycles
 /// whose prime lengths fit no tile, and random ones.
 pub fn cases(n: usize, k: usize, m: usize) -> impl Iterator<Item = Case> {
-    let sign = |i: usize| if i.is_multiple_of(2) { 1 } else { -1 };
-    // One non-zero weight a row, one non-zero activation a token, moved so that all columns meet over the rows.
-    let spikes = move || matrix(n, k, |row, column| i8::from(column == row * 7 % k));
-    let spiked = move || activations(m, k, |token, column| if column == token * 7 % k { -127 } else { 0 });
-    let extreme = move |w: i8, x: i8| (matrix(n, k, |_, _| w), activations(m, k, |_, _| x));
-    let make = move |case| match case {
-        0 => ("all +1 by +127", extreme(1, 127)),
-        1 => ("all +1 by -127", extreme(1, -127)),
-        2 => ("all -1 by +127", extreme(-1, 127)),
-        3 => ("all -1 by -127", extreme(-1, -127)),
-        4 => {
-            let x = activations(m, k, |token, k| 127 * sign(token + k));
-            ("alternating signs", (matrix(n, k, |row, k| sign(row + k)), x))
-        }
-        5 => ("spikes in the weights", (spikes(), activations(m, k, |token, k| legal(token * 31 + k * 17)))),
-        6 => ("spikes in the activations", (matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1), spiked())),
-        7 => ("spikes in both", (spikes(), spiked())),
-        8 => {
-            let x = activations(m, k, |token, k| legal((token * 29 + k) % 251));
-            ("prime cycles", (matrix(n, k, |row, k| ((row * 13 + k) % 11 % 3) as i8 - 1), x))
-        }
-        _ => {
-            let mut weights = Random::new((n * 1_000_003 + k * 1009 + m) as u64);
-            let mut values = Random::new((m * 999_983 + k) as u64);
-            let w = matrix(n, k, |_, _| weights.below(3) as i8 - 1);
-            ("random", (w, activations(m, k, |_, _| legal(values.below(255)))))
-        }
-    };
-    (0..10).map(move |case| {
-        let (name, (w, x)) = make(case);
-        Case { name, w, x }
+    (0..N_CASES).map(move |case| {
+        let (name, w) = weights(case, n, k);
+        Case { name, w, x: input(case, m, k) }
     })
 }
 
-/// Compares every kernel with the oracle on all cases of a shape: per kernel, the number of cases passed or the first wrong sum.
-pub fn verify(kernels: &[&dyn TernaryKernel], n: usize, k: usize, m: usize) -> Vec<Result<u64, Mismatch>> {
-    let mut results = vec![Ok(0); kernels.len()];
-    for case in cases(n, k, m) {
-        let expected = oracle::gemm(&case.w, &case.x);
-        for (kernel, result) in kernels.iter().zip(&mut results) {
-            if let Ok(passed) = result {
-                *result = check(*kernel, &case, &expected).map(|()| *passed + 1);
-            }
+fn sign(i: usize) -> i8 {
+    if i.is_multiple_of(2) { 1 } else { -1 }
+}
+
+/// The name and the weights of a case.
+fn weights(case: usize, n: usize, k: usize) -> (&'static str, TernaryMatrix) {
+    let all = |trit| matrix(n, k, |_, _| trit);
+    // One non-zero weight a row, moved so that all columns are met over the rows.
+    let spikes = || matrix(n, k, |row, column| i8::from(column == row * 7 % k));
+    match case {
+        0 => ("all +1 by +127", all(1)),
+        1 => ("all +1 by -127", all(1)),
+        2 => ("all -1 by +127", all(-1)),
+        3 => ("all -1 by -127", all(-1)),
+        4 => ("alternating signs", matrix(n, k, |row, k| sign(row + k))),
+        5 => ("spikes in the weights", spikes()),
+        6 => ("spikes in the activations", matrix(n, k, |row, k| ((row * 5 + k * 3) % 7 % 3) as i8 - 1)),
+        7 => ("spikes in both", spikes()),
+        8 => ("prime cycles", matrix(n, k, |row, k| ((row * 13 + k) % 11 % 3) as i8 - 1)),
+        _ => {
+            let mut random = Random::new((n * 1_000_003 + k * 1009) as u64);
+            ("random", matrix(n, k, |_, _| random.below(3) as i8 - 1))
         }
+    }
+}
+
+/// The activations of a case.
+fn input(case: usize, m: usize, k: usize) -> QuantizedActivations {
+    match case {
+        0 | 2 => activations(m, k, |_, _| 127),
+        1 | 3 => activations(m, k, |_, _| -127),
+        4 => activations(m, k, |token, k| 127 * sign(token + k)),
+        5 => activations(m, k, |token, k| legal(token * 31 + k * 17)),
+        // One non-zero activation a token, moved as the weights are.
+        6 | 7 => activations(m, k, |token, column| if column == token * 7 % k { -127 } else { 0 }),
+        8 => activations(m, k, |token, k| legal((token * 29 + k) % 251)),
+        _ => {
+            let mut random = Random::new((m * 999_983 + k) as u64);
+            activations(m, k, |_, _| legal(random.below(255)))
+        }
+    }
+}
+
+/// Compares every kernel with the oracle on all cases of a matrix's shape, with `batches` tokens each: per kernel, the number of
+/// cases passed or the first wrong sum. Kernels take turns on all of rayon's threads: packing is most of the work.
+pub fn verify(kernels: &[&dyn TernaryKernel], n: usize, k: usize, batches: &[usize]) -> Vec<Result<u64, Mismatch>> {
+    let mut results = vec![Ok(0); kernels.len()];
+    for case in 0..N_CASES {
+        let (name, w) = weights(case, n, k);
+        let inputs = batches.iter().map(|&m| input(case, m, k));
+        let inputs: Vec<_> = inputs.map(|x| (oracle::gemm(&w, &x), x)).collect();
+        kernels.par_iter().zip(&mut results).for_each(|(kernel, result)| {
+            if let Ok(passed) = result {
+                let packed = kernel.pack(&w);
+                let checked = inputs.iter().try_for_each(|(expected, x)| check(*kernel, name, &packed, x, expected));
+                *result = checked.map(|()| *passed + batches.len() as u64);
+            }
+        });
     }
     results
 }
 
-fn check(kernel: &dyn TernaryKernel, case: &Case, expected: &[i32]) -> Result<(), Mismatch> {
-    let (n, k, m) = (case.w.n(), case.w.k(), case.x.m);
-    let packed = kernel.pack(&case.w);
+fn check(
+    kernel: &dyn TernaryKernel,
+    case: &'static str,
+    packed: &PackedMatrix,
+    x: &QuantizedActivations,
+    expected: &[i32],
+) -> Result<(), Mismatch> {
+    let (n, k, m) = (packed.n, packed.k, x.m);
     let mut prepared = Prepared::default();
-    kernel.prepare(&case.x, &mut prepared);
+    kernel.prepare(x, &mut prepared);
     let n_rows = n.next_multiple_of(kernel.info().row_tile);
     // What no kernel writes by chance.
     let mut acc = vec![0x5EED_5EED; m * n_rows];
-    kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
+    kernel.compute(packed, &prepared, 0..n_rows, &mut acc);
     let allowed = kernel.info().exactness.allowed(k);
     for (at, &got) in acc.iter().enumerate() {
         let (token, row) = (at / n_rows, at % n_rows);
         let expected = if row < n { expected[token * n + row] } else { 0 };
         if got.wrapping_sub(expected).unsigned_abs() > allowed {
-            return Err(Mismatch { shape: [n, k, m], case: case.name, token, row, expected, got });
+            return Err(Mismatch { shape: [n, k, m], case, token, row, expected, got });
         }
     }
     Ok(())

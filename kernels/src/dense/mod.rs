@@ -15,6 +15,8 @@ mod avx2_fma;
 mod avx2_int8;
 mod blocks;
 mod int8;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use std::ops::Range;
@@ -115,6 +117,12 @@ kernels! {
     portable::Portable<{ portable::Q4_1 }>;
     int8::Portable<false>;
     int8::Portable<true>;
+    #[cfg(target_arch = "aarch64")]
+    neon::Fmla<neon::F32>;
+    #[cfg(target_arch = "aarch64")]
+    neon::Fmla<neon::F16>;
+    #[cfg(target_arch = "aarch64")]
+    neon::Fmla<neon::BF16>;
     #[cfg(target_arch = "x86_64")]
     avx2::Kernel<avx2_fma::F32>;
     #[cfg(target_arch = "x86_64")]

@@ -12,8 +12,10 @@ use crate::trit::TernaryMatrix;
 
 /// Rows of a step. `n` is padded to a multiple of it.
 pub const TILE_ROWS: usize = 64;
+/// Weights that share a table.
+pub const GROUP: usize = 4;
 /// Columns of a step. `k` is padded to a multiple of it.
-pub const TILE_K: usize = 4;
+pub const TILE_K: usize = GROUP;
 
 /// The bits of every nibble.
 pub const CODES: [[i8; TILE_K]; 16] = {

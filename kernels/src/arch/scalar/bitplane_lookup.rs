@@ -2,49 +2,26 @@
 
 use std::ops::Range;
 
-use crate::activation::QuantizedActivations;
-use crate::isa::{Scalar, Token};
-use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::layout::bitplane::{self, CODES, TILE_K, TILE_ROWS};
+use crate::arch::lookup::{Bitplane, Lookup, Method};
+use crate::isa::Scalar;
+use crate::kernel::{PackedMatrix, Prepared};
+use crate::layout::bitplane::{self, TILE_ROWS};
 use crate::tables;
-use crate::trit::TernaryMatrix;
 
-/// See the module.
-pub struct BitplaneLookup(#[allow(dead_code, reason = "the proof of support")] Scalar);
+/// The kernel.
+pub type BitplaneLookup = Lookup<Loops, 2>;
 
-impl BitplaneLookup {
-    /// What it is.
-    pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "scalar-bitplane-lookup",
-        summary: "a lookup per 4 weights of a bit plane, plain loops",
-        features: Scalar::FEATURES,
-        layout: "bitplane",
-        bits_per_weight: 2.0,
-        row_tile: TILE_ROWS,
-        exactness: Exactness::Exact,
-        source: "T-MAC (arXiv 2407.00088), planes of +1 and -1",
-    };
+/// The loops.
+pub struct Loops;
 
-    /// The kernel.
-    pub fn new() -> Option<Self> {
-        Scalar::detect().map(Self)
-    }
-}
+impl Method for Loops {
+    type Proof = Scalar;
+    type Layout = Bitplane;
+    const NAMES: [&'static str; 2] = ["scalar-bitplane-lookup", ""];
+    const SUMMARY: &'static str = "a lookup per 4 weights of a bit plane, plain loops";
 
-impl TernaryKernel for BitplaneLookup {
-    fn info(&self) -> &'static KernelInfo {
-        Self::INFO
-    }
-
-    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        bitplane::pack(w)
-    }
-
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        tables::fill::<TILE_K, 2>(&CODES, x, TILE_K, out);
-    }
-
-    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+    unsafe fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+        const { assert!(H == 2, "the bias of lossy tables is not that of a difference") };
         let n_rows = rows.len();
         for tile in 0..n_rows / TILE_ROWS {
             let steps = bitplane::tile(w, rows.start / TILE_ROWS + tile);

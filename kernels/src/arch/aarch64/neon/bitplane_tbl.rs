@@ -6,71 +6,41 @@
 
 use std::ops::Range;
 
-use crate::activation::QuantizedActivations;
-use crate::isa::{Neon, Token};
-use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::layout::bitplane::{self, CODES, Step, TILE_K, TILE_ROWS};
+use crate::arch::lookup::{Bitplane, Lookup, Method};
+use crate::isa::Neon;
+use crate::kernel::{PackedMatrix, Prepared};
+use crate::layout::bitplane::{self, Step, TILE_ROWS};
 use crate::tables::{self, Table};
-use crate::trit::TernaryMatrix;
 
 use super::lookup::{ROWS, Sums, load_quarter, look, nibbles};
 
-/// See the module.
-pub struct BitplaneTbl(#[allow(dead_code, reason = "the proof of support")] Neon);
+/// The kernel.
+pub type BitplaneTbl = Lookup<Tbl, 2>;
 
-impl BitplaneTbl {
-    /// What it is.
-    pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "neon-bitplane-tbl",
-        summary: "tbl, a lookup per 4 weights of a bit plane",
-        features: Neon::FEATURES,
-        layout: "bitplane",
-        bits_per_weight: 2.0,
-        row_tile: TILE_ROWS,
-        exactness: Exactness::Exact,
-        source: "T-MAC (arXiv 2407.00088), planes of +1 and -1",
-    };
-
-    /// The kernel, where the CPU has NEON.
-    pub fn new() -> Option<Self> {
-        Neon::detect().map(Self)
-    }
-}
-
-impl TernaryKernel for BitplaneTbl {
-    fn info(&self) -> &'static KernelInfo {
-        Self::INFO
-    }
-
-    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        bitplane::pack(w)
-    }
-
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        tables::fill::<TILE_K, 2>(&CODES, x, TILE_K, out);
-    }
-
-    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        assert_eq!(x.stride, w.k.div_ceil(TILE_K) * size_of::<Table<2>>(), "the input was prepared for another k");
-        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
-        // SAFETY: `self` holds a `Neon`, which only run-time detection hands out.
-        unsafe { compute(w, x, rows, acc) };
-    }
-}
+/// The loops.
+pub struct Tbl;
 
 /// Steps between two widenings.
 const BLOCK: usize = 64;
 
-#[target_feature(enable = "neon")]
-fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let n_rows = rows.len();
-    acc.fill(0);
-    for row in rows.clone().step_by(TILE_ROWS) {
-        for (block, steps) in bitplane::tile(w, row / TILE_ROWS).chunks(BLOCK).enumerate() {
-            for token in 0..x.m {
-                let tables = &tables::of::<2>(x, token)[block * BLOCK..][..steps.len()];
-                if let Some(acc) = acc[token * n_rows + row - rows.start..].first_chunk_mut() {
-                    add_block(steps, tables, acc);
+impl Method for Tbl {
+    type Proof = Neon;
+    type Layout = Bitplane;
+    const NAMES: [&'static str; 2] = ["neon-bitplane-tbl", ""];
+    const SUMMARY: &'static str = "tbl, a lookup per 4 weights of a bit plane";
+
+    #[target_feature(enable = "neon")]
+    unsafe fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+        const { assert!(H == 2, "the bias of lossy tables is not that of a difference") };
+        let n_rows = rows.len();
+        acc.fill(0);
+        for row in rows.clone().step_by(TILE_ROWS) {
+            for (block, steps) in bitplane::tile(w, row / TILE_ROWS).chunks(BLOCK).enumerate() {
+                for token in 0..x.m {
+                    let tables = &tables::of::<2>(x, token)[block * BLOCK..][..steps.len()];
+                    if let Some(acc) = acc[token * n_rows + row - rows.start..].first_chunk_mut() {
+                        add_block(steps, tables, acc);
+                    }
                 }
             }
         }

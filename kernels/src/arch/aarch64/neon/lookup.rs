@@ -87,16 +87,22 @@ impl Sums {
     #[target_feature(enable = "neon")]
     pub(crate) fn widen<const H: usize>(self, n_groups: usize, acc: &mut [i32; ROWS]) {
         let bias = vdupq_n_s16(if H == 1 { (n_groups * usize::from(BIAS)) as i16 } else { 0 });
-        for (sums, acc) in self.0.into_iter().zip(acc.as_chunks_mut::<8>().0) {
+        for (sums, acc) in self.0.into_iter().zip(acc.as_chunks_mut().0) {
             // A lossy sum with its bias may pass int16; modulo 2^16 the difference is right.
-            let sums = vsubq_s16(sums, bias);
-            // SAFETY: the array holds the 32 bytes that are read and written.
-            unsafe {
-                let (low, high) = (vld1q_s32(acc.as_ptr()), vld1q_s32(acc.as_ptr().add(4)));
-                vst1q_s32(acc.as_mut_ptr(), vaddw_s16(low, vget_low_s16(sums)));
-                vst1q_s32(acc.as_mut_ptr().add(4), vaddw_high_s16(high, sums));
-            }
+            add_to(acc, vsubq_s16(sums, bias));
         }
+    }
+}
+
+/// Adds 8 int16 to 8 int32.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(crate) fn add_to(acc: &mut [i32; 8], values: int16x8_t) {
+    // SAFETY: the array holds the 32 bytes that are read and written.
+    unsafe {
+        let (low, high) = (vld1q_s32(acc.as_ptr()), vld1q_s32(acc.as_ptr().add(4)));
+        vst1q_s32(acc.as_mut_ptr(), vaddw_s16(low, vget_low_s16(values)));
+        vst1q_s32(acc.as_mut_ptr().add(4), vaddw_high_s16(high, values));
     }
 }
 

@@ -34,6 +34,7 @@ impl Decode for B3 {
     type Tile = [Plane; b3::SHAPE.planes];
     const LIFT: i32 = 0;
     type Codes = [__m256i; DIGITS];
+    // Unpacked, 2 tokens take 0.64 to 0.78 of the time.
     const UNPACK_FROM: usize = 2;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {

@@ -7,75 +7,45 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::activation::QuantizedActivations;
-use crate::isa::{Avx2, Token};
-use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::layout::bitplane::{self, CODES, Step, TILE_K, TILE_ROWS};
+use crate::arch::lookup::{Bitplane, Lookup, Method};
+use crate::isa::Avx2;
+use crate::kernel::{PackedMatrix, Prepared};
+use crate::layout::bitplane::{self, Step, TILE_K, TILE_ROWS};
 use crate::tables::{self, Table};
-use crate::trit::TernaryMatrix;
 
 use super::lookup::{self, Sums, load_half, look};
 
-/// See the module.
-pub struct BitplanePshufb(#[allow(dead_code, reason = "the proof of support")] Avx2);
+/// The kernel.
+pub type BitplanePshufb = Lookup<Pshufb, 2>;
 
-impl BitplanePshufb {
-    /// What it is.
-    pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "avx2-bitplane-pshufb",
-        summary: "vpshufb, a lookup per 4 weights of a bit plane",
-        features: Avx2::FEATURES,
-        layout: "bitplane",
-        bits_per_weight: 2.0,
-        row_tile: TILE_ROWS,
-        exactness: Exactness::Exact,
-        source: "T-MAC (arXiv 2407.00088), planes of +1 and -1",
-    };
-
-    /// The kernel, where the CPU has AVX2.
-    pub fn new() -> Option<Self> {
-        Avx2::detect().map(Self)
-    }
-}
-
-impl TernaryKernel for BitplanePshufb {
-    fn info(&self) -> &'static KernelInfo {
-        Self::INFO
-    }
-
-    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        bitplane::pack(w)
-    }
-
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        tables::fill::<TILE_K, 2>(&CODES, x, TILE_K, out);
-    }
-
-    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        assert_eq!(x.stride, w.k.div_ceil(TILE_K) * size_of::<Table<2>>(), "the input was prepared for another k");
-        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
-        // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-        unsafe { compute(w, x, rows, acc) };
-    }
-}
+/// The loops.
+pub struct Pshufb;
 
 /// Steps between two widenings.
 const BLOCK: usize = 64;
 /// Tokens that share the unpacking of nibbles.
 const TOKENS: usize = 4;
 
-#[target_feature(enable = "avx2")]
-fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let (first, n_rows) = (rows.start / TILE_ROWS, rows.len());
-    acc.fill(0);
-    for job in lookup::jobs(n_rows / TILE_ROWS, w.k.div_ceil(TILE_K), BLOCK, x.m, TOKENS) {
-        let steps = &bitplane::tile(w, first + job.tile)[job.steps.clone()];
-        let tables = |token: usize| &tables::of::<2>(x, token)[job.steps.clone()];
-        let acc = &mut acc[job.token * n_rows + job.tile * TILE_ROWS..];
-        if job.n_tokens == TOKENS {
-            block::<TOKENS>(steps, std::array::from_fn(|t| tables(job.token + t)), acc, n_rows);
-        } else {
-            block::<1>(steps, [tables(job.token)], acc, n_rows);
+impl Method for Pshufb {
+    type Proof = Avx2;
+    type Layout = Bitplane;
+    const NAMES: [&'static str; 2] = ["avx2-bitplane-pshufb", ""];
+    const SUMMARY: &'static str = "vpshufb, a lookup per 4 weights of a bit plane";
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+        const { assert!(H == 2, "the bias of lossy tables is not that of a difference") };
+        let (first, n_rows) = (rows.start / TILE_ROWS, rows.len());
+        acc.fill(0);
+        for job in lookup::jobs(n_rows / TILE_ROWS, w.k.div_ceil(TILE_K), BLOCK, x.m, TOKENS) {
+            let steps = &bitplane::tile(w, first + job.tile)[job.steps.clone()];
+            let tables = |token: usize| &tables::of::<2>(x, token)[job.steps.clone()];
+            let acc = &mut acc[job.token * n_rows + job.tile * TILE_ROWS..];
+            if job.n_tokens == TOKENS {
+                block::<TOKENS>(steps, std::array::from_fn(|t| tables(job.token + t)), acc, n_rows);
+            } else {
+                block::<1>(steps, [tables(job.token)], acc, n_rows);
+            }
         }
     }
 }

@@ -25,7 +25,8 @@ pub trait Decode: Send + Sync + 'static {
     /// A block as stored.
     type Block: 'static;
 
-    /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Measured on Zen 3.
+    /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Measured on Zen 3 as in
+    /// [`super::interleaved`].
     const UNPACK_FROM: usize;
 
     /// Lays out `w`.

@@ -31,7 +31,8 @@ impl Decode for I2s {
     // Bit pairs 1 and 3 stay where they are: an AND gives four times the code.
     const LIFT: i32 = 2;
     type Codes = [__m256i; 4];
-    const UNPACK_FROM: usize = 4;
+    // Unpacked, 4 tokens take 0.95 to 1.14 of the time, from one run to the next, and 8 take 0.92 to 1.03; larger batches gain.
+    const UNPACK_FROM: usize = 8;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {
         i2s::pack(w)

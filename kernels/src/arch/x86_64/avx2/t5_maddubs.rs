@@ -34,6 +34,7 @@ impl Decode for T5 {
     const LIFT: i32 = 2;
     // Two codes of three steps: a plane of low bits.
     type Codes = [__m256i; 6];
+    // Unpacked, 2 tokens take 0.81 to 0.86 of the time.
     const UNPACK_FROM: usize = 2;
 
     fn pack(w: &TernaryMatrix) -> PackedMatrix {

@@ -1,145 +1,69 @@
-//! `avx2-vlut-add`: tokens as lanes. A table holds, for every code of four weights, a vector over 16 or 32 tokens; a
-//! row adds one such vector per code. No multiplication, no shuffle: one `vpaddw` from memory is 64 multiply-adds.
+//! `avx2-vlut-add`: tokens as lanes, see [`crate::arch::vlut`]. One `vpaddw` from memory is 64 multiply-adds.
 //!
 //! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds, where `vpmaddubsw` and `vpaddw` do
-//! 64 at best. The four tables of a slice (21 KB for 32 tokens) stay in the L1 cache while all rows stream by; so a row
-//! adds 4 entries between loading and storing its sums, and 10 vector loads, 4 of indices and 2 stores do the work of 8
-//! additions. Building the tables is one store per entry, 4·81 entries of 2 vectors: about as much as 100 rows cost. So
-//! it pays to call with many rows.
-//!
-//! Sums are int16, and widened to int32 before they could overflow; [`crate::lanes`] says when.
+//! 64 at best. For 32 tokens, a row's 10 vector loads, 4 of indices and 2 stores do the work of 8 additions.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use crate::activation::QuantizedActivations;
-use crate::isa::{Avx2, Token};
-use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::lanes::{self, Column, LANES};
-use crate::layout::vlut::{self, GROUP, GROUPS, N_CODES, Quad, TILE_K, TILE_ROWS};
-use crate::trit::TernaryMatrix;
+use crate::arch::vlut::{ENTRIES, GROUP, GROUPS, Vectors, entry_index, kernel};
+use crate::isa::Avx2;
+use crate::lanes::Column;
+use crate::layout::vlut::{N_CODES, Quad, TILE_K, TILE_ROWS};
 
 use super::lookup::add_to;
 
-/// See the module.
-pub struct VlutAdd(#[allow(dead_code, reason = "the proof of support")] Avx2);
+kernel!(Lanes<1>, Lanes<2>, "avx2-vlut-add", "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens");
 
-impl VlutAdd {
-    /// What it is.
-    pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "avx2-vlut-add",
-        summary: "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens",
-        features: Avx2::FEATURES,
-        layout: "vlut",
-        bits_per_weight: 2.0,
-        row_tile: TILE_ROWS,
-        exactness: Exactness::Exact,
-        source: "Vec-LUT (arXiv 2512.06443)",
-    };
-
-    /// The kernel, where the CPU has AVX2.
-    pub fn new() -> Option<Self> {
-        Avx2::detect().map(Self)
-    }
-}
-
-impl TernaryKernel for VlutAdd {
-    fn info(&self) -> &'static KernelInfo {
-        Self::INFO
-    }
-
-    fn rows_per_call(&self) -> usize {
-        ROWS
-    }
-
-    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        vlut::pack(w)
-    }
-
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        lanes::fill(x, out);
-    }
-
-    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        assert_eq!(x.stride, w.k.next_multiple_of(TILE_K) * LANES, "the input was prepared for another k");
-        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
-        // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-        unsafe { compute(w, x, rows, acc) };
-    }
-}
-
-/// Rows whose int16 sums are kept in the L2 cache while the tables change: at most 160 KB.
-pub const ROWS: usize = 2560;
-/// Entries of the four tables, and as many more as a byte that is no code could reach.
-pub const ENTRIES: usize = (GROUPS - 1) * N_CODES + 256;
+/// `V` vectors of 16 tokens.
+pub struct Lanes<const V: usize>;
 
 /// A value for each of 16 tokens, int16.
 pub type Vector = [u8; 32];
 
-/// The tables of a slice and the sums of the rows, for `V` vectors of tokens. An entry lies in one cache line.
-#[repr(C, align(64))]
-pub struct Scratch<const V: usize> {
-    /// The tables of the four groups, one after the other.
-    pub tables: [[Vector; V]; ENTRIES],
-    /// Sums of a block of columns.
-    pub sums: [[Vector; V]; ROWS],
-}
+impl<const V: usize> Vectors for Lanes<V> {
+    type Proof = Avx2;
+    type Entry = [Vector; V];
+    const ZERO: Self::Entry = [[0; 32]; V];
 
-impl<const V: usize> Scratch<V> {
-    /// Zeros.
-    pub fn zeroed() -> Self {
-        Self { tables: [[[0; 32]; V]; ENTRIES], sums: [[[0; 32]; V]; ROWS] }
-    }
-}
-
-#[target_feature(enable = "avx2")]
-fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    acc.fill(0);
-    for (chunk, acc) in acc.chunks_mut((LANES * rows.len()).max(1)).enumerate() {
-        if acc.len() <= LANES / 2 * rows.len() {
-            tokens::<1>(w, x, chunk, rows.clone(), acc);
-        } else {
-            tokens::<2>(w, x, chunk, rows.clone(), acc);
-        }
-    }
-}
-
-/// All rows for the tokens of a chunk, at most `16 V`.
-#[target_feature(enable = "avx2")]
-fn tokens<const V: usize>(w: &PackedMatrix, x: &Prepared, chunk: usize, rows: Range<usize>, acc: &mut [i32]) {
-    let columns = lanes::of(x, chunk).as_chunks().0;
-    let mut scratch = Scratch::<V>::zeroed();
-    for first in rows.clone().step_by(ROWS) {
-        let rows_here = first..rows.end.min(first + ROWS);
-        let sums = &mut scratch.sums[..rows_here.len()];
-        for block in lanes::blocks(x, chunk) {
-            for slice in block.clone() {
-                build(&columns[slice], &mut scratch.tables);
-                let quads = vlut::slice(w, slice, rows_here.clone());
-                if slice == block.start {
-                    add_slice::<V, true>(quads, &scratch.tables, sums);
-                } else {
-                    add_slice::<V, false>(quads, &scratch.tables, sums);
-                }
-            }
-            widen(sums, &mut acc[first - rows.start..], rows.len());
-        }
-    }
-}
-
-/// The tables of a slice's groups: `Σ trit · x` for every code.
-#[target_feature(enable = "avx2")]
-fn build<const V: usize>(columns: &[Column; TILE_K], tables: &mut [[Vector; V]; ENTRIES]) {
-    for (columns, table) in columns.as_chunks::<GROUP>().0.iter().zip(tables.chunks_exact_mut(N_CODES)) {
-        for v in 0..V {
-            let low = pair(&columns[0], &columns[1], v);
-            let high = pair(&columns[2], &columns[3], v);
-            for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {
-                for i in 0..9 {
-                    store(&mut entries[i][v], _mm256_add_epi16(low[i], high));
+    #[target_feature(enable = "avx2")]
+    unsafe fn build(columns: &[Column; TILE_K], tables: &mut [Self::Entry; ENTRIES]) {
+        for (columns, table) in columns.as_chunks::<GROUP>().0.iter().zip(tables.chunks_exact_mut(N_CODES)) {
+            for v in 0..V {
+                let low = pair(&columns[0], &columns[1], v);
+                let high = pair(&columns[2], &columns[3], v);
+                for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {
+                    for i in 0..9 {
+                        store(&mut entries[i][v], _mm256_add_epi16(low[i], high));
+                    }
                 }
             }
         }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn add<const FIRST: bool>(quads: &[Quad], tables: &[Self::Entry; ENTRIES], sums: &mut [Self::Entry]) {
+        for (quad, sums) in quads.iter().zip(sums) {
+            let mut sum = [_mm256_setzero_si256(); V];
+            if !FIRST {
+                for v in 0..V {
+                    sum[v] = load(&sums[v]);
+                }
+            }
+            for g in 0..GROUPS {
+                let entry = &tables[entry_index(g, quad[g])];
+                for v in 0..V {
+                    sum[v] = _mm256_add_epi16(sum[v], load(&entry[v]));
+                }
+            }
+            for v in 0..V {
+                store(&mut sums[v], sum[v]);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn widen(sums: &[Self::Entry], acc: &mut [i32], stride: usize) {
+        widen(sums, acc, stride);
     }
 }
 
@@ -155,34 +79,7 @@ fn pair(first: &Column, second: &Column, v: usize) -> [__m256i; 9] {
     [minus_sum, minus_b, difference, minus_a, zero, a, minus_difference, b, sum]
 }
 
-/// Adds every row's four entries to its sums, which are 0 in the first slice.
-#[target_feature(enable = "avx2")]
-fn add_slice<const V: usize, const FIRST: bool>(
-    quads: &[Quad],
-    tables: &[[Vector; V]; ENTRIES],
-    sums: &mut [[Vector; V]],
-) {
-    for (quad, sums) in quads.iter().zip(sums) {
-        let mut sum = [_mm256_setzero_si256(); V];
-        if !FIRST {
-            for v in 0..V {
-                sum[v] = load(&sums[v]);
-            }
-        }
-        for g in 0..GROUPS {
-            // Never out of bounds, whatever the byte, and so not checked.
-            let entry = &tables[g * N_CODES + usize::from(quad[g])];
-            for v in 0..V {
-                sum[v] = _mm256_add_epi16(sum[v], load(&entry[v]));
-            }
-        }
-        for v in 0..V {
-            store(&mut sums[v], sum[v]);
-        }
-    }
-}
-
-/// Adds the sums to `acc`, transposed: 8 rows of a token lie together there. Tokens beyond the end of `acc` are padding.
+/// As [`Vectors::widen`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn widen<const V: usize>(sums: &[[Vector; V]], acc: &mut [i32], stride: usize) {
     for (tile, rows) in sums.as_chunks::<TILE_ROWS>().0.iter().enumerate() {

@@ -1,92 +1,52 @@
 //! `avx512bw-tl2-pshufb`, and `-lossy`: a nibble and a sign bit per three weights, looked up for 64 rows at once by
 //! `vpshufb`.
 //!
-//! As `avx512bw-tl2-pshufb`, whose module derives the sums; here one vector holds a whole row tile, and the sign bits
+//! As `avx2-tl2-pshufb`, whose module derives the sums; here one vector holds a whole row tile, and the sign bits
 //! become bytes through a mask register.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::activation::QuantizedActivations;
-use crate::isa::{Avx512Bw, Token};
-use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
-use crate::layout::tl2::{self, CODES, Chunk, GROUP, GROUPS, INDEX_VECTORS, TILE_K, TILE_ROWS};
+use crate::arch::lookup::{Lookup, Method, Tl2};
+use crate::isa::Avx512Bw;
+use crate::kernel::{PackedMatrix, Prepared};
+use crate::layout::tl2::{self, Chunk, GROUPS, INDEX_VECTORS, TILE_K, TILE_ROWS};
 use crate::tables::{self, Table};
-use crate::trit::TernaryMatrix;
 
 use crate::arch::x86_64::avx2::lookup::{self, Sums};
 
-/// With tables of `H` bytes per entry.
-pub struct Tl2<const H: usize>(#[allow(dead_code, reason = "the proof of support")] Avx512Bw);
-
 /// Exact.
-pub type Tl2Pshufb = Tl2<2>;
+pub type Tl2Pshufb = Lookup<Pshufb, 2>;
 /// With tables requantised to int8.
-pub type Tl2PshufbLossy = Tl2<1>;
+pub type Tl2PshufbLossy = Lookup<Pshufb, 1>;
 
-impl<const H: usize> Tl2<H> {
-    /// What it is.
-    pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: if H == 2 { "avx512bw-tl2-pshufb" } else { "avx512bw-tl2-pshufb-lossy" },
-        summary: if H == 2 {
-            "vpshufb, a lookup and a sign per 3 weights"
-        } else {
-            "the same, tables requantised to int8"
-        },
-        features: Avx512Bw::FEATURES,
-        layout: "tl2",
-        bits_per_weight: 5.0 / 3.0,
-        row_tile: TILE_ROWS,
-        exactness: tables::exactness::<GROUP, H>(),
-        source: "bitnet.cpp TL2 (arXiv 2502.11880), rows interleaved",
-    };
-
-    /// The kernel, where the CPU has AVX-512 BW.
-    pub fn new() -> Option<Self> {
-        Avx512Bw::detect().map(Self)
-    }
-}
-
-impl<const H: usize> TernaryKernel for Tl2<H> {
-    fn info(&self) -> &'static KernelInfo {
-        Self::INFO
-    }
-
-    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        tl2::pack(w)
-    }
-
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        tables::fill::<GROUP, H>(&CODES, x, TILE_K, out);
-    }
-
-    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        let groups = w.k.next_multiple_of(TILE_K) / GROUP;
-        assert_eq!(x.stride, groups * size_of::<Table<H>>(), "the input was prepared for another k");
-        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
-        // SAFETY: `self` holds an `Avx512Bw`, which only run-time detection hands out.
-        unsafe { compute::<H>(w, x, rows, acc) };
-        tables::rescale::<H>(x, acc);
-    }
-}
+/// The loops.
+pub struct Pshufb;
 
 /// Chunks between two widenings: 80 groups.
 const BLOCK: usize = 10;
 /// Tokens that share the unpacking of nibbles and signs.
 const TOKENS: usize = 4;
 
-#[target_feature(enable = "avx2,avx512f,avx512bw")]
-fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let (first, n_rows) = (rows.start / TILE_ROWS, rows.len());
-    acc.fill(0);
-    for job in lookup::jobs(n_rows / TILE_ROWS, w.k.div_ceil(TILE_K), BLOCK, x.m, TOKENS) {
-        let chunks = &tl2::tile(w, first + job.tile)[job.steps.clone()];
-        let tables = |token: usize| &tables::of::<H>(x, token).as_chunks().0[job.steps.clone()];
-        let acc = &mut acc[job.token * n_rows + job.tile * TILE_ROWS..];
-        if job.n_tokens == TOKENS {
-            block::<H, TOKENS>(chunks, std::array::from_fn(|t| tables(job.token + t)), acc, n_rows);
-        } else {
-            block::<H, 1>(chunks, [tables(job.token)], acc, n_rows);
+impl Method for Pshufb {
+    type Proof = Avx512Bw;
+    type Layout = Tl2;
+    const NAMES: [&'static str; 2] = ["avx512bw-tl2-pshufb", "avx512bw-tl2-pshufb-lossy"];
+    const SUMMARY: &'static str = "vpshufb, a lookup and a sign per 3 weights";
+
+    #[target_feature(enable = "avx2,avx512f,avx512bw")]
+    unsafe fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+        let (first, n_rows) = (rows.start / TILE_ROWS, rows.len());
+        acc.fill(0);
+        for job in lookup::jobs(n_rows / TILE_ROWS, w.k.div_ceil(TILE_K), BLOCK, x.m, TOKENS) {
+            let chunks = &tl2::tile(w, first + job.tile)[job.steps.clone()];
+            let tables = |token: usize| &tables::of::<H>(x, token).as_chunks().0[job.steps.clone()];
+            let acc = &mut acc[job.token * n_rows + job.tile * TILE_ROWS..];
+            if job.n_tokens == TOKENS {
+                block::<H, TOKENS>(chunks, std::array::from_fn(|t| tables(job.token + t)), acc, n_rows);
+            } else {
+                block::<H, 1>(chunks, [tables(job.token)], acc, n_rows);
+            }
         }
     }
 }

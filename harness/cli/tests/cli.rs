@@ -203,3 +203,36 @@ fn models_are_converted_verified_and_synthesised() {
     assert_eq!(layouts.as_array().unwrap().len(), 3);
     assert!(layouts.as_array().unwrap().iter().all(|layout| layout["noise"] == true), "{layouts}");
 }
+
+/// A start from kept weights says the same as one without; damage costs a warning and nothing else.
+#[test]
+fn packed_weights_are_kept_beside_the_model_when_asked_for() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let twin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/twins/twin-ternary.gguf");
+    let model = folder.path().join("twin.gguf").display().to_string();
+    // Not I2_S: there the twin, which knows no English, would be taken for a layout read wrongly, and not be kept.
+    stdout(&["model", "convert", &twin.display().to_string(), &model, "--type", "tq2_0"]);
+    let kept = folder.path().join("twin.gguf.i2s.packed");
+    let run = |more: &[&str]| {
+        let args = ["generate", "-m", &model, "-p", "Question: Ann has 3 eggs", "-n", "16", "-k", "scalar-i2s-unpack"];
+        let output = ternbench(&[&args, more].concat());
+        assert!(output.status.success(), "{output:?}");
+        (output.stdout, String::from_utf8(output.stderr).expect("UTF-8"))
+    };
+    let (plain, _) = run(&[]);
+    assert!(!kept.exists(), "nothing is written unasked");
+    for _ in 0..2 {
+        let (text, notes) = run(&["--packed", "--head", "screened"]);
+        assert_eq!(text, plain);
+        assert!(kept.exists() && !notes.contains("warning"), "{notes}");
+    }
+    assert_eq!(run(&["--packed", "--speculate", "4", "--kv", "f32"]).0, plain);
+    let mut bytes = std::fs::read(&kept).expect("kept");
+    let last = bytes.len() - 100;
+    bytes[last] ^= 1;
+    std::fs::write(&kept, &bytes).expect("writable");
+    let (text, notes) = run(&["--packed"]);
+    assert_eq!(text, plain);
+    assert!(notes.contains("warning") && notes.contains("twin.gguf.i2s.packed"), "{notes}");
+    assert!(!run(&["--packed"]).1.contains("warning"), "it was made again");
+}

@@ -53,6 +53,28 @@ printf '"test_time": "2026-01-31T00:00:00Z", "avg_ns": 1000000, "samples_ns": [ 
     path.display().to_string()
 }
 
+/// Speculation is a row of its own with the same output, in the same rounds; what the cache keeps is on record.
+#[test]
+fn speculation_stands_beside_plain_decoding_and_agrees_with_it() {
+    let out = speed(&[&TINY[..], &["-w", "pp8,tg24", "-r", "2", "--speculate", "4", "-o", "jsonl"]].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let records = records(&text(&out.stdout));
+    let find = |workload: &str| records.iter().find(|record| record["workload"] == workload).expect(workload);
+    let (plain, drafted) = (find("tg24"), find("tg24+draft4"));
+    assert_eq!(records.len(), 3, "prefill has nothing to draft");
+    assert_eq!((&plain["kv"], plain.get("drafted")), (&Value::from("f16"), None));
+    assert_eq!(plain["output_checksum"], drafted["output_checksum"]);
+    assert_eq!(plain["group"], drafted["group"]);
+    assert!(plain["refused"].is_null() && drafted["refused"].is_null(), "{plain} {drafted}");
+    let count = |name: &str| drafted[name].as_u64().expect("a count");
+    // Warm-up and two rounds, of one or both of which there was a twin.
+    let tokens = count("draft_passes") + count("drafts_accepted");
+    assert!(tokens % 24 == 0 && tokens >= 72, "{drafted}");
+    for wrong in [["--speculate", "0"], ["--speculate", "x"], ["--kv", "int3"]] {
+        assert_eq!(speed(&[&TINY[..], &wrong[..]].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_opponent_runs_in_the_same_rounds() {

@@ -227,6 +227,10 @@ mod tests {
                 protocol: Some(Protocol { precision: Some(0.01), stopped: "narrow".into(), ..Protocol::default() }),
                 opponent: Some(Opponent { program: "llama-bench".into(), ..Opponent::default() }),
                 samples_joules: vec![1.5],
+                head: Some(Head { head: "screened".into(), head_rescored_share: Some(0.5), head_whole_share: 0.25 }),
+                kv: "f16".into(),
+                drafts: Some(Drafts { drafted: 3, drafts_accepted: 2, draft_passes: 1 }),
+                bytes_per_token_parts: [("kv".to_owned(), 7)].into(),
                 ..speed()
             }
             .into(),
@@ -235,8 +239,14 @@ mod tests {
             Memory { peak_rss_bytes: u64::MAX, ..Memory::default() }.into(),
             Kernel { compute_ns: vec![1], ..Kernel::default() }.into(),
             Agreement { n_tokens: 5, ..Agreement::default() }.into(),
-            Accuracy { correct: [("acc".to_owned(), 3)].into(), nll_sum: Some(0.1 + 0.2), ..Accuracy::default() }
-                .into(),
+            Accuracy {
+                correct: [("acc".to_owned(), 3)].into(),
+                by_steps: [(1, [2, 3]), (10, [0, 1])].into(),
+                nll_sum: Some(0.1 + 0.2),
+                ..Accuracy::default()
+            }
+            .into(),
+            Gate { model: Model { model: "m".into(), ..Model::default() }, ..Gate::default() }.into(),
             Claim { id: "less-memory".into(), ..Claim::default() }.into(),
         ];
         let context = context();
@@ -248,6 +258,19 @@ mod tests {
         let read = RecordFile::read(&path).expect("reads");
         assert_eq!(read.damaged, []);
         assert_eq!(read.records, records);
+    }
+
+    /// A report without its records cannot be checked, nor one with records that cannot be read.
+    #[test]
+    fn the_committed_runs_can_be_read_whole() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results/reference");
+        let mut runs = 0;
+        for run in std::fs::read_dir(folder).expect("committed runs") {
+            let read = RecordFile::read(&run.expect("a folder").path().join("records.jsonl")).expect("reads");
+            assert_eq!(read.damaged, []);
+            runs += 1;
+        }
+        assert!(runs > 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Code, Limits, Model, Opponent, Protocol, Samples};
 use crate::limits::Work;
@@ -176,6 +177,12 @@ pub struct Load {
     /// The linear weights by value, where they are ternary.
     #[serde(default)]
     pub trits: Option<TritCount>,
+}
+
+/// JSON has names for keys, and a record is read by way of its names: these are numbers.
+fn numbered<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<u64, V>, D::Error> {
+    let named = BTreeMap::<String, V>::deserialize(deserializer)?;
+    named.into_iter().map(|(key, value)| Ok((key.parse().map_err(D::Error::custom)?, value))).collect()
 }
 
 /// Weights of the linear layers by value.
@@ -392,7 +399,7 @@ pub struct Accuracy {
     #[serde(default)]
     pub correct: BTreeMap<String, u64>,
     /// Of items whose solution has so many steps: how many are right by the first metric, and how many there are. Empty where nobody counted.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "numbered")]
     pub by_steps: BTreeMap<u64, [u64; 2]>,
     /// Sum of negative log-likelihoods (natural logarithm), for perplexity.
     #[serde(default)]

@@ -9,7 +9,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// A rayon pool with a fixed number of threads.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub struct Team {
     left: AtomicUsize,
     panicked: AtomicBool,
     closed: AtomicBool,
+    /// How long the leader waited at the ends of regions, in nanoseconds.
+    waited_ns: AtomicU64,
 }
 
 // SAFETY: `job` is the only field that is not Sync. The leader writes it before the Release increment of `epoch` and after
@@ -97,7 +100,14 @@ impl Team {
             left: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            waited_ns: AtomicU64::new(0),
         }
+    }
+
+    /// Regions that all workers took part in, and how long the leader waited for the others at their ends.
+    pub fn waits(&self) -> (u64, Duration) {
+        let regions = self.epoch.load(Ordering::Relaxed) as u64;
+        (regions, Duration::from_nanos(self.waited_ns.load(Ordering::Relaxed)))
     }
 
     /// Number of workers, the leader included.
@@ -128,9 +138,13 @@ impl Team {
         self.epoch.fetch_add(1, Ordering::Release);
 
         let mine = catch_unwind(AssertUnwindSafe(|| self.work(f, n_items, grain)));
-        let mut spins = 0;
-        while self.left.load(Ordering::Acquire) != self.n - 1 {
-            relax(&mut spins);
+        let others_left = || self.left.load(Ordering::Acquire) == self.n - 1;
+        if !others_left() {
+            let (mut spins, since) = (0, Instant::now());
+            while !others_left() {
+                relax(&mut spins);
+            }
+            self.waited_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
         match mine {
             Err(panic) => resume_unwind(panic),
@@ -232,6 +246,27 @@ mod tests {
                 assert!(visits.iter().all(|count| count.load(Ordering::Relaxed) == 50));
             }
         }
+    }
+
+    #[test]
+    fn waiting_for_others_is_counted() {
+        let waits = |n_threads: usize| {
+            Pool::new(n_threads).unwrap().run(|team| {
+                let leader = std::thread::current().id();
+                // Each gets one item, and the leader is done first.
+                let both = std::sync::Barrier::new(team.n_threads());
+                team.split(n_threads, 1, |_| {
+                    both.wait();
+                    if std::thread::current().id() != leader {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                });
+                team.waits()
+            })
+        };
+        assert_eq!(waits(1), (0, Duration::ZERO), "nobody to wait for");
+        let (regions, waited) = waits(2);
+        assert!(regions == 1 && waited > Duration::ZERO, "{waited:?}");
     }
 
     #[test]

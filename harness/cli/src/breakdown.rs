@@ -47,6 +47,8 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
         let near = read.map(|read| read as f64 * tokens / bandwidth * 1e9 / ns);
         vec![name.into(), (ns / 1e6 / tokens).into(), (ns / total).into(), read.into(), near.into()]
     };
+    let (regions, waited) = times.waits();
+    let waiting = format!("of it waiting at the ends of {:.0} regions", regions as f64 / tokens);
     let times = Part::ALL.map(|part| (part, times.time(part).as_nanos() as f64));
     let rest = total - times.iter().map(|(_, ns)| ns).sum::<f64>();
     let columns = [
@@ -58,5 +60,9 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     ];
     let rows = times.map(|(part, ns)| row(name(part), ns, Some(read(part))));
     let all = Part::ALL.iter().map(|&part| read(part)).sum();
-    Ok(Table::new(columns).with_rows(rows).with_rows([row("rest", rest, None), row("total", total, Some(all))]))
+    Ok(Table::new(columns).with_rows(rows).with_rows([
+        row("rest", rest, None),
+        row("total", total, Some(all)),
+        row(&waiting, waited.as_nanos() as f64, None),
+    ]))
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use ternbench_kernels::Team;
+
 /// A part of the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -31,12 +33,26 @@ impl Part {
 pub struct Breakdown {
     times: [Duration; Part::ALL.len()],
     last: Option<Instant>,
+    regions: u64,
+    waited: Duration,
 }
 
 impl Breakdown {
     /// Time spent in `part`.
     pub fn time(&self, part: Part) -> Duration {
         self.times[part as usize]
+    }
+
+    /// Parallel regions, and how long the first thread waited for the others at their ends. That time is part of the parts'.
+    pub fn waits(&self) -> (u64, Duration) {
+        (self.regions, self.waited)
+    }
+
+    /// Books the waits of a pass, which had `team` to itself.
+    pub(crate) fn add_waits(&mut self, team: &Team) {
+        let (regions, waited) = team.waits();
+        self.regions += regions;
+        self.waited += waited;
     }
 
     /// Starts the clock of a pass.

@@ -341,6 +341,7 @@ impl Transformer {
             segment.cache.advance(segment.tokens.len());
         }
         self.logits(team, b, segments, top, time);
+        time.add_waits(team);
         Ok(())
     }
 

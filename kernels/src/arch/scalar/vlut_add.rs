@@ -1,4 +1,4 @@
-//! `scalar-vlut-add`: plain loops over the lanes of [`crate::arch::vlut`], which says how the kernel works.
+//! `scalar-vlut-add`: plain loops over the lanes of `arch/vlut.rs`, which says how the kernel works.
 
 use crate::arch::vlut::{ENTRIES, GROUP, Vectors, entry_index, kernel};
 use crate::isa::Scalar;

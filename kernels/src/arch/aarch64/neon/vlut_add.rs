@@ -1,4 +1,4 @@
-//! `neon-vlut-add`: tokens as lanes, see [`crate::arch::vlut`]. One `add` of a vector from a table is 32 multiply-adds, where
+//! `neon-vlut-add`: tokens as lanes, see `arch/vlut.rs`. One `add` of a vector from a table is 32 multiply-adds, where
 //! `smlal` does 8.
 
 use std::arch::aarch64::*;

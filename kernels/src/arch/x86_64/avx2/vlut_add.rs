@@ -1,4 +1,4 @@
-//! `avx2-vlut-add`: tokens as lanes, see [`crate::arch::vlut`]. One `vpaddw` from memory is 64 multiply-adds.
+//! `avx2-vlut-add`: tokens as lanes, see `arch/vlut.rs`. One `vpaddw` from memory is 64 multiply-adds.
 //!
 //! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds, where `vpmaddubsw` and `vpaddw` do
 //! 64 at best. For 32 tokens, a row's 10 vector loads, 4 of indices and 2 stores do the work of 8 additions.

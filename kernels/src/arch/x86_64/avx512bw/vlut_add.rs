@@ -1,4 +1,4 @@
-//! `avx512bw-vlut-add`: tokens as lanes, see [`crate::arch::vlut`]. One `vpaddw` from memory is 128 multiply-adds.
+//! `avx512bw-vlut-add`: tokens as lanes, see `arch/vlut.rs`. One `vpaddw` from memory is 128 multiply-adds.
 
 use std::arch::x86_64::*;
 

@@ -179,9 +179,9 @@ pub trait TernaryKernel: Send + Sync {
 
 /// Bytes of an `n x k` matrix packed for `kernel`: layouts put row tiles one after the other.
 pub fn packed_len(kernel: &dyn TernaryKernel, n: usize, k: usize) -> usize {
-    let tile = kernel.info().row_tile;
-    let zeros = TernaryMatrix::new(tile, k, vec![0; tile * k], 1.0);
-    zeros.map_or(0, |zeros| n.div_ceil(tile) * kernel.pack(&zeros).data.len())
+    // One row is padded to a tile.
+    let row = TernaryMatrix::new(1, k, vec![0; k], 1.0);
+    row.map_or(0, |row| n.div_ceil(kernel.info().row_tile) * kernel.pack(&row).data.len())
 }
 
 /// Why a kernel cannot run here.

@@ -266,7 +266,7 @@ per_isa! {
     }
 }
 
-/// `out = x`; the slices have one length. (`half` converts eight numbers a call, which costs more than attention to them.)
+/// `out = x`; the slices have one length. (`half` asks for the CPU's features anew for every eight numbers.)
 pub fn widen(x: &[f16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "as many numbers as there is room for");
     #[cfg(target_arch = "x86_64")]

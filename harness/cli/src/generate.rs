@@ -59,13 +59,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if args.speculate > 0 && args.temperature > 0.0 {
         bail!("--speculate verifies greedy tokens: leave --temperature at 0");
     }
-    // A large vocabulary takes a quarter of a second, as long as packed weights do.
-    let (tokenizer, loaded) = std::thread::scope(|scope| {
-        let tokenizer = scope.spawn(|| args.model.tokenizer());
-        let loaded = args.model.load(env);
-        (tokenizer.join(), loaded)
-    });
-    let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let tokenizer = args.model.tokenizer()?;
     let prompt = if args.chat {
         let mut messages: Vec<_> = args.system.iter().map(Message::system).collect();
         messages.push(Message::user(&args.prompt));
@@ -77,7 +71,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if prompt.is_empty() {
         bail!("the prompt has no tokens: give -p some text");
     }
-    let (mut loaded, pool) = loaded?;
+    let (mut loaded, pool) = args.model.load(env)?;
     if args.temperature == 0.0 {
         loaded = loaded.with_head(args.head, &pool, None);
     }

@@ -122,7 +122,10 @@ impl ModelArgs {
         let source = source(&self.model, self.layout.into())?;
         let mut kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
         kernels.activations = self.activations.into();
-        let place = if self.packed { Place::beside(&*source)? } else { None };
+        let place = if self.packed { or_warn(Place::beside(&*source)).flatten() } else { None };
+        if self.packed && source.origin().is_none() {
+            eprintln!("warning: {} has no file that anything could be kept beside", self.model);
+        }
         let kept = place.as_ref().and_then(|place| or_warn(place.linears(&*source, &kernels, &pool)).flatten());
         let from: &dyn WeightSource = kept.as_ref().map_or(&*source, |kept| kept);
         let mut loaded = Loaded::new(from, kernels, &pool)?.with_kv(self.kv);

@@ -58,6 +58,8 @@ enum Ready<'a> {
 /// Runs `workload` on every entrant, interleaved. What fails, is wrong or is impossible becomes a refused record with the reason.
 pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Rules<'_>) -> Result<Results> {
     let counters = rules.energy.as_ref().ok();
+    // What other programs run, who may draft in ways of their own, or not.
+    let undrafted = Workload { draft: 0, ..workload };
     let mut ready = entrants
         .iter()
         .map(|entrant| match *entrant {
@@ -80,7 +82,7 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
                 (Ready::Bench(bench), _) => bench.run_metered(counters).map_err(Into::into),
                 (Ready::Opponent(last), Entrant::Opponent(opponent, n_threads)) => {
                     // In one line: the runner keeps no causes.
-                    let row = opponent.run(workload, *n_threads).map_err(|error| console::one_line(&error))?;
+                    let row = opponent.run(undrafted, *n_threads).map_err(|error| console::one_line(&error))?;
                     let ns = row.total_ns()?;
                     *last = Some(Box::new(row));
                     Ok(Cost { ns, joules: None })
@@ -124,7 +126,7 @@ fn results(
                 workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.is_ternary()))
             }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
-                opponent.speed_record(row.as_deref(), workload, *n_threads)
+                opponent.speed_record(row.as_deref(), Workload { draft: 0, ..workload }, *n_threads)
             }
             _ => continue,
         };

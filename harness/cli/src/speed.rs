@@ -188,8 +188,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     let theirs = args.opponent.iter().flat_map(|one| threads.iter().map(move |&n| Entrant::Opponent(one, n)));
     let theirs: Vec<Entrant<'_>> = theirs.collect();
     for &workload in &workloads {
-        let draft = args.speculate.filter(|_| workload.n_gen > 0).map(|n| n.get().into());
-        let ways: Vec<usize> = [workload.draft].into_iter().chain(draft).collect();
+        let ways = args.drafts(workload);
         let on = |one, pool| ways.iter().map(move |&draft| Entrant::Model(one, pool, draft));
         let ours = loaded.iter().flat_map(|one| pools.iter().flat_map(move |pool| on(one, pool)));
         let entrants: Vec<Entrant<'_>> = ours.chain(theirs.iter().copied()).collect();
@@ -237,6 +236,14 @@ impl Args {
         }
         let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
         workload::workloads(&or(&self.n_prompt, &[128, 512]), &or(&self.n_gen, &[128]), &self.depth)
+    }
+
+    /// How many tokens to draft a pass in the ways to run `workload`.
+    fn drafts(&self, workload: Workload) -> Vec<usize> {
+        let speculating = self.speculate.filter(|_| workload.n_gen > 0).map(|n| n.get().into());
+        let mut ways: Vec<usize> = [workload.draft].into_iter().chain(speculating).collect();
+        ways.dedup();
+        ways
     }
 
     fn plan(&self) -> Result<Plan> {
@@ -424,7 +431,10 @@ fn dry_run(
                 false => vec!["its dense kernel"],
             };
             for name in names {
-                threads.iter().try_for_each(|n| writeln!(out, "  {}, {name}, {n}t", source.name()))?;
+                for draft in args.drafts(*workload) {
+                    let drafts = if draft > 0 { format!(", up to {draft} drafted a pass") } else { String::new() };
+                    threads.iter().try_for_each(|n| writeln!(out, "  {}, {name}, {n}t{drafts}", source.name()))?;
+                }
             }
         }
         for opponent in &args.opponent {

@@ -57,7 +57,7 @@ impl Speculator {
         self.best.clear();
         let pending = &text[cache.len().min(text.len())..];
         let draft = draft(text, self.max_draft.min(most.saturating_sub(1)));
-        if draft.is_empty() {
+        if draft.is_empty() || pending.is_empty() {
             self.best.extend_from_slice(engine.top(cache, pending, 1)?);
             return Ok(&self.best);
         }

@@ -7,9 +7,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{self, Method};
 use super::avx2_blocked::blocked;
+use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
+use crate::isa::Avx2;
 
 /// A storage type whose weights can be loaded eight at a time.
 pub trait Source: Method {
@@ -27,7 +28,8 @@ macro_rules! source {
         pub struct $ty;
 
         impl Method for $ty {
-            const INFO: DenseInfo = avx2::info($name, DenseType::$ty, Activations::F32);
+            type Proof = Avx2;
+            const INFO: DenseInfo = info::<Avx2>($name, DenseType::$ty, Activations::F32);
 
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {

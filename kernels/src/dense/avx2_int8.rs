@@ -8,9 +8,10 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::avx2::{self, Method};
 use super::int8::{BLOCK, Blocks, INPUT};
+use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType};
+use crate::isa::Avx2;
 
 /// Rows of a group: the dwords of a vector.
 const ROWS: usize = 8;
@@ -22,9 +23,10 @@ const STEPS: usize = BLOCK / 4;
 pub struct Int8<const FOUR_BITS: bool>;
 
 impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
+    type Proof = Avx2;
     const INFO: DenseInfo = match FOUR_BITS {
-        false => avx2::info("avx2-q8_0-int8", DenseType::Q8_0, Activations::Int8),
-        true => avx2::info("avx2-q4_0-int8", DenseType::Q4_0, Activations::Int8),
+        false => info::<Avx2>("avx2-q8_0-int8", DenseType::Q8_0, Activations::Int8),
+        true => info::<Avx2>("avx2-q4_0-int8", DenseType::Q4_0, Activations::Int8),
     };
 
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -6,8 +6,6 @@
 //! batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx2_blocked;
 #[cfg(target_arch = "x86_64")]
 mod avx2_fma;
@@ -15,6 +13,8 @@ mod avx2_fma;
 mod avx2_int8;
 mod blocks;
 mod int8;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod method;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -118,27 +118,27 @@ kernels! {
     int8::Portable<false>;
     int8::Portable<true>;
     #[cfg(target_arch = "aarch64")]
-    neon::Fmla<neon::F32>;
+    method::Kernel<neon::F32>;
     #[cfg(target_arch = "aarch64")]
-    neon::Fmla<neon::F16>;
+    method::Kernel<neon::F16>;
     #[cfg(target_arch = "aarch64")]
-    neon::Fmla<neon::BF16>;
+    method::Kernel<neon::BF16>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::F32>;
+    method::Kernel<avx2_fma::F32>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::F16>;
+    method::Kernel<avx2_fma::F16>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::BF16>;
+    method::Kernel<avx2_fma::BF16>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::Q8_0>;
+    method::Kernel<avx2_fma::Q8_0>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::Q4_0>;
+    method::Kernel<avx2_fma::Q4_0>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_fma::Q4_1>;
+    method::Kernel<avx2_fma::Q4_1>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_int8::Int8<false>>;
+    method::Kernel<avx2_int8::Int8<false>>;
     #[cfg(target_arch = "x86_64")]
-    avx2::Kernel<avx2_int8::Int8<true>>;
+    method::Kernel<avx2_int8::Int8<true>>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.

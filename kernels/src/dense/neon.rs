@@ -9,19 +9,17 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
-use crate::isa::{Neon, Token};
+use super::method::{Method, info};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
+use crate::isa::Neon;
 
 /// Eight f32.
 type Vectors = [float32x4_t; 2];
 
 /// A type whose weights are loaded eight at a time.
-pub trait Source: Send + Sync + 'static {
-    const INFO: DenseInfo;
-
+pub trait Source: Method {
     /// The bytes of eight weights.
     type Chunk: bytemuck::Pod;
 
@@ -38,14 +36,17 @@ macro_rules! source {
         $(#[$doc])*
         pub struct $ty;
 
-        impl Source for $ty {
-            const INFO: DenseInfo = DenseInfo {
-                name: $name,
-                features: Neon::FEATURES,
-                ty: DenseType::$ty,
-                activations: Activations::F32,
-            };
+        impl Method for $ty {
+            type Proof = Neon;
+            const INFO: DenseInfo = info::<Neon>($name, DenseType::$ty, Activations::F32);
 
+            #[target_feature(enable = "neon")]
+            unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+                multiply::<Self>(w, x, m, rows, y);
+            }
+        }
+
+        impl Source for $ty {
             type Chunk = [u8; $bytes];
 
             #[inline]
@@ -110,36 +111,15 @@ fn bf16s(chunk: &[u8; 16]) -> Vectors {
     [vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high)]
 }
 
-/// The kernel of one type.
-pub struct Fmla<S>(#[allow(dead_code, reason = "the proof of support")] Neon, PhantomData<S>);
-
-impl<S: Source> Fmla<S> {
-    pub const INFO: &'static DenseInfo = &S::INFO;
-
-    pub fn new() -> Option<Self> {
-        Neon::detect().map(|proof| Self(proof, PhantomData))
+/// [`Method::multiply`] for any type.
+#[target_feature(enable = "neon")]
+fn multiply<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    let tiled = rows.len() / TILE_ROWS * TILE_ROWS;
+    for r in (0..tiled).step_by(TILE_ROWS) {
+        compute::<S, TILE_ROWS>(w, x, m, rows.clone(), r, y);
     }
-}
-
-impl<S: Source> DenseKernel for Fmla<S> {
-    fn info(&self) -> &'static DenseInfo {
-        Self::INFO
-    }
-
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-        assert!(w.ty() == S::INFO.ty, "{} cannot read {}", S::INFO.name, w.ty().name());
-        assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
-        assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
-        let tiled = rows.len() / TILE_ROWS * TILE_ROWS;
-        // SAFETY: `self` holds a `Neon`, which only run-time detection hands out.
-        unsafe {
-            for r in (0..tiled).step_by(TILE_ROWS) {
-                compute::<S, TILE_ROWS>(w, x, m, rows.clone(), r, y);
-            }
-            for r in tiled..rows.len() {
-                compute::<S, 1>(w, x, m, rows.clone(), r, y);
-            }
-        }
+    for r in tiled..rows.len() {
+        compute::<S, 1>(w, x, m, rows.clone(), r, y);
     }
 }
 

@@ -48,14 +48,16 @@ struct Workload<'a> {
     prefill: bool,
     n: u64,
     depth: u64,
+    draft: u64,
 }
 
 impl<'a> Workload<'a> {
     fn of(name: &'a str) -> Self {
-        let (base, depth) = name.split_once("@d").unwrap_or((name, "0"));
+        let (rest, draft) = name.split_once("+draft").unwrap_or((name, "0"));
+        let (base, depth) = rest.split_once("@d").unwrap_or((rest, "0"));
         let number = |text: &str| text.parse().unwrap_or(0);
         let n = number(base.trim_start_matches(|c: char| !c.is_ascii_digit()));
-        Self { name, prefill: base.starts_with("pp"), n, depth: number(depth) }
+        Self { name, prefill: base.starts_with("pp"), n, depth: number(depth), draft: number(draft) }
     }
 
     fn slug(&self) -> String {
@@ -64,7 +66,10 @@ impl<'a> Workload<'a> {
 
     /// `Decode, 128 tokens after 512`.
     fn words(&self) -> String {
-        let after = if self.depth == 0 { String::new() } else { format!(" after {}", self.depth) };
+        let mut after = if self.depth == 0 { String::new() } else { format!(" after {}", self.depth) };
+        if self.draft > 0 {
+            after += &format!(", up to {} drafted a pass", self.draft);
+        }
         match (self.prefill, self.name.starts_with("tg")) {
             (true, _) => format!("Prefill, {} tokens{after}", self.n),
             (_, true) => format!("Decode, {} tokens{after}", self.n),
@@ -84,7 +89,10 @@ mod tests {
 
     #[test]
     fn workloads_in_words() {
-        let words = ["tg128@d512", "pp64", "mix"].map(|name| Workload::of(name).words());
-        assert_eq!(words, ["Decode, 128 tokens after 512", "Prefill, 64 tokens", "mix"]);
+        let words = ["tg128@d512", "pp64", "tg8+draft4", "mix"].map(|name| Workload::of(name).words());
+        assert_eq!(
+            words,
+            ["Decode, 128 tokens after 512", "Prefill, 64 tokens", "Decode, 8 tokens, up to 4 drafted a pass", "mix"]
+        );
     }
 }

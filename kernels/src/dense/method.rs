@@ -1,35 +1,37 @@
-//! What the kernels on AVX2 + FMA + F16C share: all are a [`Kernel`], which holds the proof that the CPU can run its [`Method`].
+//! What the SIMD kernels share: all are a [`Kernel`], which holds the proof that the CPU can run its [`Method`].
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType};
-use crate::isa::{Avx2, Token};
+use crate::isa::Token;
 
 /// A way to multiply by the matrices of one type.
 pub trait Method: Send + Sync + 'static {
+    /// Proof that the CPU has what it needs.
+    type Proof: Token;
     const INFO: DenseInfo;
 
     /// [`DenseKernel::compute`], after its checks, for at least one row.
     ///
     /// # Safety
-    /// The CPU has AVX2, FMA and F16C.
+    /// The CPU has what [`Self::Proof`] proves.
     unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]);
 }
 
 /// What a method is.
-pub const fn info(name: &'static str, ty: DenseType, activations: Activations) -> DenseInfo {
-    DenseInfo { name, features: Avx2::FEATURES, ty, activations }
+pub const fn info<P: Token>(name: &'static str, ty: DenseType, activations: Activations) -> DenseInfo {
+    DenseInfo { name, features: P::FEATURES, ty, activations }
 }
 
 /// The kernel of a method.
-pub struct Kernel<M>(#[allow(dead_code, reason = "the proof of support")] Avx2, PhantomData<M>);
+pub struct Kernel<M: Method>(#[allow(dead_code, reason = "the proof of support")] M::Proof, PhantomData<M>);
 
 impl<M: Method> Kernel<M> {
     pub const INFO: &'static DenseInfo = &M::INFO;
 
     pub fn new() -> Option<Self> {
-        Avx2::detect().map(|proof| Self(proof, PhantomData))
+        M::Proof::detect().map(|proof| Self(proof, PhantomData))
     }
 }
 
@@ -43,7 +45,7 @@ impl<M: Method> DenseKernel for Kernel<M> {
         assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
         assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
         if !rows.is_empty() {
-            // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+            // SAFETY: `self` holds the proof, which only run-time detection hands out.
             unsafe { M::multiply(w, x, m, rows, y) };
         }
     }

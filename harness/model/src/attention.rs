@@ -1,4 +1,9 @@
 //! Causal softmax attention over the keys and values of many sequences.
+//!
+//! Positions are taken in chunks of [`CHUNK`], each with a softmax of its own, and the answers of the chunks are folded in order
+//! (the online softmax of Milakov & Gimelshein 2018; between threads, the split of Flash-Decoding, Dao et al. 2023). A result
+//! depends on its query and its sequence alone: chunks begin at fixed positions, and a chunk's positions are taken in order, however
+//! queries are put together and work is split.
 
 use std::ops::Range;
 
@@ -6,16 +11,21 @@ use ternbench_kernels::team::SharedMut;
 use ternbench_kernels::{Team, ops};
 
 use crate::config::ModelConfig;
+use crate::kv_cache::{BLOCK, KvCache};
 use crate::transformer::Segment;
+
+/// Positions that are answered for at once: their scores stay in the L1 cache, and a long sequence is work for many threads.
+const CHUNK: usize = 16 * BLOCK;
 
 /// Queries (a head of a token) that one work item answers: they share keys and values while those are in the L1 cache.
 const QUERIES: usize = 16;
 
+/// Work items per thread from which on no item is split into chunks.
+const ENOUGH: usize = 8;
+
 /// Every token of `segments` attends to its sequence up to itself, at most the last `window` positions; query head `i` reads KV
 /// head `i / (heads / kv_heads)`. `q` and `out` are `tokens x heads x head_dim`; the keys and values are in the caches, which
 /// have not been advanced yet.
-///
-/// A result depends on its query and its sequence alone: keys are taken in order, however queries are put together.
 pub(crate) fn attend(
     team: &Team,
     config: &ModelConfig,
@@ -31,84 +41,313 @@ pub(crate) fn attend(
     let n_tokens: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
     let enough = |heads: &usize| n_tokens * n_heads >= 2 * team.n_threads() * *heads;
     let together = (1..=group).rev().filter(|heads| group.is_multiple_of(*heads)).find(enough).unwrap_or(1);
-    let n_parts = n_heads / together;
-    let block = (QUERIES / together).max(1);
-    // Some neighbouring tokens of a sequence: (cache, position and row of the first, how many).
-    let mut blocks = Vec::new();
+    let mut items = Vec::new();
     let mut row = 0;
     for segment in segments {
-        for start in (0..segment.tokens.len()).step_by(block) {
-            let len = block.min(segment.tokens.len() - start);
-            blocks.push((&*segment.cache, segment.cache.len() + start, row + start, len));
+        let n_tokens = (QUERIES / together).max(1);
+        for start in (0..segment.tokens.len()).step_by(n_tokens) {
+            let n_tokens = n_tokens.min(segment.tokens.len() - start);
+            items.extend((0..n_heads).step_by(together).map(|first_head| Item {
+                cache: &*segment.cache,
+                layer,
+                kv_head: first_head / group,
+                position: segment.cache.len() + start,
+                window,
+                n_tokens,
+                n_heads: together,
+                at: ((row + start) * n_heads + first_head) * head_dim,
+                token_stride: n_heads * head_dim,
+                head_dim,
+            }));
         }
         row += segment.tokens.len();
     }
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let out = SharedMut::new(out);
-    let n_items = blocks.len() * n_parts;
-    team.split(n_items, n_items.div_ceil(team.n_threads() * 8), |items| {
-        let (mut scores, mut wide) = (Vec::new(), Vec::new());
-        for item in items {
-            let (cache, position, row, n_tokens) = blocks[item / n_parts];
-            let first_head = item % n_parts * together;
-            // The positions that a token of the block sees, and those that any does.
-            let seen = |token: usize| {
-                let end = position + token + 1;
-                window.map_or(0, |window| end.saturating_sub(window))..end
-            };
-            let all = seen(0).start..position + n_tokens;
-            // A token's head, where its scores begin, and where its values are in `q` and `out`.
-            let queries = || {
-                (0..n_tokens * together).map(|query| {
-                    let (token, head) = (query / together, first_head + query % together);
-                    let at = ((row + token) * n_heads + head) * head_dim;
-                    (token, query * all.len(), at..at + head_dim)
-                })
-            };
-            let pieces = || {
-                let mut start = all.start;
-                cache.head(layer, first_head / group, all.clone()).map(move |(keys, values)| {
-                    let piece = start..start + keys.len() / head_dim;
-                    start = piece.end;
-                    (piece, keys, values)
-                })
-            };
-            scores.resize(n_tokens * together * all.len(), 0.0);
-            for (piece, keys, _) in pieces() {
-                let keys = keys.widened(&mut wide);
-                for (token, first, at) in queries() {
-                    let part = common(&piece, &seen(token));
-                    let scores = &mut scores[first + part.start - all.start..first + part.end - all.start];
-                    ops::attention_scores(&q[at], rows(keys, &piece, &part, head_dim), scale, scores);
+    let n_chunks = items.iter().map(|item| item.chunks().len()).max().unwrap_or(0);
+    if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
+        team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
+            let mut scratch = Scratch::default();
+            for item in &items[range] {
+                let mut answers = item.no_answers();
+                for chunk in item.chunks() {
+                    item.answer(chunk, q, &mut scratch);
+                    item.fold(&mut answers, &scratch.answers);
                 }
+                item.finish(&answers, &out);
             }
-            for (token, first, at) in queries() {
-                let seen = seen(token);
-                ops::softmax(&mut scores[first + seen.start - all.start..first + seen.end - all.start]);
-                // SAFETY: each (token, head) belongs to one item, and items are handed out once.
-                unsafe { out.slice(at) }.fill(0.0);
+        });
+        return;
+    }
+    // A few queries over long sequences: threads take the chunks, then fold them.
+    let work: Vec<(usize, usize)> =
+        items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (i, chunk))).collect();
+    let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
+    let mut parts = vec![0.0; work.len() * len];
+    let shared = SharedMut::new(&mut parts);
+    team.split(work.len(), 1, |range| {
+        let mut scratch = Scratch::default();
+        for i in range {
+            let (item, chunk) = (&items[work[i].0], work[i].1);
+            item.answer(chunk, q, &mut scratch);
+            // SAFETY: each piece of work is handed out once, and this is its own part.
+            unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&scratch.answers);
+        }
+    });
+    team.split(items.len(), 1, |range| {
+        for i in range {
+            let item = &items[i];
+            let mut answers = item.no_answers();
+            for (part, _) in parts.chunks_exact(len).zip(&work).filter(|(_, work)| work.0 == i) {
+                item.fold(&mut answers, &part[..item.answers_len()]);
             }
-            for (piece, _, values) in pieces() {
-                let values = values.widened(&mut wide);
-                for (token, first, at) in queries() {
-                    let part = common(&piece, &seen(token));
-                    let weights = &scores[first + part.start - all.start..first + part.end - all.start];
-                    // SAFETY: as above.
-                    let out = unsafe { out.slice(at) };
-                    ops::add_weighted_sum(weights, rows(values, &piece, &part, head_dim), out);
-                }
-            }
+            item.finish(&answers, &out);
         }
     });
 }
 
-/// What is in both; an empty part of `piece` when nothing is.
-fn common(piece: &Range<usize>, other: &Range<usize>) -> Range<usize> {
-    let start = piece.start.max(other.start).min(piece.end);
-    start..piece.end.min(other.end).max(start)
+/// Neighbouring tokens of a sequence with neighbouring heads that read one KV head: `n_tokens * n_heads` queries.
+///
+/// An answer is `Σ e^(score - max) · value`, up to a multiple of 16 numbers, the largest score, and `Σ e^(score - max)`.
+struct Item<'c> {
+    cache: &'c KvCache,
+    layer: usize,
+    kv_head: usize,
+    /// Of the first token.
+    position: usize,
+    window: Option<usize>,
+    n_tokens: usize,
+    n_heads: usize,
+    /// Where the first query is, and its output; from token to token it is `token_stride` further.
+    at: usize,
+    token_stride: usize,
+    head_dim: usize,
 }
 
-/// The rows of `part` in `data`, which holds those of `piece`.
-fn rows<'d>(data: &'d [f32], piece: &Range<usize>, part: &Range<usize>, width: usize) -> &'d [f32] {
-    &data[(part.start - piece.start) * width..(part.end - piece.start) * width]
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    answers: Vec<f32>,
+}
+
+impl Item<'_> {
+    fn n_queries(&self) -> usize {
+        self.n_tokens * self.n_heads
+    }
+
+    /// The positions that a query sees.
+    fn seen(&self, query: usize) -> Range<usize> {
+        let end = self.position + query / self.n_heads + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    /// The chunks that any query sees.
+    fn chunks(&self) -> Range<usize> {
+        self.seen(0).start / CHUNK..self.seen(self.n_queries() - 1).end.div_ceil(CHUNK)
+    }
+
+    /// Where the heads of a token are in the queries and in the output.
+    fn heads(&self, token: usize) -> Range<usize> {
+        let start = self.at + token * self.token_stride;
+        start..start + self.n_heads * self.head_dim
+    }
+
+    fn answer_len(&self) -> usize {
+        self.head_dim.next_multiple_of(ops::LANES) + 2
+    }
+
+    fn answers_len(&self) -> usize {
+        self.n_queries() * self.answer_len()
+    }
+
+    /// Answers over no position at all.
+    fn no_answers(&self) -> Vec<f32> {
+        let mut answers = vec![0.0; self.answers_len()];
+        let len = self.answer_len();
+        answers.chunks_exact_mut(len).for_each(|answer| answer[len - 2] = f32::NEG_INFINITY);
+        answers
+    }
+
+    /// Answers the queries, of all in `q`, over the positions of a chunk.
+    fn answer(&self, chunk: usize, q: &[f32], scratch: &mut Scratch) {
+        let (n, width) = (self.n_queries(), self.head_dim);
+        let Scratch { queries, scores, answers } = scratch;
+        queries.clear();
+        let scale = 1.0 / (width as f32).sqrt();
+        (0..self.n_tokens).for_each(|token| queries.extend(q[self.heads(token)].iter().map(|q| q * scale)));
+
+        let all = common(&(self.seen(0).start..self.seen(n - 1).end), &(chunk * CHUNK..(chunk + 1) * CHUNK));
+        let blocks = all.start / BLOCK..all.end.div_ceil(BLOCK);
+        // A query's scores of the blocks' positions, those that it does not see among them.
+        let first = blocks.start * BLOCK;
+        let stride = blocks.len() * BLOCK;
+        scores.clear();
+        scores.resize(n * stride, 0.0);
+        let head = |block| self.cache.head(self.layer, self.kv_head, block);
+        for (i, block) in blocks.clone().enumerate() {
+            let keys = head(block).0;
+            let next = if block + 1 < blocks.end { head(block + 1).0 } else { head(blocks.start).1 };
+            keys.add_products(next, queries, width, 0..width, &mut scores[i * BLOCK..], stride);
+        }
+        let answer_len = self.answer_len();
+        answers.clear();
+        answers.resize(n * answer_len, 0.0);
+        for ((query, scores), answer) in
+            scores.chunks_exact_mut(stride).enumerate().zip(answers.chunks_exact_mut(answer_len))
+        {
+            let seen = common(&self.seen(query), &all);
+            let (max, sum) = ops::exponentials(&mut scores[seen.start - first..seen.end - first]);
+            answer[answer_len - 2..].copy_from_slice(&[max, sum]);
+        }
+        for (i, block) in blocks.clone().enumerate() {
+            let values = head(block).1;
+            let next = if block + 1 < blocks.end { head(block + 1).1 } else { values };
+            let positions = block * BLOCK..(block + 1) * BLOCK;
+            if (0..n).all(|query| common(&self.seen(query), &positions) == positions) {
+                values.add_products(next, &scores[i * BLOCK..], stride, 0..BLOCK, answers, answer_len);
+                continue;
+            }
+            for (query, answer) in answers.chunks_exact_mut(answer_len).enumerate() {
+                let seen = common(&self.seen(query), &positions);
+                let weights = &scores[query * stride + seen.start - first..];
+                let rows = seen.start - positions.start..seen.end - positions.start;
+                values.add_products(next, weights, stride, rows, answer, answer_len);
+            }
+        }
+    }
+
+    /// Takes the answers over later positions into those over earlier ones.
+    fn fold(&self, answers: &mut [f32], later: &[f32]) {
+        let len = self.answer_len();
+        for (answer, later) in answers.chunks_exact_mut(len).zip(later.chunks_exact(len)) {
+            let ((answer, state), (later, later_state)) = (answer.split_at_mut(len - 2), later.split_at(len - 2));
+            let max = state[0].max(later_state[0]);
+            if max > f32::NEG_INFINITY {
+                let (a, b) = ((state[0] - max).exp(), (later_state[0] - max).exp());
+                ops::mix(a, answer, b, later);
+                state.copy_from_slice(&[max, a * state[1] + b * later_state[1]]);
+            }
+        }
+    }
+
+    /// Puts the answers where they belong in the output.
+    fn finish(&self, answers: &[f32], out: &SharedMut<'_, f32>) {
+        let mut answers = answers.chunks_exact(self.answer_len());
+        for token in 0..self.n_tokens {
+            // SAFETY: each (token, head) belongs to one item, and items are handed out once.
+            let out = unsafe { out.slice(self.heads(token)) };
+            for (out, answer) in out.chunks_exact_mut(self.head_dim).zip(&mut answers) {
+                let inverse = 1.0 / answer[answer.len() - 1];
+                out.iter_mut().zip(answer).for_each(|(out, x)| *out = x * inverse);
+            }
+        }
+    }
+}
+
+/// What is in both; an empty part of `other` when nothing is.
+fn common(range: &Range<usize>, other: &Range<usize>) -> Range<usize> {
+    let start = range.start.clamp(other.start, other.end);
+    start..range.end.clamp(start, other.end.max(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Architecture;
+    use crate::kv_cache::{KvPool, KvType};
+    use crate::transformer::Logits;
+    use ternbench_kernels::Pool;
+
+    const LEN: usize = 2 * CHUNK + 37;
+
+    fn wave(n: usize, rate: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * rate).sin() * 3.0).collect()
+    }
+
+    /// The output for the last `n` tokens of a sequence of `LEN`, `step` at a time.
+    fn attended(
+        config: &ModelConfig,
+        ty: KvType,
+        threads: usize,
+        n: usize,
+        step: usize,
+        window: Option<usize>,
+    ) -> Vec<f32> {
+        let kv_dim = config.kv_dim();
+        let q_dim = config.n_heads * config.head_dim;
+        let (q, keys, values) = (wave(LEN * q_dim, 0.37), wave(LEN * kv_dim, 0.73), wave(LEN * kv_dim, 0.11));
+        let mut cache = KvPool::new(config, ty).new_cache(LEN);
+        cache.store(0, &keys[..(LEN - n) * kv_dim], &values[..(LEN - n) * kv_dim]);
+        cache.advance(LEN - n);
+        let pool = Pool::new(threads).unwrap();
+        let mut out = vec![f32::NAN; n * q_dim];
+        for start in (LEN - n..LEN).step_by(step) {
+            let tokens = start..(start + step).min(LEN);
+            cache.store(
+                0,
+                &keys[tokens.start * kv_dim..tokens.end * kv_dim],
+                &values[tokens.start * kv_dim..tokens.end * kv_dim],
+            );
+            let ids = vec![0; tokens.len()];
+            let q = &q[tokens.start * q_dim..tokens.end * q_dim];
+            let out = &mut out[(start + n - LEN) * q_dim..][..tokens.len() * q_dim];
+            let segments = [Segment { cache: &mut cache, tokens: &ids, logits: Logits::None }];
+            pool.run(|team| attend(team, config, &segments, 0, window, q, out));
+            cache.advance(tokens.len());
+        }
+        out
+    }
+
+    fn expected(config: &ModelConfig, n: usize, window: Option<usize>) -> Vec<f64> {
+        let ModelConfig { head_dim, n_heads, n_kv_heads, .. } = *config;
+        let (q, keys, values) = (
+            wave(LEN * n_heads * head_dim, 0.37),
+            wave(LEN * n_kv_heads * head_dim, 0.73),
+            wave(LEN * n_kv_heads * head_dim, 0.11),
+        );
+        let mut out = Vec::new();
+        for token in LEN - n..LEN {
+            for head in 0..n_heads {
+                let q = &q[(token * n_heads + head) * head_dim..][..head_dim];
+                let row = |all: &[f32], position: usize| -> Vec<f64> {
+                    let at = (position * n_kv_heads + head * n_kv_heads / n_heads) * head_dim;
+                    all[at..at + head_dim].iter().map(|&x| f64::from(x)).collect()
+                };
+                let seen = window.map_or(0, |window| (token + 1).saturating_sub(window))..token + 1;
+                let score = |position| -> f64 {
+                    let dot: f64 = row(&keys, position).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
+                    (dot / (head_dim as f64).sqrt()).exp()
+                };
+                let scores: Vec<f64> = seen.clone().map(score).collect();
+                let sum: f64 = scores.iter().sum();
+                let mut answer = vec![0.0; head_dim];
+                for (position, score) in seen.zip(scores) {
+                    answer.iter_mut().zip(row(&values, position)).for_each(|(out, v)| *out += score / sum * v);
+                }
+                out.extend(answer);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn attention_is_that_of_the_definition_and_does_not_depend_on_how_work_is_split() {
+        for (n_heads, n_kv_heads, head_dim) in [(4, 1, 16), (3, 3, 20), (6, 2, 8)] {
+            let config = ModelConfig::new(Architecture::Bitnet, 1, 64, 64, n_heads, n_kv_heads, head_dim, 8);
+            for window in [None, Some(5), Some(CHUNK + 3)] {
+                let n = 70;
+                let together = attended(&config, KvType::F32, 1, n, n, window);
+                for (got, expected) in together.iter().zip(expected(&config, n, window)) {
+                    assert!((f64::from(*got) - expected).abs() < 2e-5, "{got} {expected}");
+                }
+                for (threads, step) in [(1, 1), (2, 1), (2, 7), (1, 33)] {
+                    let apart = attended(&config, KvType::F32, threads, n, step, window);
+                    assert!(apart == together, "{threads} threads, {step} tokens at a time, window {window:?}");
+                }
+                let halves = attended(&config, KvType::F16, 1, n, n, window);
+                assert!(attended(&config, KvType::F16, 2, n, 1, window) == halves, "half precision, window {window:?}");
+                assert!(halves != together && halves.iter().zip(&together).all(|(a, b)| (a - b).abs() < 2e-2));
+            }
+        }
+    }
 }

@@ -3,6 +3,9 @@
 //! A block holds the keys and values of [`BLOCK`] positions in all layers. A fork shares the full blocks of what it continues and
 //! copies the one that is being filled, so that a common prefix lies in memory once (the idea of PagedAttention, Kwon et al.
 //! 2023). Where blocks begin depends on positions alone, so sharing changes no bit of a result.
+//!
+//! Within a block numbers lie in the order in which attention asks for them: keys with the positions in neighbouring lanes, so that
+//! scores need no sum across lanes, and values in panels of 16 dimensions ([`ops::add_products_f32`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,13 +13,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use ternbench_kernels::ops;
+use ternbench_kernels::ops::{self, LANES};
 
 use crate::config::ModelConfig;
 
-/// Positions per block. Smaller blocks waste less at the ends of short sequences; 16 rows of a head are still one long stretch
-/// of memory, and attention is no slower than over one piece.
-pub const BLOCK: usize = 16;
+/// Positions per block: as many as there are lanes. Smaller blocks waste less at the ends of short sequences, and a head's part of
+/// one is still some pages of memory.
+pub const BLOCK: usize = LANES;
 
 /// Blocks that hold `n` positions.
 pub fn blocks_for(n: usize) -> usize {
@@ -79,56 +82,69 @@ impl Numbers {
         }
     }
 
-    fn store(&mut self, at: Range<usize>, row: &[f32]) {
+    /// Puts `row[i]` at `place(i)`.
+    fn store(&mut self, row: &[f32], place: impl Fn(usize) -> usize) {
         match self {
-            Self::F32(all) => all[at].copy_from_slice(row),
-            Self::F16(all) => all[at].convert_from_f32_slice(row),
+            Self::F32(all) => row.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x),
+            Self::F16(all) => {
+                // Some at a time: one by one, each would ask for the CPU's features.
+                let mut halves = [f16::ZERO; 64];
+                for (chunk, row) in row.chunks(halves.len()).enumerate() {
+                    let halves = &mut halves[..row.len()];
+                    halves.convert_from_f32_slice(row);
+                    halves.iter().enumerate().for_each(|(i, &x)| all[place(64 * chunk + i)] = x);
+                }
+            }
         }
     }
 
-    fn rows(&self, at: Range<usize>) -> Rows<'_> {
-        match self {
-            Self::F32(all) => Rows::F32(&all[at]),
-            Self::F16(all) => Rows::F16(&all[at]),
-        }
+    fn panels(&self, at: Range<usize>, height: usize) -> Panels<'_> {
+        let numbers = match self {
+            Self::F32(all) => Slice::F32(&all[at]),
+            Self::F16(all) => Slice::F16(&all[at]),
+        };
+        Panels { numbers, height }
     }
 }
 
-/// Neighbouring rows of keys or values, as they are kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Rows<'c> {
+#[derive(Clone, Copy)]
+enum Slice<'c> {
     F32(&'c [f32]),
     F16(&'c [f16]),
 }
 
-impl Rows<'_> {
-    /// Numbers in all rows.
-    pub(crate) fn len(self) -> usize {
-        match self {
-            Self::F32(rows) => rows.len(),
-            Self::F16(rows) => rows.len(),
-        }
-    }
+/// A head's keys or values in a block, as they are kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'c> {
+    numbers: Slice<'c>,
+    height: usize,
 }
 
-impl<'c> Rows<'c> {
-    /// The rows in f32, in `wide` if they have to be converted.
-    pub(crate) fn widened<'w>(self, wide: &'w mut Vec<f32>) -> &'w [f32]
-    where
-        'c: 'w,
-    {
-        match self {
-            Self::F32(rows) => rows,
-            Self::F16(rows) => {
-                wide.resize(rows.len(), 0.0);
-                ops::widen(rows, wide);
-                wide
+impl Panels<'_> {
+    /// [`ops::add_products_f32`] with some rows; `next` will be asked for next.
+    pub(crate) fn add_products(
+        self,
+        next: Self,
+        weights: &[f32],
+        weights_stride: usize,
+        rows: Range<usize>,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        use Slice::{F16, F32};
+        match (self.numbers, next.numbers) {
+            (F32(panels), F32(next)) => {
+                ops::add_products_f32(weights, weights_stride, [panels, next], self.height, rows, out, out_stride);
             }
+            (F16(panels), F16(next)) => {
+                ops::add_products_f16(weights, weights_stride, [panels, next], self.height, rows, out, out_stride);
+            }
+            _ => unreachable!("a cache has one type"),
         }
     }
 }
 
-/// `[layer][keys, values][kv_head][position][head_dim]`.
+/// `[layer][kv_head]`, and there `[head_dim][position]` of keys, `[head_dim / 16][position][16]` of values.
 #[derive(Debug)]
 struct Block {
     data: Numbers,
@@ -191,13 +207,20 @@ impl KvPool {
 }
 
 impl Shape {
-    fn block_len(self) -> usize {
-        self.n_layers * 2 * self.n_kv_heads * BLOCK * self.head_dim
+    /// Numbers of a head's keys and of its values in a block; the last panel of values may not be full.
+    fn parts(self) -> [usize; 2] {
+        [BLOCK * self.head_dim, BLOCK * self.head_dim.next_multiple_of(LANES)]
     }
 
-    /// Where a head's rows begin in a block; `part` is 0 for keys, 1 for values.
-    fn head(self, layer: usize, part: usize, head: usize) -> usize {
-        ((layer * 2 + part) * self.n_kv_heads + head) * BLOCK * self.head_dim
+    fn block_len(self) -> usize {
+        self.n_layers * self.n_kv_heads * self.parts().iter().sum::<usize>()
+    }
+
+    /// Where a head's keys begin in a block, and where its values do, which end at the third.
+    fn head(self, layer: usize, head: usize) -> [usize; 3] {
+        let [keys, values] = self.parts();
+        let start = (layer * self.n_kv_heads + head) * (keys + values);
+        [start, start + keys, start + keys + values]
     }
 }
 
@@ -255,19 +278,18 @@ impl KvCache {
         let shape = self.pool.shape;
         let width = shape.head_dim;
         let kv_dim = shape.n_kv_heads * width;
-        for (part, rows) in [keys, values].into_iter().enumerate() {
-            for (i, row) in rows.chunks_exact(kv_dim).enumerate() {
-                let position = self.len + i;
-                if position / BLOCK == self.blocks.len() {
-                    self.blocks
-                        .push(Arc::new(Block::new(Numbers::zeroed(shape.ty, shape.block_len()), &self.pool.in_use)));
-                }
-                // Blocks that others share are full, so this copies only behind a `truncate`.
-                let block = Arc::make_mut(&mut self.blocks[position / BLOCK]);
-                for (head, row) in row.chunks_exact(width).enumerate() {
-                    let at = shape.head(layer, part, head) + position % BLOCK * width;
-                    block.data.store(at..at + width, row);
-                }
+        for (i, (keys, values)) in keys.chunks_exact(kv_dim).zip(values.chunks_exact(kv_dim)).enumerate() {
+            let (block, lane) = ((self.len + i) / BLOCK, (self.len + i) % BLOCK);
+            if block == self.blocks.len() {
+                let data = Numbers::zeroed(shape.ty, shape.block_len());
+                self.blocks.push(Arc::new(Block::new(data, &self.pool.in_use)));
+            }
+            // Blocks that others share are full, so this copies only behind a `truncate`.
+            let block = Arc::make_mut(&mut self.blocks[block]);
+            for (head, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
+                let [keys, values, _] = shape.head(layer, head);
+                block.data.store(key, |i| keys + i * BLOCK + lane);
+                block.data.store(value, |i| values + (i / LANES * BLOCK + lane) * LANES + i % LANES);
             }
         }
     }
@@ -276,23 +298,13 @@ impl KvCache {
         self.len += n;
     }
 
-    /// Keys and values of one head at `positions`, in order, block by block: each `rows x head_dim`.
-    pub(crate) fn head(
-        &self,
-        layer: usize,
-        head: usize,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = (Rows<'_>, Rows<'_>)> {
+    /// Keys (rows of the block's positions) and values (rows of dimensions, up to a multiple of 16) of one head in a block, those of
+    /// positions that are not held among them: they mean nothing.
+    pub(crate) fn head(&self, layer: usize, head: usize, block: usize) -> (Panels<'_>, Panels<'_>) {
         let shape = self.pool.shape;
-        let width = shape.head_dim;
-        let (keys, values) = (shape.head(layer, 0, head), shape.head(layer, 1, head));
-        (positions.start / BLOCK..positions.end.div_ceil(BLOCK)).map(move |block| {
-            let first = block * BLOCK;
-            let start = width * (positions.start.max(first) - first);
-            let end = width * (positions.end.min(first + BLOCK) - first);
-            let data = &self.blocks[block].data;
-            (data.rows(keys + start..keys + end), data.rows(values + start..values + end))
-        })
+        let [keys, values, end] = shape.head(layer, head);
+        let data = &self.blocks[block].data;
+        (data.panels(keys..values, shape.head_dim), data.panels(values..end, BLOCK))
     }
 }
 
@@ -319,16 +331,23 @@ mod tests {
         cache.advance(n);
     }
 
+    /// All keys at `positions`, having held the values against them.
     fn read(cache: &KvCache, positions: Range<usize>) -> Vec<f32> {
         let mut all = Vec::new();
         for layer in 0..SHAPE.n_layers {
             for head in 0..SHAPE.n_kv_heads {
-                for (keys, values) in cache.head(layer, head, positions.clone()) {
-                    let (mut wide_keys, mut wide_values) = (Vec::new(), Vec::new());
-                    let (keys, values) = (keys.widened(&mut wide_keys), values.widened(&mut wide_values));
-                    assert_eq!(keys.len(), values.len());
-                    assert!(keys.iter().zip(values).all(|(key, value)| *key == -value));
-                    all.extend_from_slice(keys);
+                for position in positions.clone() {
+                    let (keys, values) = cache.head(layer, head, position / BLOCK);
+                    let lane = position % BLOCK;
+                    let (mut key, mut value) = ([0.0; 3], [0.0; LANES]);
+                    for (i, key) in key.iter_mut().enumerate() {
+                        let mut lanes = [0.0; BLOCK];
+                        keys.add_products(keys, &[1.0], 1, i..i + 1, &mut lanes, BLOCK);
+                        *key = lanes[lane];
+                    }
+                    values.add_products(values, &[-1.0], 1, lane..lane + 1, &mut value, LANES);
+                    assert_eq!(key, value[..3]);
+                    all.extend(key);
                 }
             }
         }

@@ -16,7 +16,7 @@ mod int8;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod method;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(crate) mod neon;
 mod portable;
 
 use std::ops::Range;

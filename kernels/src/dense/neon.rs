@@ -11,6 +11,8 @@ use std::arch::asm;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::f16;
+
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
 use crate::isa::Neon;
@@ -101,6 +103,16 @@ fn f16s(chunk: &[u8; 16]) -> Vectors {
         );
     }
     [low, high]
+}
+
+/// Sixteen halves as the float operations take them.
+#[inline(always)]
+pub(crate) fn halves(numbers: &[f16; 16]) -> [f32; 16] {
+    // SAFETY: all are plain numbers of the same total size; NEON is part of every aarch64 target.
+    unsafe {
+        let [low, high] = std::mem::transmute::<[f16; 16], [[u8; 16]; 2]>(*numbers);
+        std::mem::transmute::<[Vectors; 2], [f32; 16]>([f16s(&low), f16s(&high)])
+    }
 }
 
 #[inline]

@@ -1,19 +1,16 @@
-//! Float operations of the forward pass: norms, dot products, softmax, gates, and the int8 quantiser.
+//! Float operations of the forward pass: norms, dot products, attention, gates, and the int8 quantiser.
 //!
-//! Each is a plain loop over a fixed number of lanes, compiled once for the baseline and once for AVX2 with FMA. Sums run in an
+//! Each is a plain loop over a fixed number of lanes, compiled once for the baseline and once for AVX2 with FMA and F16C. Sums run in an
 //! order that depends on the length alone, so results change neither with the batch nor with the number of threads.
-
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use crate::activation::QuantizedActivations;
 use crate::team::{SharedMut, Team};
 
 /// Lanes of a running sum: two AVX2 registers, four NEON ones.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
-/// Compiles a function for the baseline and for AVX2 + FMA and picks at run time. Inside, `madd::<FMA>` is `a * b + c`,
-/// fused where the instruction exists.
+/// Compiles a function for the baseline and for AVX2, FMA and F16C and picks at run time. Inside, `FMA` says that it is compiled
+/// for these, or for NEON; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
 macro_rules! per_isa {
     ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -22,12 +19,12 @@ macro_rules! per_isa {
             fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body::<true>($($arg),*)
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the CPU has AVX2 and FMA, just tested (a cached load).
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                    // SAFETY: the CPU has AVX2, FMA and F16C, just tested (a cached load).
                     return unsafe { avx2($($arg),*) };
                 }
             }
@@ -35,6 +32,10 @@ macro_rules! per_isa {
         }
     )*};
 }
+
+mod attention;
+
+pub use attention::{add_products_f16, add_products_f32, exponentials, mix};
 
 #[inline(always)]
 fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -134,85 +135,6 @@ per_isa! {
         }
     }
 
-    /// Attention scores of one query: `scores[j] = scale · q·keys[j]`; `keys` is `scores.len() x q.len()`. Two keys at a time:
-    /// one dot product alone waits for its own additions.
-    pub fn attention_scores(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
-        let width = q.len();
-        let (q_chunks, q_rest) = q.as_chunks::<LANES>();
-        let mut j = 0;
-        while j < scores.len() {
-            let other = (j + 1).min(scores.len() - 1);
-            let (a, a_rest) = keys[j * width..][..width].as_chunks::<LANES>();
-            let (b, b_rest) = keys[other * width..][..width].as_chunks::<LANES>();
-            let mut a_lanes = [0f32; LANES];
-            let mut b_lanes = [0f32; LANES];
-            for ((q, a), b) in q_chunks.iter().zip(a).zip(b) {
-                for i in 0..LANES {
-                    a_lanes[i] = madd::<FMA>(q[i], a[i], a_lanes[i]);
-                }
-                for i in 0..LANES {
-                    b_lanes[i] = madd::<FMA>(q[i], b[i], b_lanes[i]);
-                }
-            }
-            for (i, ((q, a), b)) in q_rest.iter().zip(a_rest).zip(b_rest).enumerate() {
-                a_lanes[i] = madd::<FMA>(*q, *a, a_lanes[i]);
-                b_lanes[i] = madd::<FMA>(*q, *b, b_lanes[i]);
-            }
-            scores[j] = scale * sum_lanes(a_lanes);
-            scores[other] = scale * sum_lanes(b_lanes);
-            j += 2;
-        }
-    }
-
-    /// `out += Σ_j weights[j] · values[j]`, one j after the other, so that a sum in pieces has the bits of the whole; `values` is
-    /// `weights.len() x out.len()`.
-    pub fn add_weighted_sum(weights: &[f32], values: &[f32], out: &mut [f32]) {
-        const WIDTH: usize = 64;
-        let n = out.len();
-        for (start, out) in (0..n).step_by(WIDTH).zip(out.chunks_mut(WIDTH)) {
-            if out.len() == WIDTH {
-                let mut sums = [0f32; WIDTH];
-                sums.copy_from_slice(out);
-                for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
-                    let row = &row[start..start + WIDTH];
-                    for i in 0..WIDTH {
-                        sums[i] = madd::<FMA>(*weight, row[i], sums[i]);
-                    }
-                }
-                out.copy_from_slice(&sums);
-            } else {
-                for (weight, row) in weights.iter().zip(values.chunks_exact(n)) {
-                    for (out, value) in out.iter_mut().zip(&row[start..]) {
-                        *out = madd::<FMA>(*weight, *value, *out);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Softmax in place; subtracts the maximum first.
-    pub fn softmax(scores: &mut [f32]) {
-        let max = max_of(scores, f32::NEG_INFINITY, |s| s);
-        for s in scores.iter_mut() {
-            *s = exp::<FMA>(*s - max);
-        }
-        let mut lanes = [0f32; LANES];
-        let chunks = scores.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] += chunk[i];
-            }
-        }
-        for (lane, s) in lanes.iter_mut().zip(rest) {
-            *lane += s;
-        }
-        let inverse = 1.0 / sum_lanes(lanes);
-        for s in scores.iter_mut() {
-            *s *= inverse;
-        }
-    }
-
     /// `log Σ e^x` for log-probabilities, the sum in f64; not finite where a value is NaN or the largest is infinite.
     pub fn log_sum_exp(x: &[f32]) -> f64 {
         let max = max_of(x, f32::NEG_INFINITY, |x| x);
@@ -266,29 +188,6 @@ per_isa! {
     }
 }
 
-/// `out = x`; the slices have one length. (`half` asks for the CPU's features anew for every eight numbers.)
-pub fn widen(x: &[f16], out: &mut [f32]) {
-    assert_eq!(x.len(), out.len(), "as many numbers as there is room for");
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-        #[target_feature(enable = "avx,f16c")]
-        fn f16c(x: &[[f16; 8]], out: &mut [[f32; 8]]) {
-            for (x, out) in x.iter().zip(out) {
-                // SAFETY: 16 bytes are read from an array of as many, 32 written to one; neither needs alignment.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()))) }
-            }
-        }
-        if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
-            let ((x, x_rest), (out, out_rest)) = (x.as_chunks(), out.as_chunks_mut());
-            // SAFETY: the CPU has AVX and F16C, just tested (a cached load).
-            unsafe { f16c(x, out) };
-            return x_rest.convert_to_f32_slice(out_rest);
-        }
-    }
-    x.convert_to_f32_slice(out);
-}
-
 /// Quantises `m` rows of `k` values, split over the team.
 pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedActivations) {
     out.resize(m, k);
@@ -306,21 +205,6 @@ pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedA
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_within_two_ulp() {
-        let mut softmaxed = [0f32; 1];
-        for i in -8700..=0 {
-            let x = i as f32 / 100.0;
-            // softmax of (x, 0) is a ratio of two exponentials
-            let mut pair = [x, 0.0];
-            softmax(&mut pair);
-            let expected = f64::from(x).exp() / (1.0 + f64::from(x).exp());
-            assert!((f64::from(pair[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {} {expected}", pair[0]);
-        }
-        softmax(&mut softmaxed);
-        assert_eq!(softmaxed, [1.0]);
-    }
 
     #[test]
     fn log_sum_exp_of_known_rows() {
@@ -361,36 +245,6 @@ mod tests {
         assert_eq!((scale, values), (1.0, [127, -127, 0, 2, 2, -2]));
         assert_eq!(quantize_row(&[0.0; 6], &mut values), 127.0 / 1e-5);
         assert_eq!(values, [0; 6]);
-    }
-
-    #[test]
-    fn attention_pieces_of_any_size_are_right() {
-        for (width, len) in [(64, 1), (128, 5), (20, 7), (256, 4), (80, 9)] {
-            let keys: Vec<f32> = (0..width * len).map(|i| (i % 11) as f32 - 5.0).collect();
-            let q: Vec<f32> = (0..width).map(|i| (i % 3) as f32 - 1.0).collect();
-            let (mut scores, mut out) = (vec![0.0; len], vec![0.0; width]);
-            attention_scores(&q, &keys, 0.5, &mut scores);
-            for (score, key) in scores.iter().zip(keys.chunks_exact(width)) {
-                assert_eq!(*score, 0.5 * dot(&q, key));
-            }
-            let (first, rest) = (len / 2, len / 2 * width);
-            add_weighted_sum(&scores[..first], &keys[..rest], &mut out);
-            add_weighted_sum(&scores[first..], &keys[rest..], &mut out);
-            for (d, out) in out.iter().enumerate() {
-                assert_eq!(*out, (0..len).map(|j| scores[j] * keys[j * width + d]).sum::<f32>());
-            }
-        }
-    }
-
-    #[test]
-    fn halves_of_every_kind_widen_as_the_library_has_it() {
-        // All of them, in a length that leaves a rest.
-        let halves: Vec<f16> = (0..=u16::MAX).chain(0..5).map(f16::from_bits).collect();
-        let mut wide = vec![0.0; halves.len()];
-        widen(&halves, &mut wide);
-        for (half, wide) in halves.iter().zip(&wide) {
-            assert!(half.to_f32().to_bits() == wide.to_bits() || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
-        }
     }
 
     #[test]

@@ -1,0 +1,258 @@
+//! The inner loops of attention: products of a few queries (or their weights) with the rows of a KV cache, and the exponentials
+//! between them.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::{LANES, exp, madd, max_of, sum_lanes};
+
+/// Queries whose sums are in registers together: with 16 lanes each they take half of AVX2's, and a number that was widened is used
+/// so many times.
+const TOGETHER: usize = 4;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// What a cache is made of.
+trait Number: Copy {
+    /// Sixteen numbers as they are computed with. `FMA` as `per_isa` has it.
+    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES];
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
+        *numbers
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
+        #[cfg(target_arch = "x86_64")]
+        if FMA {
+            use std::arch::x86_64::*;
+            let at: *const __m128i = numbers.as_ptr().cast();
+            // SAFETY: `FMA` says that the CPU has F16C; the array holds the two times 16 bytes that are read.
+            return unsafe {
+                std::mem::transmute::<[__m256; 2], [f32; LANES]>([
+                    _mm256_cvtph_ps(_mm_loadu_si128(at)),
+                    _mm256_cvtph_ps(_mm_loadu_si128(at.add(1))),
+                ])
+            };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if FMA {
+            return crate::dense::neon::halves(numbers);
+        }
+        numbers.map(f16::to_f32)
+    }
+}
+
+/// Asks for the cache line at `at`.
+#[inline(always)]
+fn fetch<N>(at: *const N) {
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// [`add_products_f32`] for `Q` queries, with all of a sum in one lane.
+#[inline(always)]
+fn tile<N: Number, const Q: usize, const FMA: bool>(
+    weights: &[f32],
+    weights_stride: usize,
+    [panels, ahead]: [&[N]; 2],
+    height: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q * weights_stride..][..rows.len()]);
+    let (all, _) = panels.as_chunks::<LANES>();
+    for (p, panel) in all.chunks_exact(height).enumerate() {
+        let mut sums = [[0f32; LANES]; Q];
+        for q in 0..Q {
+            sums[q].copy_from_slice(&out[q * out_stride + p * LANES..][..LANES]);
+        }
+        for (i, row) in panel[rows.clone()].iter().enumerate() {
+            let at = (p * height + rows.start + i) * LANES;
+            if at.is_multiple_of(LINE / size_of::<N>()) {
+                fetch(ahead.as_ptr().wrapping_add(at));
+            }
+            let row = N::widen::<FMA>(row);
+            for q in 0..Q {
+                for l in 0..LANES {
+                    sums[q][l] = madd::<FMA>(weights[q][i], row[l], sums[q][l]);
+                }
+            }
+        }
+        for q in 0..Q {
+            out[q * out_stride + p * LANES..][..LANES].copy_from_slice(&sums[q]);
+        }
+    }
+}
+
+/// [`add_products_f32`] for any number of queries, [`TOGETHER`] at a time.
+#[inline(always)]
+fn tiles<N: Number, const FMA: bool>(
+    weights: &[f32],
+    weights_stride: usize,
+    panels: [&[N]; 2],
+    height: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let n = out.len().div_ceil(out_stride);
+    for first in (0..n).step_by(TOGETHER) {
+        let (weights, out) = (&weights[first * weights_stride..], &mut out[first * out_stride..]);
+        match n - first {
+            1 => tile::<N, 1, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            2 => tile::<N, 2, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            3 => tile::<N, 3, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            _ => tile::<N, TOGETHER, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+        }
+    }
+}
+
+per_isa! {
+    /// `out[q] += Σ_i weights[q][i] · row[i]`, one row after the other, so that a sum in pieces has the bits of the whole and none
+    /// depends on the other queries.
+    ///
+    /// A row is kept in panels of 16 numbers: `panels` is `[width / 16][height][16]`, of which `rows` are summed. Query `q` has
+    /// its weights from `q · weights_stride` on and its `width` sums from `q · out_stride` on; there are as many queries as `out`
+    /// has room for. The second of `panels` is what will be asked for next: it is fetched meanwhile, a line for a line, since
+    /// prefetchers come too late where blocks are this short.
+    ///
+    /// With keys in one panel (`[head_dim][16 positions]`) and queries as weights these are scores; with values
+    /// (`[head_dim / 16][positions][16]`) and softmax weights, the attention's output.
+    pub fn add_products_f32(
+        weights: &[f32], weights_stride: usize, panels: [&[f32]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
+        out_stride: usize,
+    ) {
+        tiles::<f32, FMA>(weights, weights_stride, panels, height, rows, out, out_stride);
+    }
+
+    /// [`add_products_f32`] with rows in half precision, which are widened in registers.
+    pub fn add_products_f16(
+        weights: &[f32], weights_stride: usize, panels: [&[f16]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
+        out_stride: usize,
+    ) {
+        tiles::<f16, FMA>(weights, weights_stride, panels, height, rows, out, out_stride);
+    }
+
+    /// Scores become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` for none.
+    pub fn exponentials(scores: &mut [f32]) -> (f32, f32) {
+        let max = max_of(scores, f32::NEG_INFINITY, |score| score);
+        for score in scores.iter_mut() {
+            *score = exp::<FMA>(*score - max);
+        }
+        let mut lanes = [0f32; LANES];
+        let (chunks, rest) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] += chunk[i];
+            }
+        }
+        for (lane, score) in lanes.iter_mut().zip(rest) {
+            *lane += score;
+        }
+        (max, sum_lanes(lanes))
+    }
+
+    /// `y = a · y + b · x`.
+    pub fn mix(a: f32, y: &mut [f32], b: f32, x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = madd::<FMA>(a, *y, b * x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_within_two_ulp() {
+        for i in -8700..=0 {
+            let x = i as f32 / 100.0;
+            let mut scores = [x + 1.0, 1.0];
+            let (max, sum) = exponentials(&mut scores);
+            let expected = f64::from(x + 1.0 - 1.0).exp();
+            assert!((f64::from(scores[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {scores:?} {expected}");
+            assert_eq!((max, sum, scores[1]), (1.0, scores[0] + 1.0, 1.0));
+        }
+        assert_eq!(exponentials(&mut []), (f32::NEG_INFINITY, 0.0));
+    }
+
+    /// Whole numbers, so that sums are exact in any order.
+    fn numbers(n: usize, modulus: usize) -> Vec<f32> {
+        (0..n).map(|i| (i * 7 % modulus) as f32 - 5.0).collect()
+    }
+
+    #[test]
+    fn products_of_any_shape_are_right_in_both_types() {
+        // Panels, their height, the rows, queries.
+        let cases = [
+            (1, 128, 0..128, 4),
+            (8, 16, 0..16, 4),
+            (8, 16, 3..9, 1),
+            (3, 7, 1..7, 3),
+            (2, 5, 0..5, 7),
+            (4, 16, 5..5, 2),
+        ];
+        for (n_panels, height, range, n_queries) in cases {
+            let (weights_stride, out_stride) = (height + 3, n_panels * LANES + 2);
+            let panels = numbers(n_panels * height * LANES, 11);
+            let weights = numbers(n_queries * weights_stride, 13);
+            let start = numbers(n_queries * out_stride - 2, 17);
+            let mut expected = start.clone();
+            for q in 0..n_queries {
+                for (p, panel) in panels.chunks_exact(height * LANES).enumerate() {
+                    for (i, row) in panel.chunks_exact(LANES).enumerate().filter(|(i, _)| range.contains(i)) {
+                        for (lane, x) in row.iter().enumerate() {
+                            expected[q * out_stride + p * LANES + lane] +=
+                                weights[q * weights_stride + i - range.start] * x;
+                        }
+                    }
+                }
+            }
+            let mut out = start.clone();
+            add_products_f32(&weights, weights_stride, [&panels; 2], height, range.clone(), &mut out, out_stride);
+            assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries");
+            let panels: Vec<f16> = panels.into_iter().map(f16::from_f32).collect();
+            let mut out = start;
+            add_products_f16(&weights, weights_stride, [&panels, &[]], height, range, &mut out, out_stride);
+            assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries, f16");
+        }
+    }
+
+    #[test]
+    fn halves_of_every_kind_widen_as_the_library_has_it() {
+        // One query whose weight is 1: the sum is the number.
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut wide = vec![0.0; halves.len()];
+        add_products_f16(&[1.0], 1, [&halves; 2], 1, 0..1, &mut wide, halves.len());
+        for (half, wide) in halves.iter().zip(&wide) {
+            assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
+        }
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_queries_beside_them() {
+        let panels: Vec<f32> = (0..3 * 9 * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
+        let weights: Vec<f32> = (0..6 * 9).map(|i| (i as f32 * 0.73).cos()).collect();
+        let mut together = vec![0.0; 6 * 48];
+        add_products_f32(&weights, 9, [&panels; 2], 9, 0..9, &mut together, 48);
+        for q in 0..6 {
+            let mut alone = vec![0.0; 48];
+            let weights = &weights[q * 9..];
+            add_products_f32(weights, 9, [&panels; 2], 9, 0..4, &mut alone, 48);
+            add_products_f32(&weights[4..], 9, [&panels; 2], 9, 4..9, &mut alone, 48);
+            assert_eq!(alone, together[q * 48..][..48]);
+        }
+    }
+}

@@ -61,22 +61,24 @@ impl<'a> Evidence<'a> {
         left: impl Fn(&Speed) -> bool,
         right: impl Fn(&Speed) -> bool,
     ) -> Option<Comparison<'a>> {
-        let decodes = |side: &dyn Fn(&Speed) -> bool| -> Vec<(&'a Record, &'a Speed)> {
-            self.speeds
-                .iter()
-                .copied()
-                .filter(|(_, speed)| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0 && side(speed))
-                .collect()
+        let decodes = |side: &dyn Fn(&Speed) -> bool| -> Vec<(&'a Record, &'a Speed, f64)> {
+            let plain = |speed: &Speed| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0;
+            let rate = |speed: &Speed| stats::median(&speed.samples.tokens_per_s()).unwrap_or(0.0);
+            let fits = self.speeds.iter().filter(|(_, speed)| plain(speed) && side(speed));
+            fits.map(|(record, speed)| (*record, *speed, rate(speed))).collect()
         };
         let (lefts, rights) = (decodes(&left), decodes(&right));
-        let both =
-            lefts.iter().flat_map(|l| rights.iter().map(move |r| (*l, *r))).filter(|((a_record, a), (b_record, b))| {
-                a_record.host_id == b_record.host_id && a.n_gen == b.n_gen && a.n_threads == b.n_threads
-            });
-        both.map(|((a_record, a), (b_record, b))| {
-            Comparison::new(a, b, a_record.run_id == b_record.run_id && a.group == b.group)
-        })
-        .max_by(|x, y| x.preference().partial_cmp(&y.preference()).unwrap_or(std::cmp::Ordering::Equal))
+        let both = lefts.iter().flat_map(|left| rights.iter().map(move |right| (left, right)));
+        let alike = both.filter(|((a_record, a, _), (b_record, b, _))| {
+            a_record.host_id == b_record.host_id && a.n_gen == b.n_gen && a.n_threads == b.n_threads
+        });
+        // Which of two comparisons counts: the standard workload, more generated tokens, more threads, one group, faster.
+        let ranked = alike.map(|((a_record, a, a_rate), (b_record, b, b_rate))| {
+            let same_group = a_record.run_id == b_record.run_id && a.group == b.group;
+            ((a.n_gen == 128, a.n_gen, a.n_threads, same_group, *a_rate, *b_rate), (*a, *b))
+        });
+        let best = ranked.max_by(|(x, _), (y, _)| x.partial_cmp(y).unwrap_or(std::cmp::Ordering::Equal));
+        best.map(|((_, _, _, same_group, ..), (a, b))| Comparison::new(a, b, same_group))
     }
 }
 
@@ -97,13 +99,6 @@ impl<'a> Comparison<'a> {
         let pairs = pairs(&left.samples.rounds, &a, &right.samples.rounds, &b);
         let compared = if same_group && !pairs.is_empty() { Compared::Paired(pairs) } else { Compared::Unpaired(a, b) };
         Self { left, right, compared }
-    }
-
-    /// Which of two comparisons counts: the standard workload, more generated tokens, more threads, paired, faster.
-    fn preference(&self) -> (bool, u64, usize, bool, f64, f64) {
-        let median = |speed: &Speed| stats::median(&speed.samples.tokens_per_s()).unwrap_or(0.0);
-        let paired = matches!(self.compared, Compared::Paired(_));
-        (self.left.n_gen == 128, self.left.n_gen, self.left.n_threads, paired, median(self.left), median(self.right))
     }
 
     /// The ratio with its interval.

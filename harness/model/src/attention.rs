@@ -221,8 +221,9 @@ impl Item<'_> {
         let len = self.answer_len();
         for (answer, later) in answers.chunks_exact_mut(len).zip(later.chunks_exact(len)) {
             let ((answer, state), (later, later_state)) = (answer.split_at_mut(len - 2), later.split_at(len - 2));
-            let max = state[0].max(later_state[0]);
-            if max > f32::NEG_INFINITY {
+            // Nothing was seen; a sum that is not a number has to go on.
+            if later_state[1] != 0.0 {
+                let max = state[0].max(later_state[0]);
                 let (a, b) = ((state[0] - max).exp(), (later_state[0] - max).exp());
                 ops::mix(a, answer, b, later);
                 state.copy_from_slice(&[max, a * state[1] + b * later_state[1]]);
@@ -348,6 +349,23 @@ mod tests {
                 assert!(attended(&config, KvType::F16, 2, n, 1, window) == halves, "half precision, window {window:?}");
                 assert!(halves != together && halves.iter().zip(&together).all(|(a, b)| (a - b).abs() < 2e-2));
             }
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_no_number_is_not_lost() {
+        let config = ModelConfig::new(Architecture::Bitnet, 1, 16, 16, 1, 1, 16, 8);
+        let pool = Pool::new(1).unwrap();
+        for bad in [3..4, CHUNK + 3..CHUNK + 4, LEN - 1..LEN, 0..CHUNK, CHUNK..2 * CHUNK] {
+            let mut cache = KvPool::new(&config, KvType::F32).new_cache(LEN);
+            let (mut keys, values) = (wave(LEN * 16, 0.73), wave(LEN * 16, 0.11));
+            keys[bad.start * 16..bad.end * 16].fill(f32::NAN);
+            cache.store(0, &keys, &values);
+            cache.advance(LEN - 1);
+            let segments = [Segment { cache: &mut cache, tokens: &[0], logits: Logits::None }];
+            let mut out = [0.0; 16];
+            pool.run(|team| attend(team, &config, &segments, 0, None, &wave(16, 0.37), &mut out));
+            assert!(out.iter().all(|x| x.is_nan()), "positions {bad:?}: {out:?}");
         }
     }
 }

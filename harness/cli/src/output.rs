@@ -27,6 +27,14 @@ pub enum Output {
     Parquet,
 }
 
+/// What cannot be printed is said before there is anything to lose.
+pub fn check(output: Output) -> Result<()> {
+    if output == Output::Parquet && std::io::stdout().is_terminal() {
+        bail!("-o parquet is binary: redirect it to a file, or ask for csv");
+    }
+    Ok(())
+}
+
 /// Prints a table. Only text has `notes` below it; other formats are for programs.
 pub fn print(table: &Table, output: Output, notes: &[String], env: &Env) -> Result<()> {
     let mut stdout = std::io::stdout();
@@ -44,9 +52,7 @@ pub fn print(table: &Table, output: Output, notes: &[String], env: &Env) -> Resu
         Output::Jsonl => Format::Jsonl,
         Output::Parquet => Format::Parquet,
     };
-    if format == Format::Parquet && stdout.is_terminal() {
-        bail!("-o parquet is binary: redirect it to a file, or ask for csv");
-    }
+    check(output)?;
     stdout.write_all(&export::write(table, format)?)?;
     Ok(stdout.flush()?)
 }

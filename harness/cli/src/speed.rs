@@ -14,7 +14,6 @@ use ternbench_measure::interrupt::{self, Interrupted};
 use ternbench_measure::record::{self, Body};
 use ternbench_measure::{Env, Host, Plan, Record, RecordWriter, RunContext, clock, runner};
 use ternbench_model::weights::{LinearName, LinearWeights, WeightSource};
-use ternbench_report::export::{self, Format};
 use ternbench_report::{frame, sections};
 
 use crate::breakdown;
@@ -23,6 +22,7 @@ use crate::footprint;
 use crate::kernels;
 use crate::open::{self, ActivationsArg, HeadArg, KvArg, LayoutArg, Loaded};
 use crate::opponent::Opponent;
+use crate::output::{self, Output};
 use crate::probes::Probes;
 use crate::race::{self, Entrant, Rules};
 use crate::suite::{self, Suite};
@@ -110,28 +110,12 @@ pub struct Args {
     layout: LayoutArg,
     #[command(flatten)]
     head: HeadArg,
-    /// Output format
+    /// Output format; json and jsonl are the records with raw samples, jsonl one by one, as soon as they are there
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
     /// Append all records to this file as well: limits, loading and memory too
     #[arg(long)]
     records: Option<PathBuf>,
-}
-
-/// `-o`.
-#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Output {
-    /// A table for people
-    #[default]
-    Text,
-    /// The table in Markdown
-    Md,
-    /// One row per model, kernel, threads and workload
-    Csv,
-    /// The speed records, with raw samples
-    Json,
-    /// The same, one per line, as soon as they are there
-    Jsonl,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -149,6 +133,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
         let suite = suite::find(name)?;
         args.fill_from(suite)?;
     }
+    output::check(args.output)?;
     let workloads = args.workloads()?;
     let threads = if args.threads.is_empty() { vec![open::threads(None, env)] } else { args.threads.clone() };
     let plan = args.plan()?;
@@ -454,8 +439,8 @@ fn show(records: &[Record], probes: &Probes, output: Output, env: &Env) -> Resul
             let speeds: Vec<&Record> = records.iter().filter(|r| matches!(r.body, Body::Speed(_))).collect();
             writeln!(out, "{}", serde_json::to_string_pretty(&speeds)?)?;
         }
-        Output::Csv => {
-            out.write_all(&export::write(&sections::speed(&frame::speed_rows(records)?), Format::Csv)?)?;
+        Output::Csv | Output::Parquet => {
+            output::print(&sections::speed(&frame::speed_rows(records)?), output, &[], env)?;
         }
         Output::Text | Output::Md => {
             let table = sections::speed(&frame::speed_rows(records)?);

@@ -1,6 +1,6 @@
 //! What makes a run worse than a baseline run: slower, larger, wrong, or no longer measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ternbench_measure::Record;
@@ -27,7 +27,7 @@ pub enum Problem {
     },
     /// The baseline measured it, the run did not.
     Missing(String),
-    /// The run refused it, or a kernel was wrong.
+    /// The run refused it, or a kernel was wrong, and in the baseline that was not so.
     Void(String),
 }
 
@@ -67,7 +67,10 @@ pub fn problems(before: &[Record], after: &[Record], differences: &[Difference],
             }
         }
     }
-    problems.extend(after.iter().filter_map(void).map(Problem::Void));
+    // What the baseline refused as well is not worse: the engines that are wrong on purpose, for one.
+    let known: BTreeSet<String> = before.iter().filter_map(void).map(|(what, _)| what).collect();
+    let void = after.iter().filter_map(void).filter(|(what, _)| !known.contains(what));
+    problems.extend(void.map(|(what, why)| Problem::Void(format!("{what}: {why}"))));
     problems
 }
 
@@ -82,20 +85,20 @@ fn peaks(records: &[Record]) -> BTreeMap<(&str, &str), u64> {
     records.iter().filter_map(peak).collect()
 }
 
-/// Why a record is void, if it is.
-fn void(record: &Record) -> Option<String> {
+/// What is void and why, if a record is.
+fn void(record: &Record) -> Option<(String, &str)> {
     match &record.body {
         Body::Speed(speed) => {
             let why = speed.refused.as_ref()?;
-            Some(format!("{} {} {}: {why}", speed.workload, speed.model.model, speed.code.kernel))
+            Some((format!("{} {} {}", speed.workload, speed.model.model, speed.code.kernel), why))
         }
         Body::Kernel(kernel) => {
             let why = kernel.refused.as_ref()?;
-            Some(format!("{}x{} m{} {}: {why}", kernel.n, kernel.k, kernel.m, kernel.code.kernel))
+            Some((format!("{}x{} m{} {}", kernel.n, kernel.k, kernel.m, kernel.code.kernel), why))
         }
         Body::Verify(verify) if !verify.ok && verify.skipped.is_none() => {
             let why = verify.first_mismatch.as_deref().unwrap_or("a sum differs from the oracle's");
-            Some(format!("{} is wrong: {why}", verify.code.kernel))
+            Some((format!("{} is wrong", verify.code.kernel), why))
         }
         _ => None,
     }
@@ -144,8 +147,10 @@ mod tests {
         let mut refused = speed(BITNET, "ternary", 2, "g", &[10.0; 5]);
         refused.refused = Some("impossible".into());
         let wrong = Verify { code: code("ternary"), first_mismatch: Some("1 for 2".into()), ..Verify::default() };
+        let bad = records([refused.into(), wrong.into()]);
+        assert_eq!(found(&bad, &bad), [""; 0], "no worse than the baseline");
         assert_eq!(
-            found(&before, &records([refused.into(), wrong.into()])),
+            found(&before, &bad),
             [
                 "tg128 synthetic:bitnet-2b4t ternary avx2-i2s-maddubs, 2 threads is not in the run",
                 "tg128 synthetic:bitnet-2b4t avx2-i2s-maddubs: impossible",

@@ -13,7 +13,7 @@ pub enum Command {
         after_help = "Example:\n  ternbench tasks generate --out my-tasks && ternbench eval -m model.gguf --task piqa,gsm8k --data my-tasks\n\nScores on generated tasks are not GSM8K or PIQA scores."
     )]
     Generate {
-        /// Folder for gsm8k/, piqa/ and perplexity/; must not exist
+        /// Folder for gsm8k/, piqa/, perplexity/ and drills/; must not exist
         #[arg(short, long)]
         out: PathBuf,
         /// The same seed gives the same items
@@ -22,6 +22,9 @@ pub enum Command {
         /// Items to train on: word problems, common-sense items, paragraphs
         #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "1000,1000,200")]
         train: Sizes,
+        /// Rows of ten calculations to train on besides, in drills/
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        drills: usize,
         /// Items to test with, of the same kinds; none shares a template instance with one to train on
         #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "500,200,150")]
         test: Sizes,
@@ -29,11 +32,11 @@ pub enum Command {
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
-    let Command::Generate { out, seed, train, test } = command;
+    let Command::Generate { out, seed, train, drills, test } = command;
     if out.exists() {
         bail!("{}: there already; choose another --out, or move it away", out.display());
     }
-    for file in synthetic::write(&out, seed, train, test)? {
+    for file in synthetic::write(&out, seed, train, drills, test)? {
         println!("{}", file.display());
     }
     Ok(ExitCode::SUCCESS)

@@ -93,9 +93,15 @@ pub fn paragraphs(seed: u64, split: Split, n: usize) -> Result<Vec<Drawn<String>
     draw("paragraphs", 2, seed, split, n, plain_text::draw)
 }
 
+/// `n` different rows of ten calculations each, to learn calculating from. They hold calculations of test instances too: what is
+/// held out is a template with its values, not 47+38.
+pub fn drills(seed: u64, n: usize) -> Result<Vec<Drawn<String>>, EvalError> {
+    draw("drills", 3, seed, Split::Train, n, plain_text::drill)
+}
+
 /// Writes both splits as a data folder that every task can read: `gsm8k/{train,test}.jsonl`, `piqa/{train,valid}.jsonl` with
-/// their `-labels.lst`, `perplexity/{train,text}.txt`. Returns the files.
-pub fn write(out: &Path, seed: u64, train: Sizes, test: Sizes) -> Result<Vec<PathBuf>, EvalError> {
+/// their `-labels.lst`, `perplexity/{train,text}.txt`; and `drills/train.txt` if there are to be any. Returns the files.
+pub fn write(out: &Path, seed: u64, train: Sizes, n_drills: usize, test: Sizes) -> Result<Vec<PathBuf>, EvalError> {
     let mut files = Vec::new();
     let mut put = |name: &str, text: String| {
         let path = out.join(name);
@@ -123,6 +129,10 @@ pub fn write(out: &Path, seed: u64, train: Sizes, test: Sizes) -> Result<Vec<Pat
         let paragraphs = paragraphs(seed, split, sizes.paragraphs)?;
         let paragraphs: Vec<&str> = paragraphs.iter().map(|drawn| drawn.item.as_str()).collect();
         put(&format!("perplexity/{text}.txt"), paragraphs.join("\n\n") + "\n")?;
+    }
+    if n_drills > 0 {
+        let drills = drills(seed, n_drills)?;
+        put("drills/train.txt", drills.iter().map(|drawn| format!("{}\n", drawn.item)).collect())?;
     }
     Ok(files)
 }
@@ -225,29 +235,50 @@ fn capital(word: &str) -> String {
 mod tests {
     use super::*;
 
+    /// The result of a calculation as `47+38=85`, which must hold.
+    fn check_calculation(text: &str) -> i64 {
+        let (left, right) = text.split_once('=').unwrap();
+        let at = left.find(['+', '-', '*', '/']).unwrap();
+        let (a, b): (i64, i64) = (left[..at].parse().unwrap(), left[at + 1..].parse().unwrap());
+        let c: i64 = right.parse().unwrap();
+        let holds = match left.as_bytes()[at] {
+            b'+' => a + b == c,
+            b'-' => a - b == c,
+            b'*' => a * b == c,
+            _ => b * c == a,
+        };
+        assert!(holds && (0..100).contains(&c), "{text}");
+        c
+    }
+
     /// What a reader of the file would calculate, from the text alone.
     fn check_answer(answer: &str) -> usize {
         let mut last = None;
         let mut steps = 0;
         for annotated in answer.split("<<").skip(1) {
             let (calculation, rest) = annotated.split_once(">>").unwrap();
-            let (left, right) = calculation.split_once('=').unwrap();
-            let at = left.find(['+', '-', '*', '/']).unwrap();
-            let (a, b): (i64, i64) = (left[..at].parse().unwrap(), left[at + 1..].parse().unwrap());
-            let c: i64 = right.parse().unwrap();
-            let holds = match left.as_bytes()[at] {
-                b'+' => a + b == c,
-                b'-' => a - b == c,
-                b'*' => a * b == c,
-                _ => b * c == a,
-            };
-            assert!(holds && (0..100).contains(&c), "{answer}");
+            let c = check_calculation(calculation);
             assert!(rest.starts_with(&format!("{c} ")), "{answer}");
             last = Some(c);
             steps += 1;
         }
         assert!(answer.ends_with(&format!("\n#### {}", last.unwrap())), "{answer}");
         steps
+    }
+
+    #[test]
+    fn every_drill_holds_and_all_four_operations_are_among_them() {
+        let drills = drills(5, 1000).unwrap();
+        for Drawn { item, .. } in &drills {
+            let row: Vec<&str> = item.strip_prefix("Drill: ").unwrap().split(' ').collect();
+            assert_eq!(row.len(), 10);
+            for calculation in row {
+                check_calculation(calculation);
+            }
+        }
+        for op in ['+', '-', '*', '/'] {
+            assert!(drills.iter().filter(|drawn| drawn.item.contains(op)).count() > 500, "{op}");
+        }
     }
 
     #[test]
@@ -290,22 +321,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let sizes = |n| Sizes { word_problems: n, common_sense: n, paragraphs: n };
         let read = |name: &str, file: &str| std::fs::read(folder.path().join(name).join(file)).unwrap();
-        let files = write(&folder.path().join("a"), 3, sizes(20), sizes(30)).unwrap();
-        assert_eq!(files.len(), 8);
-        write(&folder.path().join("b"), 3, sizes(50), sizes(30)).unwrap();
-        write(&folder.path().join("c"), 4, sizes(20), sizes(30)).unwrap();
+        let files = write(&folder.path().join("a"), 3, sizes(20), 10, sizes(30)).unwrap();
+        assert_eq!(files.len(), 9);
+        write(&folder.path().join("b"), 3, sizes(50), 20, sizes(30)).unwrap();
+        write(&folder.path().join("c"), 4, sizes(20), 10, sizes(30)).unwrap();
         for file in ["gsm8k/test.jsonl", "piqa/valid.jsonl", "piqa/valid-labels.lst", "perplexity/text.txt"] {
             assert_eq!(read("a", file), read("b", file), "{file}");
             assert_ne!(read("a", file), read("c", file), "{file}");
         }
-        assert!(read("b", "gsm8k/train.jsonl").starts_with(&read("a", "gsm8k/train.jsonl")));
+        for file in ["gsm8k/train.jsonl", "drills/train.txt"] {
+            assert!(read("b", file).starts_with(&read("a", file)), "{file}");
+        }
     }
 
     #[test]
     fn the_tasks_read_what_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let sizes = Sizes { word_problems: 7, common_sense: 5, paragraphs: 3 };
-        write(folder.path(), 1, sizes, sizes).unwrap();
+        write(folder.path(), 1, sizes, 0, sizes).unwrap();
         for (name, n) in [("gsm8k", 7), ("gsm8k_zeroshot", 7), ("piqa", 5)] {
             let task = crate::Task::find(name).unwrap();
             assert_eq!(crate::prompt::PromptSet::load(&task, folder.path(), None).unwrap().total(), n, "{name}");

@@ -90,21 +90,32 @@ fn counting(random: &mut Random) -> String {
     format!("{} counts in steps of {step}: {}.", person.name, numbers.join(", "))
 }
 
-/// The four operations on small numbers, in the notation of the word problems.
+/// A row of calculations and nothing else, to learn from. Its text is its own instance.
+pub fn drill(random: &mut Random) -> Drawn<String> {
+    let row: Vec<String> =
+        (0..10).map(|_| calculation(random)).map(|(a, op, b, c)| format!("{a}{op}{b}={c}")).collect();
+    let text = format!("Drill: {}", row.join(" "));
+    Drawn { instance: text.clone(), item: text }
+}
+
+/// Calculations in the notation of the word problems.
 fn sums(random: &mut Random) -> String {
-    let mut lines = Vec::new();
-    for _ in 0..6 {
-        let c = random.number(5, 99);
-        let a = random.number(2, c - 2);
-        let b = c - a;
-        let (f, g) = (random.number(2, 9), random.number(2, 9));
-        let p = f * g;
-        lines.push(match random.number(0, 5) {
-            0 | 1 => format!("<<{a}+{b}={c}>>{c}"),
-            2 | 3 => format!("<<{c}-{a}={b}>>{b}"),
-            4 => format!("<<{f}*{g}={p}>>{p}"),
-            _ => format!("<<{p}/{f}={g}>>{g}"),
-        });
+    let row: Vec<String> =
+        (0..6).map(|_| calculation(random)).map(|(a, op, b, c)| format!("<<{a}{op}{b}={c}>>{c}")).collect();
+    format!("Sums: {}.", row.join(", "))
+}
+
+/// One of the four operations on small numbers, and its result; sums and differences are twice as likely as the others.
+fn calculation(random: &mut Random) -> (u32, char, u32, u32) {
+    let c = random.number(5, 99);
+    let a = random.number(2, c - 2);
+    let b = c - a;
+    let (f, g) = (random.number(2, 9), random.number(2, 9));
+    let p = f * g;
+    match random.number(0, 5) {
+        0 | 1 => (a, '+', b, c),
+        2 | 3 => (c, '-', a, b),
+        4 => (f, '*', g, p),
+        _ => (p, '/', f, g),
     }
-    format!("Sums: {}.", lines.join(", "))
 }

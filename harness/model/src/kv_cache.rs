@@ -5,17 +5,18 @@
 //! 2023). Where blocks begin depends on positions alone, so sharing changes no bit of a result.
 //!
 //! Within a block numbers lie in the order in which attention asks for them: keys with the positions in neighbouring lanes, so that
-//! scores need no sum across lanes, and values in panels of 16 dimensions ([`ops::add_products_f32`]).
+//! scores need no sum across lanes, and values in panels of 16 dimensions ([`ops::add_products_f32`]). From block to block a head's
+//! keys are neighbours in memory, and so are its values ([`crate::slabs`]).
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use ternbench_kernels::ops::{self, LANES};
 
 use crate::config::ModelConfig;
+use crate::slabs::{Block, Slabs};
 
 /// Positions per block: as many as there are lanes. Smaller blocks waste less at the ends of short sequences, and a head's part of
 /// one is still some pages of memory.
@@ -67,46 +68,6 @@ struct Shape {
     ty: KvType,
 }
 
-/// Numbers of one type.
-#[derive(Clone, Debug)]
-enum Numbers {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-}
-
-impl Numbers {
-    fn zeroed(ty: KvType, len: usize) -> Self {
-        match ty {
-            KvType::F32 => Self::F32(vec![0.0; len]),
-            KvType::F16 => Self::F16(vec![f16::ZERO; len]),
-        }
-    }
-
-    /// Puts `row[i]` at `place(i)`.
-    fn store(&mut self, row: &[f32], place: impl Fn(usize) -> usize) {
-        match self {
-            Self::F32(all) => row.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x),
-            Self::F16(all) => {
-                // Some at a time: one by one, each would ask for the CPU's features.
-                let mut halves = [f16::ZERO; 64];
-                for (chunk, row) in row.chunks(halves.len()).enumerate() {
-                    let halves = &mut halves[..row.len()];
-                    halves.convert_from_f32_slice(row);
-                    halves.iter().enumerate().for_each(|(i, &x)| all[place(64 * chunk + i)] = x);
-                }
-            }
-        }
-    }
-
-    fn panels(&self, at: Range<usize>, height: usize) -> Panels<'_> {
-        let numbers = match self {
-            Self::F32(all) => Slice::F32(&all[at]),
-            Self::F16(all) => Slice::F16(&all[at]),
-        };
-        Panels { numbers, height }
-    }
-}
-
 #[derive(Clone, Copy)]
 enum Slice<'c> {
     F32(&'c [f32]),
@@ -144,29 +105,31 @@ impl Panels<'_> {
     }
 }
 
-/// `[layer][kv_head]`, and there `[head_dim][position]` of keys, `[head_dim / 16][position][16]` of values.
-#[derive(Debug)]
-struct Block {
-    data: Numbers,
-    in_use: Arc<AtomicUsize>,
-}
-
-impl Block {
-    fn new(data: Numbers, in_use: &Arc<AtomicUsize>) -> Self {
-        in_use.fetch_add(1, Ordering::Relaxed);
-        Self { data, in_use: in_use.clone() }
+/// The numbers of a part of a block.
+fn numbers(part: &[u8], ty: KvType) -> Slice<'_> {
+    match ty {
+        KvType::F32 => Slice::F32(bytemuck::cast_slice(part)),
+        KvType::F16 => Slice::F16(bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast()),
     }
 }
 
-impl Clone for Block {
-    fn clone(&self) -> Self {
-        Self::new(self.data.clone(), &self.in_use)
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        self.in_use.fetch_sub(1, Ordering::Relaxed);
+/// Puts `row[i]` at `place(i)` of a part.
+fn store(part: &mut [u8], ty: KvType, row: &[f32], place: impl Fn(usize) -> usize) {
+    match ty {
+        KvType::F32 => {
+            let all: &mut [f32] = bytemuck::cast_slice_mut(part);
+            row.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x);
+        }
+        KvType::F16 => {
+            let all: &mut [f16] = bytemuck::cast_slice_mut::<u8, u16>(part).reinterpret_cast_mut();
+            // Some at a time: one by one, each would ask for the CPU's features.
+            let mut halves = [f16::ZERO; 64];
+            for (chunk, row) in row.chunks(halves.len()).enumerate() {
+                let halves = &mut halves[..row.len()];
+                halves.convert_from_f32_slice(row);
+                halves.iter().enumerate().for_each(|(i, &x)| all[place(64 * chunk + i)] = x);
+            }
+        }
     }
 }
 
@@ -174,15 +137,18 @@ impl Drop for Block {
 #[derive(Clone, Debug)]
 pub struct KvPool {
     shape: Shape,
-    in_use: Arc<AtomicUsize>,
+    slabs: Arc<Slabs>,
 }
 
 impl KvPool {
     /// For sequences of a model.
     pub fn new(config: &ModelConfig, ty: KvType) -> Self {
         let ModelConfig { n_layers, n_kv_heads, head_dim, .. } = *config;
-        let shape = Shape { n_layers, n_kv_heads, head_dim, ty };
-        Self { shape, in_use: Arc::default() }
+        Self::of(Shape { n_layers, n_kv_heads, head_dim, ty })
+    }
+
+    fn of(shape: Shape) -> Self {
+        Self { shape, slabs: Arc::new(Slabs::new(2 * shape.n_layers * shape.n_kv_heads, shape.part_bytes())) }
     }
 
     /// What keys and values are kept as.
@@ -197,30 +163,30 @@ impl KvPool {
 
     /// Blocks held by all caches.
     pub fn blocks_in_use(&self) -> usize {
-        self.in_use.load(Ordering::Relaxed)
+        self.slabs.in_use()
     }
 
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
-        self.shape.ty.width() * self.shape.block_len()
+        self.slabs.block_bytes()
     }
 }
 
 impl Shape {
-    /// Numbers of a head's keys and of its values in a block; the last panel of values may not be full.
-    fn parts(self) -> [usize; 2] {
-        [BLOCK * self.head_dim, BLOCK * self.head_dim.next_multiple_of(LANES)]
+    /// Bytes of a head's keys in a block.
+    fn key_bytes(self) -> usize {
+        self.ty.width() * BLOCK * self.head_dim
     }
 
-    fn block_len(self) -> usize {
-        self.n_layers * self.n_kv_heads * self.parts().iter().sum::<usize>()
+    /// Bytes of a part: those of a head's values, whose last panel may not be full.
+    fn part_bytes(self) -> usize {
+        self.ty.width() * BLOCK * self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Where a head's keys begin in a block, and where its values do, which end at the third.
-    fn head(self, layer: usize, head: usize) -> [usize; 3] {
-        let [keys, values] = self.parts();
-        let start = (layer * self.n_kv_heads + head) * (keys + values);
-        [start, start + keys, start + keys + values]
+    /// The parts of a block with a head's keys, `[head_dim][position]`, and with its values, `[head_dim / 16][position][16]`.
+    fn parts(self, layer: usize, head: usize) -> [usize; 2] {
+        let keys = 2 * (layer * self.n_kv_heads + head);
+        [keys, keys + 1]
     }
 }
 
@@ -281,15 +247,14 @@ impl KvCache {
         for (i, (keys, values)) in keys.chunks_exact(kv_dim).zip(values.chunks_exact(kv_dim)).enumerate() {
             let (block, lane) = ((self.len + i) / BLOCK, (self.len + i) % BLOCK);
             if block == self.blocks.len() {
-                let data = Numbers::zeroed(shape.ty, shape.block_len());
-                self.blocks.push(Arc::new(Block::new(data, &self.pool.in_use)));
+                self.blocks.push(Arc::new(self.pool.slabs.take()));
             }
             // Blocks that others share are full, so this copies only behind a `truncate`.
             let block = Arc::make_mut(&mut self.blocks[block]);
             for (head, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
-                let [keys, values, _] = shape.head(layer, head);
-                block.data.store(key, |i| keys + i * BLOCK + lane);
-                block.data.store(value, |i| values + (i / LANES * BLOCK + lane) * LANES + i % LANES);
+                let [keys, values] = shape.parts(layer, head);
+                store(block.part_mut(keys), shape.ty, key, |i| i * BLOCK + lane);
+                store(block.part_mut(values), shape.ty, value, |i| (i / LANES * BLOCK + lane) * LANES + i % LANES);
             }
         }
     }
@@ -302,9 +267,9 @@ impl KvCache {
     /// positions that are not held among them: they mean nothing.
     pub(crate) fn head(&self, layer: usize, head: usize, block: usize) -> (Panels<'_>, Panels<'_>) {
         let shape = self.pool.shape;
-        let [keys, values, end] = shape.head(layer, head);
-        let data = &self.blocks[block].data;
-        (data.panels(keys..values, shape.head_dim), data.panels(values..end, BLOCK))
+        let [keys, values] = shape.parts(layer, head).map(|part| self.blocks[block].part(part));
+        let keys = Panels { numbers: numbers(&keys[..shape.key_bytes()], shape.ty), height: shape.head_dim };
+        (keys, Panels { numbers: numbers(values, shape.ty), height: BLOCK })
     }
 }
 
@@ -315,7 +280,7 @@ mod tests {
     const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3, ty: KvType::F32 };
 
     fn pool() -> KvPool {
-        KvPool { shape: SHAPE, in_use: Arc::default() }
+        KvPool::of(SHAPE)
     }
 
     /// Appends `n` tokens whose numbers say layer, position, head and `salt`.
@@ -370,7 +335,7 @@ mod tests {
 
     #[test]
     fn half_precision_rounds_and_takes_half_of_the_bytes() {
-        let half = KvPool { shape: Shape { ty: KvType::F16, ..SHAPE }, in_use: Arc::default() };
+        let half = KvPool::of(Shape { ty: KvType::F16, ..SHAPE });
         assert_eq!(2 * half.block_bytes(), pool().block_bytes());
         let mut cache = half.new_cache(100);
         push(&mut cache, 20, 0.25);
@@ -397,7 +362,7 @@ mod tests {
         push(&mut a, 10, 0.25);
         push(&mut b, 20, 0.5);
         push(&mut trunk, 10, 0.0);
-        let mut alone = super::KvPool { shape: SHAPE, in_use: Arc::default() }.new_cache(100);
+        let mut alone = KvPool::of(SHAPE).new_cache(100);
         push(&mut alone, 50, 0.0);
         assert_eq!(read(&trunk, 0..50), read(&alone, 0..50));
         assert_eq!(read(&a, 0..40), read(&trunk, 0..40));

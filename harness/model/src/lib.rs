@@ -15,6 +15,7 @@ pub mod packed;
 pub mod rope;
 pub mod sampler;
 pub mod sanity;
+mod slabs;
 pub mod speculate;
 pub mod tokenizer;
 pub mod transformer;

@@ -68,14 +68,21 @@ fn all_rows<const FOUR_BITS: bool>(w: &DenseMatrix, x: &[f32], m: usize, rows: R
                 *pointer = w.row(row).as_ptr();
             }
         }
+        // The last groups may lack rows.
+        let n_rows = (rows.len() - first).div_ceil(spacing);
+        if m == 1 {
+            // SAFETY: each pointer starts a row of `k / 32` blocks.
+            let sums = unsafe { one_token::<FOUR_BITS>(pointers, block_bytes, &input) };
+            put(sums, spacing, n_rows, &mut y[first..]);
+            continue;
+        }
         for (b, group) in groups.iter_mut().enumerate() {
-            // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`; AVX2 and F16C are enabled here.
-            unsafe { load_group::<FOUR_BITS>(pointers, b * block_bytes, group) };
+            // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`.
+            let (codes, scales) = unsafe { read_group::<FOUR_BITS>(pointers, b * block_bytes) };
+            store_group(codes, scales, group);
         }
         let mut token = 0;
         while token < m {
-            // The last groups may lack rows.
-            let n_rows = (rows.len() - first).div_ceil(spacing);
             let y = &mut y[token * rows.len() + first..];
             let place = Place { token, stride: rows.len(), spacing, n_rows };
             match m - token {
@@ -119,75 +126,125 @@ fn tile<const FOUR_BITS: bool, const T: usize>(groups: &[Group], x: &Blocks, pla
         scales[t] = &x.scales[blocks.clone()];
         block_sums[t] = &x.sums[blocks];
     }
-    let ones = _mm256_set1_epi16(1);
     let mut sums = [_mm256_setzero_ps(); T];
     for (b, group) in groups.iter().enumerate() {
         let mut totals = [_mm256_setzero_si256(); T];
         for i in 0..STEPS {
             let w = load(&group.codes[i]);
-            let magnitudes = _mm256_abs_epi8(w);
             for t in 0..T {
-                let x = broadcast(&values[t][b], i);
-                totals[t] = if FOUR_BITS {
-                    // At most 2·15·127 a lane and step: the eight of a block stay below 2^15.
-                    _mm256_add_epi16(totals[t], _mm256_maddubs_epi16(w, x))
-                } else {
-                    // |w| times x with w's sign, at most 2·128·127 a lane: widened at once.
-                    let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, w));
-                    _mm256_add_epi32(totals[t], _mm256_madd_epi16(products, ones))
-                };
+                totals[t] = add_step::<FOUR_BITS>(totals[t], w, broadcast(&values[t][b], i));
             }
         }
         // SAFETY: the array holds the 32 bytes that are read.
         let d = unsafe { _mm256_loadu_ps(group.scales.as_ptr()) };
         for t in 0..T {
-            let mut total = totals[t];
-            if FOUR_BITS {
-                total = _mm256_sub_epi32(_mm256_madd_epi16(total, ones), _mm256_set1_epi32(8 * block_sums[t][b]));
-            }
-            let scale = _mm256_mul_ps(d, _mm256_set1_ps(scales[t][b]));
-            sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums[t]);
+            sums[t] = add_block::<FOUR_BITS>(sums[t], totals[t], d, scales[t][b], block_sums[t][b]);
         }
     }
     for t in 0..T {
-        let mut lanes = [0.0; ROWS];
-        // SAFETY: the array holds the 32 bytes that are written.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[t]) };
-        for (r, lane) in lanes[..place.n_rows].iter().enumerate() {
-            y[t * place.stride + r * place.spacing] = *lane;
-        }
+        put(sums[t], place.spacing, place.n_rows, &mut y[t * place.stride..]);
     }
 }
 
-/// Reads the blocks at `offset` of eight rows.
+/// Eight rows times one token, over all of `k`: codes stay in registers.
+///
+/// # Safety
+/// From each pointer, `block_bytes` bytes can be read for every block of `x`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn one_token<const FOUR_BITS: bool>(rows: [*const u8; ROWS], block_bytes: usize, x: &Blocks) -> __m256 {
+    let mut sums = _mm256_setzero_ps();
+    for (b, ((values, scale), sum)) in x.values.iter().zip(&x.scales).zip(&x.sums).enumerate() {
+        // SAFETY: by the contract.
+        let (codes, d) = unsafe { read_group::<FOUR_BITS>(rows, b * block_bytes) };
+        let mut total = _mm256_setzero_si256();
+        for i in 0..STEPS {
+            total = add_step::<FOUR_BITS>(total, codes[i], broadcast(values, i));
+        }
+        sums = add_block::<FOUR_BITS>(sums, total, d, *scale, *sum);
+    }
+    sums
+}
+
+/// Adds four columns of eight rows times those of a token.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_step<const FOUR_BITS: bool>(total: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    if FOUR_BITS {
+        // At most 2·15·127 a lane and step: the eight of a block stay below 2^15.
+        _mm256_add_epi16(total, _mm256_maddubs_epi16(w, x))
+    } else {
+        // |w| times x with w's sign, at most 2·128·127 a lane: widened at once.
+        let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_add_epi32(total, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+    }
+}
+
+/// Adds the total of a block, times the scales of eight rows and of the token, whose values there add up to `x_sum`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_block<const FOUR_BITS: bool>(sums: __m256, mut total: __m256i, d: __m256, x_scale: f32, x_sum: i32) -> __m256 {
+    if FOUR_BITS {
+        let pairs = _mm256_madd_epi16(total, _mm256_set1_epi16(1));
+        total = _mm256_sub_epi32(pairs, _mm256_set1_epi32(8 * x_sum));
+    }
+    let scale = _mm256_mul_ps(d, _mm256_set1_ps(x_scale));
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums)
+}
+
+/// Writes the outputs of the rows that exist, `spacing` apart.
+#[target_feature(enable = "avx2")]
+fn put(sums: __m256, spacing: usize, n_rows: usize, y: &mut [f32]) {
+    let mut lanes = [0.0; ROWS];
+    // SAFETY: the array holds the 32 bytes that are written.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
+    for (r, lane) in lanes[..n_rows].iter().enumerate() {
+        y[r * spacing] = *lane;
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_group(codes: [__m256i; STEPS], scales: __m256, group: &mut Group) {
+    for i in 0..STEPS {
+        store(&mut group.codes[i], codes[i]);
+    }
+    // SAFETY: the array holds the 32 bytes that are written.
+    unsafe { _mm256_storeu_ps(group.scales.as_mut_ptr(), scales) };
+}
+
+/// The blocks at `offset` of eight rows: codes as [`Group`] has them, and scales.
 ///
 /// # Safety
 /// From each pointer, `offset` and the bytes of a block can be read.
+#[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize, group: &mut Group) {
+unsafe fn read_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize) -> ([__m256i; STEPS], __m256) {
     // SAFETY: by the contract; a block begins with its scale, 16 or twice 16 bytes of codes follow.
     unsafe {
-        let mut scales = [0u16; ROWS];
-        for r in 0..ROWS {
-            scales[r] = rows[r].add(offset).cast::<u16>().read_unaligned();
-        }
-        let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
-        _mm256_storeu_ps(group.scales.as_mut_ptr(), scales);
-        let low = turn(rows, offset + 2);
-        if FOUR_BITS {
-            let mask = _mm256_set1_epi8(15);
-            for i in 0..4 {
-                store(&mut group.codes[i], _mm256_and_si256(low[i], mask));
-                store(&mut group.codes[i + 4], _mm256_and_si256(_mm256_srli_epi16::<4>(low[i]), mask));
-            }
+        let scale = |r: usize| rows[r].add(offset).cast::<i16>().read_unaligned();
+        let scales = _mm_setr_epi16(scale(0), scale(1), scale(2), scale(3), scale(4), scale(5), scale(6), scale(7));
+        let [a, b, c, d] = turn(rows, offset + 2);
+        let codes = if FOUR_BITS {
+            let (low, high) = (low_nibbles, high_nibbles);
+            [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
         } else {
-            let high = turn(rows, offset + 18);
-            for i in 0..4 {
-                store(&mut group.codes[i], low[i]);
-                store(&mut group.codes[i + 4], high[i]);
-            }
-        }
+            let [e, f, g, h] = turn(rows, offset + 18);
+            [a, b, c, d, e, f, g, h]
+        };
+        (codes, _mm256_cvtph_ps(scales))
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_nibbles(v: __m256i) -> __m256i {
+    _mm256_and_si256(v, _mm256_set1_epi8(15))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high_nibbles(v: __m256i) -> __m256i {
+    low_nibbles(_mm256_srli_epi16::<4>(v))
 }
 
 /// Vector `i` of the result holds dword `i` of the 16 bytes at `offset` of every row.

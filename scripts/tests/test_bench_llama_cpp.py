@@ -52,8 +52,8 @@ class BenchLlamaCpp(harness.Case):
         return self.run_script("bench-llama-cpp", "-m", self.model, *arguments, code=code)
 
     def test_rows_are_llama_benchs(self):
-        out = self.bench("-t", 2, "-p", 600, "-n", 3, "-d", 5, "-r", 2, "-ngl", 0, "-o", "jsonl").out
-        rows = [json.loads(line) for line in out.splitlines()]
+        out = self.bench("-t", 2, "-p", 600, "-n", 3, "-d", 5, "-r", 2, "-ngl", 0, "-o", "json").out
+        rows = json.loads(out)
         self.assertEqual([(row["n_prompt"], row["n_gen"], row["n_depth"], row["n_threads"]) for row in rows],
                          [(600, 0, 5, 2), (0, 3, 5, 2)])
         for row in rows:
@@ -65,7 +65,7 @@ class BenchLlamaCpp(harness.Case):
                           "clear", "decode 1", *["clear", "decode 5", *tg] * 2])
 
     def test_one_kind_alone(self):
-        rows = [json.loads(line) for line in self.bench("-p", 0, "-n", 2, "-r", 1).out.splitlines()]
+        rows = json.loads(self.bench("-p", 0, "-n", 2, "-r", 1).out)
         self.assertEqual([(row["n_prompt"], row["n_gen"]) for row in rows], [(0, 2)])
 
     def test_bad_files(self):

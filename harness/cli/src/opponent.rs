@@ -60,7 +60,7 @@ impl Opponent {
             // Older builds do not have this flag: only asked for where it is needed.
             command.arg("-d").arg(depth.to_string());
         }
-        let (status, stdout, stderr) = output(command.args(["-o", "jsonl"]), TIMEOUT)
+        let (status, stdout, stderr) = output(command.args(["-o", "json"]), TIMEOUT)
             .with_context(|| format!("cannot run {}", self.path.display()))?;
         let said = last_line(&stderr);
         ensure!(status.success(), "{} failed ({status}){said}", self.path.display());

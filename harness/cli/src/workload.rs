@@ -222,7 +222,7 @@ impl<'m> Bench<'m> {
 
     /// Bytes of the KV cache.
     pub fn kv_bytes(&self) -> u64 {
-        self.engine.kv().ty().bytes_for(self.engine.model().config(), self.workload.positions()) as u64
+        self.engine.kv().bytes() as u64
     }
 }
 

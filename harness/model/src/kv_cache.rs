@@ -166,6 +166,11 @@ impl KvPool {
         self.slabs.in_use()
     }
 
+    /// Bytes taken from the system, for blocks to come among them.
+    pub fn bytes(&self) -> usize {
+        self.slabs.bytes()
+    }
+
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         self.slabs.block_bytes()

@@ -58,6 +58,11 @@ impl Slabs {
         self.in_use.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the slabs.
+    pub(crate) fn bytes(&self) -> usize {
+        (self.in_use() + self.free().len()) * self.block_bytes()
+    }
+
     /// Bytes of a block.
     pub(crate) fn block_bytes(&self) -> usize {
         self.n_parts * self.part_len
@@ -149,7 +154,7 @@ mod tests {
         }
         let copy = blocks[7].clone();
         assert!(copy.part(2).iter().all(|&byte| byte == 23) && copy.part(2).as_ptr() != blocks[7].part(2).as_ptr());
-        assert_eq!(slabs.in_use(), 21);
+        assert_eq!((slabs.in_use(), slabs.bytes()), (21, 32 * slabs.block_bytes()));
         let third = blocks[3].part(0).as_ptr();
         drop(blocks.split_off(3));
         assert_eq!((slabs.in_use(), slabs.free().len()), (4, 28));

@@ -229,7 +229,7 @@ pub struct Memory {
     /// Norms and biases.
     #[serde(default)]
     pub vector_bytes: u64,
-    /// KV cache.
+    /// KV cache, as much as was taken from the system for it.
     pub kv_bytes: u64,
     /// Activations, tables and other working memory.
     pub scratch_bytes: u64,

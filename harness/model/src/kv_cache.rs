@@ -6,7 +6,7 @@
 //!
 //! Within a block numbers lie in the order in which attention asks for them: keys with the positions in neighbouring lanes, so that
 //! scores need no sum across lanes, and values in panels of 16 dimensions ([`ops::add_products_f32`]). From block to block a head's
-//! keys are neighbours in memory, and so are its values ([`crate::slabs`]).
+//! keys are neighbours in memory, and so are its values (module `slabs`).
 
 use std::ops::Range;
 use std::sync::Arc;

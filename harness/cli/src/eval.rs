@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ternbench_eval::items::Line;
 use ternbench_eval::prompt::PromptSet;
 use ternbench_eval::stats::Accuracy;
+use ternbench_eval::task::Method;
 use ternbench_eval::via::About;
 use ternbench_eval::{Backend, LocalModel, Options, Progress, Provenance, Shard, Summary, Task, Via, page, store};
 use ternbench_measure::{Env, Host, RecordWriter, RunContext, record, run_dir};
@@ -18,7 +19,7 @@ use ternbench_model::{Engine, Tokenizer};
 
 use crate::console;
 use crate::eval_runs::{self, Finished};
-use crate::open::{self, ActivationsArg, KvArg, LayoutArg, Loaded, ModelArgs};
+use crate::open::{self, ActivationsArg, HeadArg, KvArg, LayoutArg, Loaded, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -179,7 +180,11 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let (kernel, threads, activations) = (args.kernel, args.threads, args.activations);
     let model = ModelArgs { model, kernel, threads, activations, kv: KvArg::F32, packed: false, layout: args.layout };
     let tokenizer = tokenizer.map_or_else(|| model.tokenizer(), Ok)?;
-    let (loaded, pool) = model.load(env)?;
+    let (mut loaded, pool) = model.load(env)?;
+    // Scores need all logits, greedy answers the best ones only.
+    if tasks.iter().any(|task| matches!(task.method, Method::Generate(..))) {
+        loaded = loaded.with_head(HeadArg::default(), &pool, None);
+    }
     let mut backend = LocalModel::new(Engine::new(&loaded.model, &pool), &tokenizer, args.batch.limits());
     evaluate(&tasks, &mut backend, &Answerer::loaded(&loaded), options)?;
     Ok(ExitCode::SUCCESS)

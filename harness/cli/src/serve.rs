@@ -11,7 +11,7 @@ use ternbench_model::{Batch, Tokenizer};
 use ternbench_serve::{Limits, Served};
 
 use crate::eval::BatchArgs;
-use crate::open::ModelArgs;
+use crate::open::{HeadArg, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -58,6 +58,7 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let listener = TcpListener::bind((args.host.as_str(), args.port))
         .with_context(|| format!("cannot listen on {address}: choose another --port or --host"))?;
     let (loaded, pool) = args.model.load(env)?;
+    let loaded = loaded.with_head(HeadArg::default(), &pool, None);
     let config = loaded.model.config();
     let served = Served {
         tokenizer: &tokenizer,

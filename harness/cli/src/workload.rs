@@ -211,7 +211,7 @@ impl<'m> Bench<'m> {
         let (linear, whole) = model.macs_per_token();
         let scores = if model.weights_name() == "ternary" { whole } else { 0 };
         let row = whole / model.config().vocab.max(1) as u64;
-        let of_head = head.in_whole * whole + head.screened * scores + head.rescored * row;
+        let of_head = head.in_whole * whole + head.in_screened * scores + head.rescored * row;
         (linear * count.inputs + of_head) / count.tokens.max(1)
     }
 
@@ -269,7 +269,7 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
     let (model, workload) = (&loaded.model, bench.workload);
     let head = bench.engine.head_use();
     let parts = bench.bytes_per_token();
-    let share = head.rescored as f64 / (head.screened.max(1) * model.config().vocab.max(1) as u64) as f64;
+    let share = head.rescored as f64 / (head.in_screened.max(1) * model.config().vocab.max(1) as u64) as f64;
     record::Speed {
         model: loaded.info.clone(),
         code: loaded.code(),

@@ -5,6 +5,7 @@ use ternbench_kernels::Pool;
 use crate::breakdown::Breakdown;
 use crate::head::HeadUse;
 use crate::kv_cache::{KvCache, KvPool, KvType};
+use crate::sampler;
 use crate::transformer::{Buffers, ForwardError, Logits, Segment, Transformer};
 
 /// A model on a pool of threads: what runs forward passes.
@@ -57,19 +58,31 @@ impl<'m> Engine<'m> {
         Ok(self.buffers.logits())
     }
 
-    /// Appends `tokens` to `cache` and returns the `k` likeliest tokens behind the last one, with their logits, best first, of
-    /// equals the smaller token first: what [`Self::forward`] gives, bit for bit. Where the model has a screen, it reads a part of the head
-    /// instead of all.
-    pub fn top(&mut self, cache: &mut KvCache, tokens: &[u32], k: usize) -> Result<&[(u32, f32)], ForwardError> {
+    /// Appends every segment's tokens to its cache and returns, for each position asked for, the `k` likeliest tokens with their logits,
+    /// best first, of equals the smaller token first: what [`Self::forward`] gives, bit for bit. Where the model has a screen, it reads a
+    /// part of the head instead of all.
+    pub fn top(&mut self, segments: &mut [Segment<'_>], k: usize) -> Result<&[Vec<(u32, f32)>], ForwardError> {
         let (model, buffers, breakdown) = (self.model, &mut self.buffers, &mut self.breakdown);
-        let segments = &mut [Segment { cache, tokens, logits: Logits::Last }];
         self.pool.run(|team| model.forward(team, buffers, segments, Some(k), breakdown))?;
         Ok(&self.buffers.head.best)
     }
 
-    /// The likeliest token behind `tokens`: greedy decoding.
+    /// Appends `tokens` to `cache` and returns the likeliest token behind them: greedy decoding.
     pub fn next_token(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<u32, ForwardError> {
-        Ok(self.top(cache, tokens, 1)?.first().map_or(0, |&(token, _)| token))
+        let best = self.top(&mut [Segment { cache, tokens, logits: Logits::Last }], 1)?;
+        Ok(best.first().and_then(|best| best.first()).map_or(0, |&(token, _)| token))
+    }
+
+    /// Appends every segment's tokens to its cache and returns the likeliest token of each position asked for; `None` where logits are not
+    /// finite.
+    pub fn greedy(&mut self, segments: &mut [Segment<'_>]) -> Result<Vec<Option<u32>>, ForwardError> {
+        self.top(segments, 1)?;
+        let logits = self.buffers.logits();
+        if logits.is_empty() {
+            // Screened: weights and inputs are then finite, and so small that nothing overflows.
+            return Ok(self.buffers.head.best.iter().map(|best| best.first().map(|&(token, _)| token)).collect());
+        }
+        Ok(logits.chunks_exact(self.model.config().vocab).map(sampler::greedy).collect())
     }
 
     /// How much of the head was read so far.

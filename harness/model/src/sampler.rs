@@ -15,6 +15,11 @@ impl Sampler {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, state: 0 }
     }
 
+    /// Whether it always takes the likeliest token.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+
     /// Samples from `softmax(logits / temperature)`, cut to the `top_k` likeliest tokens (0: no cut) and to the smallest set with
     /// probability `top_p`. The same seed gives the same choices.
     pub fn new(temperature: f32, top_k: usize, top_p: f32, seed: u64) -> Self {
@@ -23,7 +28,7 @@ impl Sampler {
 
     /// The next token.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        if self.temperature <= 0.0 {
+        if self.is_greedy() {
             return argmax(logits);
         }
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
@@ -60,6 +65,17 @@ impl Sampler {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// [`argmax`] of logits that are numbers (minus infinity is one); `None` for others, which come of a broken model.
+pub fn greedy(logits: &[f32]) -> Option<u32> {
+    are_logits(logits).then(|| argmax(logits))
+}
+
+/// Whether none is NaN or plus infinity.
+pub fn are_logits(logits: &[f32]) -> bool {
+    // No early exit, so that it becomes vector code.
+    logits.iter().fold(true, |all, &logit| all & (logit < f32::INFINITY))
 }
 
 /// The index of the largest value; the first of equals; NaN never wins.

@@ -6,7 +6,6 @@
 
 use crate::engine::Engine;
 use crate::kv_cache::KvCache;
-use crate::sampler::argmax;
 use crate::transformer::{ForwardError, Logits, Segment};
 
 /// The longest and the shortest ending that is looked up.
@@ -58,20 +57,19 @@ impl Speculator {
         let pending = &text[cache.len().min(text.len())..];
         let draft = draft(text, self.max_draft.min(most.saturating_sub(1)));
         if draft.is_empty() || pending.is_empty() {
-            self.best.extend_from_slice(engine.top(cache, pending, 1)?);
+            let best = engine.top(&mut [Segment { cache, tokens: pending, logits: Logits::Last }], 1)?;
+            self.best.extend(best.iter().flatten());
             return Ok(&self.best);
         }
         self.tokens.clear();
         self.tokens.extend_from_slice(pending);
         self.tokens.extend_from_slice(draft);
-        let vocab = engine.model().config().vocab;
         let segment = Segment { cache, tokens: &self.tokens, logits: Logits::From(pending.len() - 1) };
-        let logits = engine.forward(&mut [segment])?;
+        let best = engine.top(&mut [segment], 1)?;
         let drafted = draft.iter().map(Some).chain([None]);
-        for (row, drafted) in logits.chunks_exact(vocab).zip(drafted) {
-            let token = argmax(row);
-            self.best.push((token, row[token as usize]));
-            if drafted != Some(&token) {
+        for (best, drafted) in best.iter().flatten().zip(drafted) {
+            self.best.push(*best);
+            if drafted != Some(&best.0) {
                 break;
             }
         }

@@ -138,7 +138,7 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// The logits of the last pass.
+    /// The logits of the last pass: none, where the head was screened.
     pub(crate) fn logits(&self) -> &[f32] {
         &self.logits
     }
@@ -318,8 +318,8 @@ impl Transformer {
         (self.config.linear_parameters(), (self.config.vocab * self.config.hidden) as u64)
     }
 
-    /// Leaves in `b` the logits that the segments ask for; with `top` only the so many best, which takes a single segment that
-    /// asks for one position.
+    /// Leaves in `b` the logits that the segments ask for; with `top` the so many best of each position, and no others where the head
+    /// was screened.
     pub(crate) fn forward(
         &self,
         team: &Team,
@@ -490,8 +490,9 @@ impl Transformer {
         let rows = b.out.len() / width;
         self.norm(team, &b.out, &self.output_norm, &mut b.normed);
         time.end(Part::Other);
-        if let (Some(k), Some(screen)) = (top, &self.screen)
-            && b.head.search(screen, team, &b.normed, self.config.logit_scale, k)
+        b.logits.clear();
+        if let (Some(k), Some(screen)) = (top.filter(|_| rows > 0), &self.screen)
+            && b.head.search(screen, team, &b.normed, rows, self.config.logit_scale, k)
         {
             time.end(Part::Head);
             return;
@@ -507,7 +508,7 @@ impl Transformer {
             b.logits.iter_mut().for_each(|logit| *logit *= self.config.logit_scale);
         }
         if let Some(k) = top {
-            b.head.take_from(&b.logits, k);
+            b.head.take_from(&b.logits, self.config.vocab, k);
         }
         time.end(Part::Head);
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ternbench_kernels::{Pool, registry};
+use ternbench_kernels::{DenseMatrix, Pool, registry};
 use ternbench_model::batch::{Event, Finish, Generate, Limits, RequestError, RequestId, Score};
 use ternbench_model::kv_cache::{BLOCK, blocks_for};
 use ternbench_model::manifest::Manifest;
 use ternbench_model::sampler::{Sampler, argmax};
 use ternbench_model::weights::synthetic::SyntheticModel;
-use ternbench_model::{Batch, Engine, Logits, Segment, Transformer};
+use ternbench_model::weights::{LinearName, LinearWeights, VectorName, WeightSource};
+use ternbench_model::{Batch, Engine, LoadError, Logits, ModelConfig, Segment, Transformer};
 
 struct Setup {
     model: Transformer,
@@ -115,6 +116,90 @@ fn any_batch_gives_the_bits_of_one_at_a_time() {
             // Twice in a row: what the first run left behind is used and changes nothing.
             assert!(run(&mut batch, &requests) == alone, "{name}: {limits:?}, again");
         }
+    }
+}
+
+#[test]
+fn greedy_requests_read_the_screened_head_and_give_the_same() {
+    for name in ["bitnet-tiny", "llama-tiny"] {
+        let mut setup = setup(name);
+        let requests = requests();
+        let plain = run(&mut setup.batch(Limits::default()), &requests);
+        setup.model.screen_head(&setup.pool, None);
+        assert!(setup.model.screen().is_some());
+        let limits = |max_requests| Limits { max_requests, ..Limits::default() };
+        for max_requests in [1, 2, 32] {
+            assert!(run(&mut setup.batch(limits(max_requests)), &requests) == plain, "{name}: {max_requests}");
+        }
+        let is_greedy = |request: &&Request| matches!(request, Request::Generate(g) if g.logprobs.is_none());
+        let greedy: Vec<Request> = requests.iter().filter(is_greedy).cloned().collect();
+        let mut batch = setup.batch(limits(32));
+        let events = run(&mut batch, &greedy);
+        let expected: Vec<_> = requests.iter().zip(plain).filter(|(request, _)| is_greedy(request)).collect();
+        assert!(events.iter().eq(expected.iter().map(|(_, events)| events)), "{name}: greedy requests alone");
+        let count = batch.model().head_use();
+        assert!(
+            count.screened > 0 && count.in_screened > count.screened,
+            "{name}: several positions a search: {count:?}"
+        );
+    }
+}
+
+/// A model whose last norm gives NaN.
+struct Broken(SyntheticModel);
+
+impl WeightSource for Broken {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn embedding(&self) -> Result<DenseMatrix, LoadError> {
+        self.0.embedding()
+    }
+
+    fn head(&self) -> Result<Option<DenseMatrix>, LoadError> {
+        self.0.head()
+    }
+
+    fn linear(&self, layer: usize, which: LinearName) -> Result<LinearWeights, LoadError> {
+        self.0.linear(layer, which)
+    }
+
+    fn vector(&self, name: VectorName) -> Result<Vec<f32>, LoadError> {
+        let mut vector = self.0.vector(name)?;
+        if name == VectorName::OutputNorm {
+            vector.fill(f32::NAN);
+        }
+        Ok(vector)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.0.stored_bytes()
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn hash(&self) -> Result<String, LoadError> {
+        self.0.hash()
+    }
+}
+
+#[test]
+fn a_broken_model_fails_greedy_requests_too() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models");
+    let source = SyntheticModel::new(&Manifest::find(&folder, "llama-tiny").unwrap(), None, 7);
+    let pool = Pool::new(1).unwrap();
+    let mut model = Transformer::load(&Broken(source), registry::find("auto").unwrap(), &pool, &|_| {}).unwrap();
+    for screened in [false, true] {
+        if screened {
+            model.screen_head(&pool, None);
+        }
+        let mut batch = Batch::new(Engine::new(&model, &pool), Limits::default());
+        let events = run(&mut batch, &[Request::Generate(generate(vec![1, 2, 3], 4))]).remove(0);
+        let [Event::Failed { reason, .. }] = &events[..] else { panic!("{screened}: {events:?}") };
+        assert!(reason.contains("not finite"), "{reason}");
     }
 }
 

@@ -26,7 +26,8 @@ fn check(name: &str, mut model: Transformer, pool: &Pool, prompt: &[u32], n: usi
         expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         expected.truncate(k);
         assert_eq!(expected[0].0, argmax(logits), "{name}");
-        let best = engine.top(&mut cache, &tokens, k).unwrap();
+        let segment = Segment { cache: &mut cache, tokens: &tokens, logits: Logits::Last };
+        let best = &engine.top(&mut [segment], k).unwrap()[0];
         let bits = |rows: &[(u32, f32)]| rows.iter().map(|&(id, logit)| (id, logit.to_bits())).collect::<Vec<_>>();
         assert_eq!(bits(best), bits(&expected), "{name}, step {step}");
         tokens = vec![best[0].0];

@@ -1,10 +1,11 @@
-//! The score on AVX2: eight rows as lanes.
+//! The score on AVX2: eight rows as lanes. For one query codes stay in registers; for several a group of rows is unpacked to the L1
+//! cache, and up to [`TOGETHER`] queries share what is loaded from there.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::rows::{FIFTH_BITS, Factors, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
-use super::{BLOCK, Query, Score, TINY};
+use super::{BLOCK, Query, QueryBlock, Score, TINY};
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 
@@ -14,9 +15,14 @@ const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx2`.
-        unsafe { score_groups(rows, query, groups, scores, bounds) }
+        unsafe {
+            match queries {
+                [query] => score_one(rows, query, groups, scores, bounds),
+                _ => score_many(rows, queries, groups, scores, bounds),
+            }
+        }
     }
     Avx2::detect().map(|_| score as Score)
 }
@@ -35,62 +41,148 @@ pub fn quantize_row() -> Option<QuantizeRow> {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_groups(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
     for group in groups.clone() {
         let (tiles, factors) = rows.group(group);
         finish(query, &factors, sums(query, tiles), group - groups.start, scores, bounds);
     }
 }
 
-/// `Σ block scale · (input scale · Σ code · x)` of a group.
+/// Queries that share loads of codes: as many sums as leave registers for codes and products.
+const TOGETHER: usize = 4;
+
+/// A tile with a byte per code.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Unpacked {
+    codes: [[u8; 32]; 8],
+    scales: [u8; 32],
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    let n_rows = scores.len() / queries.len();
+    let mut unpacked = Vec::new();
+    for group in groups.clone() {
+        let (tiles, factors) = rows.group(group);
+        unpacked.resize(tiles.len(), Unpacked { codes: [[0; 32]; 8], scales: [0; 32] });
+        for (tile, unpacked) in tiles.iter().zip(&mut unpacked) {
+            ask_for(tile, size_of_val(tiles));
+            let codes = codes(tile);
+            for q in 0..8 {
+                store_bytes(codes[q], &mut unpacked.codes[q]);
+            }
+            store_bytes(block_scales(tile), &mut unpacked.scales);
+        }
+        for (i, queries) in queries.chunks(TOGETHER).enumerate() {
+            let mut sums = [_mm256_setzero_ps(); TOGETHER];
+            match queries {
+                [a, b, c, d] => sums = sums_of([a, b, c, d], &unpacked),
+                [a, b, c] => sums[..3].copy_from_slice(&sums_of([a, b, c], &unpacked)),
+                [a, b] => sums[..2].copy_from_slice(&sums_of([a, b], &unpacked)),
+                _ => {
+                    for (query, sum) in queries.iter().zip(&mut sums) {
+                        [*sum] = sums_of([query], &unpacked);
+                    }
+                }
+            }
+            for (j, query) in queries.iter().enumerate() {
+                let of_query = (i * TOGETHER + j) * n_rows..(i * TOGETHER + j + 1) * n_rows;
+                let (scores, bounds) = (&mut scores[of_query.clone()], &mut bounds[of_query]);
+                finish(query, &factors, sums[j], group - groups.start, scores, bounds);
+            }
+        }
+    }
+}
+
+/// [`sums`] of some queries over unpacked tiles.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
-    let blocks = query.x.as_chunks::<BLOCK>().0;
-    let mut sums = _mm256_setzero_ps();
-    for (((tile, x), scale), [even, odd]) in tiles.iter().zip(blocks).zip(&query.scales).zip(&query.offsets) {
-        for line in 0..TILE_BYTES.div_ceil(64) {
-            prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD + 64 * line));
+fn sums_of<const T: usize>(queries: [&Query; T], tiles: &[Unpacked]) -> [__m256; T] {
+    let mut blocks: [&[QueryBlock]; T] = [&[]; T];
+    for t in 0..T {
+        blocks[t] = &queries[t].blocks[..tiles.len()];
+    }
+    let mut sums = [_mm256_setzero_ps(); T];
+    for (i, tile) in tiles.iter().enumerate() {
+        let mut products = [_mm256_setzero_si256(); T];
+        for q in 0..8 {
+            let codes = load_bytes(&tile.codes[q]);
+            for t in 0..T {
+                products[t] = _mm256_add_epi16(products[t], _mm256_maddubs_epi16(codes, quad(&blocks[t][i].x, q)));
+            }
         }
-        let offset = _mm256_set1_epi32(i32::from(*even) & 0xffff | i32::from(*odd) << 16);
-        // At most 16 · 16 · 127 = 32512 in the end, which fits; adding up to it may wrap.
-        let products = _mm256_add_epi16(offset, multiply(tile, x.as_chunks::<4>().0));
-        let of_blocks = _mm256_madd_epi16(products, block_scales(tile));
-        sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_blocks), _mm256_set1_ps(*scale), sums);
+        for t in 0..T {
+            sums[t] = add_block(sums[t], products[t], load_bytes(&tile.scales), &blocks[t][i]);
+        }
     }
     sums
 }
 
-/// Codes 0..=31 times x: two sums of 16 columns for every row.
+/// `Σ block scale · (input scale · Σ code · x)` of a group.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn multiply(tile: &[u8; TILE_BYTES], quads: &[[i8; 4]]) -> __m256i {
+fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
+    let mut sums = _mm256_setzero_ps();
+    for (tile, block) in tiles.iter().zip(&query.blocks) {
+        ask_for(tile, AHEAD);
+        let codes = codes(tile);
+        let mut products = _mm256_setzero_si256();
+        for q in 0..8 {
+            products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[q], quad(&block.x, q)));
+        }
+        sums = add_block(sums, products, block_scales(tile), block);
+    }
+    sums
+}
+
+/// Asks for the tile that many bytes behind `tile`.
+#[inline]
+fn ask_for(tile: &[u8; TILE_BYTES], ahead: usize) {
+    for line in 0..TILE_BYTES.div_ceil(64) {
+        prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(ahead + 64 * line));
+    }
+}
+
+/// Adds a block to sums: its products with codes 0..=31, in two sums of 16 columns for every row, its offsets and scales.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_block(sums: __m256, products: __m256i, scales: __m256i, block: &QueryBlock) -> __m256 {
+    let [even, odd] = block.offsets;
+    let offset = _mm256_set1_epi32(i32::from(even) & 0xffff | i32::from(odd) << 16);
+    // At most 16 · 16 · 127 = 32512 in the end, which fits; adding up to it may wrap.
+    let of_blocks = _mm256_madd_epi16(_mm256_add_epi16(offset, products), scales);
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_blocks), _mm256_set1_ps(block.scale), sums)
+}
+
+/// The codes 0..=31 of every quad.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
     let low_half = _mm256_set1_epi8(15);
     let fifth_bit = _mm256_set1_epi8(16);
     let fifth = load(tile, FIFTH_BITS.start);
-    let mut sum = _mm256_setzero_si256();
     /// Two quads: the halves of one vector of nibbles, and the fifth bits shifted to where they belong.
     macro_rules! pair {
-        ($v:literal, $even:expr, $odd:expr) => {
+        ($v:literal, $even:expr, $odd:expr) => {{
             let nibbles = load(tile, 32 * $v);
             let even = _mm256_or_si256(_mm256_and_si256(nibbles, low_half), _mm256_and_si256($even, fifth_bit));
             let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(nibbles), low_half);
-            let odd = _mm256_or_si256(odd, _mm256_and_si256($odd, fifth_bit));
-            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(even, broadcast(quads[2 * $v])));
-            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(odd, broadcast(quads[2 * $v + 1])));
-        };
+            [even, _mm256_or_si256(odd, _mm256_and_si256($odd, fifth_bit))]
+        }};
     }
-    pair!(0, _mm256_slli_epi16::<4>(fifth), _mm256_slli_epi16::<3>(fifth));
-    pair!(1, _mm256_slli_epi16::<2>(fifth), _mm256_slli_epi16::<1>(fifth));
-    pair!(2, fifth, _mm256_srli_epi16::<1>(fifth));
-    pair!(3, _mm256_srli_epi16::<2>(fifth), _mm256_srli_epi16::<3>(fifth));
-    sum
+    let [a, b] = pair!(0, _mm256_slli_epi16::<4>(fifth), _mm256_slli_epi16::<3>(fifth));
+    let [c, d] = pair!(1, _mm256_slli_epi16::<2>(fifth), _mm256_slli_epi16::<1>(fifth));
+    let [e, f] = pair!(2, fifth, _mm256_srli_epi16::<1>(fifth));
+    let [g, h] = pair!(3, _mm256_srli_epi16::<2>(fifth), _mm256_srli_epi16::<3>(fifth));
+    [a, b, c, d, e, f, g, h]
 }
 
+/// Columns `4 q .. 4 q + 4` of an input, for every row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(quad: [i8; 4]) -> __m256i {
-    _mm256_set1_epi32(i32::from_le_bytes(quad.map(i8::cast_unsigned)))
+fn quad(x: &[i8; BLOCK], q: usize) -> __m256i {
+    _mm256_set1_epi32(i32::from_le_bytes(x.as_chunks::<4>().0[q].map(i8::cast_unsigned)))
 }
 
 /// Each row's scale, in both 16-bit halves of its lane.
@@ -112,6 +204,20 @@ fn load(tile: &[u8; TILE_BYTES], at: usize) -> __m256i {
     assert!(at + 32 <= TILE_BYTES);
     // SAFETY: 32 bytes inside the tile; the load needs no alignment.
     unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_bytes(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
+    // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), values) };
 }
 
 /// Scales and bounds eight sums, and writes them to the rows of group `group` of the output.

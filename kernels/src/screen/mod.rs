@@ -54,32 +54,33 @@ pub struct Screen {
     score: Score,
 }
 
-/// Scores the rows of `groups`: writes `ŵ·x̂` to `scores` and the bound to `bounds`, both as long as the rows that there are.
-type Score = fn(&Rows, &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]);
+/// Scores the rows of `groups` for every query: writes `ŵ·x̂` to `scores` and the bound to `bounds`, query after query, of each as
+/// many as the rows that there are.
+type Score = fn(&Rows, &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]);
 
 /// What a search took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rescored {
-    /// Rows multiplied as the head would.
+    /// Rows multiplied as the head would, for all inputs together.
     pub rows: usize,
 }
 
 /// Buffers of a search, kept between searches.
 #[derive(Default)]
 pub struct SearchBuffers {
-    query: Query,
-    scores: Vec<f32>,
+    queries: Vec<Query>,
+    /// Of every query the bounds of all rows.
     bounds: Vec<f32>,
-    candidates: Vec<u32>,
+    /// A query and a row of it.
+    candidates: Vec<(u32, u32)>,
     logits: Vec<f32>,
 }
 
 impl SearchBuffers {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let floats =
-            self.scores.capacity() + self.bounds.capacity() + self.candidates.capacity() + self.logits.capacity();
-        4 * floats + self.query.x.capacity() + 8 * self.query.scales.capacity()
+        let queries: usize = self.queries.iter().map(|query| query.blocks.capacity() * size_of::<QueryBlock>()).sum();
+        4 * (self.bounds.capacity() + 2 * self.candidates.capacity() + self.logits.capacity()) + queries
     }
 }
 
@@ -145,14 +146,15 @@ impl Screen {
         false
     }
 
-    /// Whether a search that rescored `rows` cost less than the head, as far as bytes tell.
-    pub fn paid(&self, rows: usize) -> bool {
-        self.bytes() as f64 + SCATTERED * (rows * self.row_bytes()) as f64 <= self.head.data().len() as f64
+    /// Whether a search for `m` inputs that rescored `rows` cost less than the head, as far as bytes tell.
+    pub fn paid(&self, rows: usize, m: usize) -> bool {
+        self.bytes() as f64 + SCATTERED * (rows * self.row_bytes()) as f64
+            <= (self.head.data().len() * whole_heads(m)) as f64
     }
 
-    /// The `k` rows with the largest `scale · logit`, best first, of equals the one with the smaller index: exactly the rows and
-    /// the bits that multiplying by the whole head gives. `None`, with `best` empty, where `x` is too large for the bound or so
-    /// many rows reach it that the whole head is cheaper; the caller then multiplies by it.
+    /// For each input of `x` (as many as `best` is long) the `k` rows with the largest `scale · logit`, best first, of equals the one with
+    /// the smaller index: exactly the rows and the bits that multiplying by the whole head gives. `None`, with `best` empty, where an
+    /// input is too large for the bound or so many rows reach it that the whole head is cheaper; the caller then multiplies by it.
     ///
     /// `scale` is the model's factor on logits, between 2^-20 and 2^20.
     pub fn search(
@@ -162,89 +164,118 @@ impl Screen {
         x: &[f32],
         scale: f32,
         k: usize,
-        best: &mut Vec<(u32, f32)>,
+        best: &mut [Vec<(u32, f32)>],
     ) -> Option<Rescored> {
-        best.clear();
-        let n = self.head.n();
-        assert_eq!(x.len(), self.head.k(), "the input does not hold k values");
-        if k == 0 || !(2f32.powi(-20)..=2f32.powi(20)).contains(&scale) || !buffers.query.prepare(x) {
+        best.iter_mut().for_each(Vec::clear);
+        let (n, m) = (self.head.n(), best.len());
+        assert_eq!(x.len(), m * self.head.k(), "the inputs do not hold k values each");
+        if k == 0 || !(2f32.powi(-20)..=2f32.powi(20)).contains(&scale) {
             return None;
         }
-        let SearchBuffers { query, scores, bounds, candidates, logits } = buffers;
-        scores.resize(n, 0.0);
-        bounds.resize(n, 0.0);
-        let seeds = self.score_all(team, query, scores, bounds, k);
-
+        let SearchBuffers { queries, bounds, candidates, logits } = buffers;
+        queries.resize_with(m, Query::default);
+        if !queries.iter_mut().zip(x.chunks_exact(self.head.k().max(1))).all(|(query, x)| query.prepare(x)) {
+            return None;
+        }
+        bounds.resize(m * n, 0.0);
         candidates.clear();
-        candidates.extend(seeds.iter().map(|&(row, _)| row));
+        for (query, seeds) in (0..).zip(self.score_all(team, queries, bounds, k)) {
+            candidates.extend(seeds.iter().map(|&(row, _)| (query, row)));
+        }
         self.rescore(team, x, candidates, logits);
-        let worst = logits.iter().copied().fold(f32::INFINITY, f32::min);
+        let mut least = vec![f32::INFINITY; m];
+        for (&(query, _), &logit) in candidates.iter().zip(&*logits) {
+            least[query as usize] = least[query as usize].min(logit);
+        }
         // Logits this close could become equal when they are scaled, and of equals the smaller index is better.
-        let least = worst - (worst.abs() * 2f32.powi(-21) + 2f32.powi(-100));
+        least.iter_mut().for_each(|worst| *worst -= worst.abs() * 2f32.powi(-21) + 2f32.powi(-100));
         candidates.clear();
-        for (first, bounds) in bounds.chunks(BLOCK).enumerate() {
-            // No early exit inside, so that it becomes vector code.
-            if bounds.iter().fold(false, |any, &bound| any | (bound >= least)) {
-                let reached = bounds.iter().enumerate().filter(|(_, bound)| **bound >= least);
-                candidates.extend(reached.map(|(i, _)| (first * BLOCK + i) as u32));
+        let reached = Mutex::new(candidates);
+        team.split(m, 1, |queries| {
+            for query in queries {
+                let rows = rows_reaching(&bounds[query * n..][..n], least[query]);
+                let mut reached = reached.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                reached.extend(rows.into_iter().map(|row| (query as u32, row)));
             }
-        }
-        if SCATTERED * candidates.len() as f64 > n as f64 {
+        });
+        let candidates = reached.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if SCATTERED * candidates.len() as f64 > (n * whole_heads(m)) as f64 {
             return None;
         }
         self.rescore(team, x, candidates, logits);
-        for (&row, &logit) in candidates.iter().zip(&*logits) {
-            offer(best, k, (row, logit * scale));
+        for (&(query, row), &logit) in candidates.iter().zip(&*logits) {
+            offer(&mut best[query as usize], k, (row, logit * scale));
         }
         Some(Rescored { rows: candidates.len() })
     }
 
-    /// Scores and bounds of all rows, and the `k` rows with the best scores.
-    fn score_all(
-        &self,
-        team: &Team,
-        query: &Query,
-        scores: &mut [f32],
-        bounds: &mut [f32],
-        k: usize,
-    ) -> Vec<(u32, f32)> {
-        let n = self.head.n();
-        let best = Mutex::new(Vec::new());
-        let (scores, bounds) = (SharedMut::new(scores), SharedMut::new(bounds));
+    /// Bounds of all rows, and of every query the `k` rows with the best scores.
+    fn score_all(&self, team: &Team, queries: &[Query], bounds: &mut [f32], k: usize) -> Vec<Vec<(u32, f32)>> {
+        let (n, m) = (self.head.n(), queries.len());
+        let best = Mutex::new(vec![Vec::new(); m]);
+        let bounds = SharedMut::new(bounds);
         let n_chunks = self.rows.n_groups().div_ceil(CHUNK);
         team.split(n_chunks, n_chunks.div_ceil(team.n_threads() * 8), |chunks| {
-            let groups = chunks.start * CHUNK..(chunks.end * CHUNK).min(self.rows.n_groups());
-            let rows = groups.start * GROUP_ROWS..(groups.end * GROUP_ROWS).min(n);
-            // SAFETY: the team hands out every chunk once, and the rows of chunks do not overlap.
-            let (scores, bounds) = unsafe { (scores.slice(rows.clone()), bounds.slice(rows.clone())) };
-            (self.score)(&self.rows, query, groups, scores, bounds);
-            let mut mine = Vec::new();
-            let mut bar = f32::NEG_INFINITY;
-            for (row, &score) in rows.zip(&*scores) {
-                if score > bar || mine.len() < k {
-                    offer(&mut mine, k, (row as u32, score));
-                    bar = if mine.len() < k { bar } else { mine[k - 1].1 };
+            let mut mine = vec![(f32::NEG_INFINITY, Vec::new()); m];
+            let mut scores = vec![0.0; m * CHUNK * GROUP_ROWS];
+            let mut chunk_bounds = scores.clone();
+            for chunk in chunks {
+                let groups = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows.n_groups());
+                let rows = groups.start * GROUP_ROWS..(groups.end * GROUP_ROWS).min(n);
+                let (scores, chunk_bounds) = (&mut scores[..m * rows.len()], &mut chunk_bounds[..m * rows.len()]);
+                (self.score)(&self.rows, queries, groups, scores, chunk_bounds);
+                let of_queries = scores.chunks_exact(rows.len()).zip(chunk_bounds.chunks_exact(rows.len()));
+                for (query, ((scores, chunk_bounds), (bar, mine))) in of_queries.zip(&mut mine).enumerate() {
+                    // SAFETY: the team hands out every chunk once, and the rows of chunks do not overlap.
+                    unsafe { bounds.slice(query * n + rows.start..query * n + rows.end) }.copy_from_slice(chunk_bounds);
+                    for (row, &score) in rows.clone().zip(scores) {
+                        if score > *bar || mine.len() < k {
+                            offer(mine, k, (row as u32, score));
+                            *bar = if mine.len() < k { *bar } else { mine[k - 1].1 };
+                        }
+                    }
                 }
             }
             let mut best = best.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            mine.into_iter().for_each(|row| offer(&mut best, k, row));
+            for (best, (_, mine)) in best.iter_mut().zip(mine) {
+                mine.into_iter().for_each(|row| offer(best, k, row));
+            }
         });
         best.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The head's own logits of `rows`.
-    fn rescore(&self, team: &Team, x: &[f32], rows: &[u32], logits: &mut Vec<f32>) {
-        logits.resize(rows.len(), 0.0);
+    /// The head's own logits of candidates.
+    fn rescore(&self, team: &Team, x: &[f32], candidates: &[(u32, u32)], logits: &mut Vec<f32>) {
+        logits.resize(candidates.len(), 0.0);
         let logits = SharedMut::new(logits);
-        team.split(rows.len(), 8, |range| {
+        let k = self.head.k();
+        team.split(candidates.len(), 8, |range| {
             // SAFETY: the team hands out every index once.
             let logits = unsafe { logits.slice(range.clone()) };
-            for (&row, logit) in rows[range].iter().zip(logits) {
-                let row = row as usize;
+            for (&(query, row), logit) in candidates[range].iter().zip(logits) {
+                let (x, row) = (&x[query as usize * k..][..k], row as usize);
                 self.kernel.compute(&self.head, x, 1, row..row + 1, std::slice::from_mut(logit));
             }
         });
     }
+}
+
+/// What multiplying the whole head by `m` inputs costs, in passes over its bytes: from four on it is the multiply-adds that take time.
+fn whole_heads(m: usize) -> usize {
+    m.div_ceil(4)
+}
+
+/// The rows whose bound is at least `least`.
+fn rows_reaching(bounds: &[f32], least: f32) -> Vec<u32> {
+    let mut rows = Vec::new();
+    for (first, bounds) in bounds.chunks(BLOCK).enumerate() {
+        // No early exit inside, so that it becomes vector code.
+        if bounds.iter().fold(false, |any, &bound| any | (bound >= least)) {
+            let reached = bounds.iter().enumerate().filter(|(_, bound)| **bound >= least);
+            rows.extend(reached.map(|(i, _)| (first * BLOCK + i) as u32));
+        }
+    }
+    rows
 }
 
 /// Puts `new`, a row and its logit, in its place in `best`, which is sorted and keeps `k` rows: the largest logit first, of equals
@@ -270,24 +301,28 @@ fn fastest() -> Score {
 /// An input, quantised.
 #[derive(Default)]
 struct Query {
-    /// Codes in -127..=127, padded with zeros to whole blocks.
-    x: Vec<i8>,
-    /// One per block: `x̂ = scale · code`.
-    scales: Vec<f32>,
-    /// What turns sums over codes 0..=31 into sums over -16..=15, per block: -16 Σx over the even and over the odd pairs of
-    /// columns (that is how the vector code adds them up).
-    offsets: Vec<[i16; 2]>,
+    blocks: Vec<QueryBlock>,
     /// What `ρ` and `ω` are multiplied with.
     of_residual: f32,
     of_norm: f32,
 }
 
+/// The columns of a block of an input.
+#[derive(Clone, Copy)]
+struct QueryBlock {
+    /// Codes in -127..=127, zeros behind the last column.
+    x: [i8; BLOCK],
+    /// `x̂ = scale · code`.
+    scale: f32,
+    /// What turns sums over the rows' codes 0..=31 into sums over -16..=15: -16 Σx over the even and over the odd pairs of columns
+    /// (that is how the vector code adds them up).
+    offsets: [i16; 2],
+}
+
 impl Query {
     /// Quantises `h`. `false` where it is not finite or too large.
     fn prepare(&mut self, h: &[f32]) -> bool {
-        self.x.clear();
-        self.scales.clear();
-        self.offsets.clear();
+        self.blocks.clear();
         let (mut norm, mut error) = (0.0, 0.0);
         for h in h.chunks(BLOCK) {
             let largest = h.iter().fold(0f32, |max, h| max.max(h.abs()));
@@ -295,7 +330,7 @@ impl Query {
             let per_unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             // One over a subnormal may be infinite: such a block counts as zero, and all of it as error.
             let (scale, per_unit) = if per_unit.is_finite() { (scale, per_unit) } else { (0.0, 0.0) };
-            let mut pairs = [0i16; 2];
+            let mut block = QueryBlock { x: [0; BLOCK], scale, offsets: [0; 2] };
             for i in 0..BLOCK {
                 let h = h.get(i).copied().unwrap_or(0.0);
                 let code = rows::rounded((h * per_unit).clamp(-127.0, 127.0)) as i8;
@@ -303,11 +338,10 @@ impl Query {
                 let rest = f64::from(h) - f64::from(scale) * f64::from(code);
                 norm += f64::from(h) * f64::from(h);
                 error += rest * rest;
-                pairs[i / 2 % 2] -= 16 * i16::from(code);
-                self.x.push(code);
+                block.offsets[i / 2 % 2] -= 16 * i16::from(code);
+                block.x[i] = code;
             }
-            self.scales.push(scale);
-            self.offsets.push(pairs);
+            self.blocks.push(block);
         }
         let (norm, error) = (norm.sqrt() * (1.0 + 1e-9), error.sqrt() * (1.0 + 1e-9));
         let roundings = (h.len().div_ceil(8) + 4 + 2 * h.len().div_ceil(BLOCK) + 8) as f64 * 2f64.powi(-24);

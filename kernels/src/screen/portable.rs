@@ -3,15 +3,23 @@
 use std::ops::Range;
 
 use super::rows::{FIFTH_BITS, GROUP_ROWS, Rows};
-use super::{BLOCK, Query, TINY};
+use super::{Query, QueryBlock, TINY};
 
 /// See [`super::Score`].
-pub fn score(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+pub fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    let n_rows = scores.len() / queries.len();
+    let out = scores.chunks_exact_mut(n_rows).zip(bounds.chunks_exact_mut(n_rows));
+    for (query, (scores, bounds)) in queries.iter().zip(out) {
+        score_one(rows, query, groups.clone(), scores, bounds);
+    }
+}
+
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
     let out = scores.chunks_mut(GROUP_ROWS).zip(bounds.chunks_mut(GROUP_ROWS));
     for (group, (scores, bounds)) in groups.zip(out) {
         let (tiles, factors) = rows.group(group);
         let mut sums = [0f32; GROUP_ROWS];
-        for ((tile, x), scale) in tiles.iter().zip(query.x.as_chunks::<BLOCK>().0).zip(&query.scales) {
+        for (tile, QueryBlock { x, scale, .. }) in tiles.iter().zip(&query.blocks) {
             let mut lanes = [0i32; 4 * GROUP_ROWS];
             for (quad, x) in x.as_chunks::<4>().0.iter().enumerate() {
                 for (byte, lane) in lanes.iter_mut().enumerate() {

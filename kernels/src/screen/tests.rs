@@ -63,18 +63,48 @@ fn screen(head: &DenseMatrix) -> Option<Screen> {
     Screen::new(kernel_for(head.ty(), Activations::F32), head)
 }
 
-/// Every path's scores and bounds.
+/// Every path's scores and bounds. With other queries beside it, a query gets the same.
 fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
-    let mut query = Query::default();
-    assert!(query.prepare(x));
-    let paths = [portable::score as Score, fastest()];
-    paths
+    let query = |x: &[f32]| {
+        let mut query = Query::default();
+        assert!(query.prepare(x));
+        query
+    };
+    let run = |path: Score, queries: &[Query]| {
+        let n = queries.len() * screen.head.n();
+        let (mut scores, mut bounds) = (vec![0.0; n], vec![0.0; n]);
+        path(&screen.rows, queries, 0..screen.rows.n_groups(), &mut scores, &mut bounds);
+        (scores, bounds)
+    };
+    [portable::score as Score, fastest()]
         .map(|path| {
-            let (mut scores, mut bounds) = (vec![0.0; screen.head.n()], vec![0.0; screen.head.n()]);
-            path(&screen.rows, &query, 0..screen.rows.n_groups(), &mut scores, &mut bounds);
-            (scores, bounds)
+            let alone = run(path, &[query(x)]);
+            for n_queries in 2..=6 {
+                let others = others(x, n_queries);
+                let together = run(path, &others.chunks_exact(x.len()).map(query).collect::<Vec<_>>());
+                let n = screen.head.n();
+                for (i, other) in others.chunks_exact(x.len()).enumerate() {
+                    let alone = run(path, &[query(other)]);
+                    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&together.0[i * n..][..n]), bits(&alone.0), "{i} of {n_queries}: scores");
+                    assert_eq!(bits(&together.1[i * n..][..n]), bits(&alone.1), "{i} of {n_queries}: bounds");
+                }
+            }
+            alone
         })
         .to_vec()
+}
+
+/// `n` inputs that are made of `x`, itself the first: turned around, negated, in steps.
+fn others(x: &[f32], n: usize) -> Vec<f32> {
+    let input = |i: usize| {
+        let mut x = x.to_vec();
+        let turn = i * 5 % x.len();
+        x.rotate_left(turn);
+        x.iter_mut().for_each(|x| *x *= if i.is_multiple_of(2) { 1.0 } else { -0.75 });
+        x
+    };
+    (0..n).flat_map(input).collect()
 }
 
 /// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
@@ -93,14 +123,21 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     for n_threads in [1, 3] {
         let pool = Pool::new(n_threads).unwrap();
         for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
-            let (mut buffers, mut best) = (SearchBuffers::default(), vec![(9, 9.0)]);
-            let found = pool.run(|team| screen.search(team, &mut buffers, x, scale, k, &mut best));
-            let expected = if found.is_some() { best_of(&logits, scale, k) } else { Vec::new() };
-            let bits =
-                |rows: &[(u32, f32)]| rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>();
-            assert_eq!(bits(&best), bits(&expected), "{what}: k {k}, scale {scale}, {n_threads} threads");
-            if k == 1 {
-                rescored = found.map(|found| found.rows);
+            for m in [1, 7] {
+                let (mut buffers, mut best) = (SearchBuffers::default(), vec![vec![(9, 9.0)]; m]);
+                let inputs = others(x, m);
+                let found = pool.run(|team| screen.search(team, &mut buffers, &inputs, scale, k, &mut best));
+                for (i, (best, x)) in best.iter().zip(inputs.chunks_exact(x.len())).enumerate() {
+                    let expected = if found.is_some() { best_of(&all_logits(head, x), scale, k) } else { Vec::new() };
+                    let bits = |rows: &[(u32, f32)]| {
+                        rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>()
+                    };
+                    let what = format!("{what}: {i} of {m}, k {k}, scale {scale}, {n_threads} threads");
+                    assert_eq!(bits(best), bits(&expected), "{what}");
+                }
+                if (m, k) == (1, 1) {
+                    rescored = found.map(|found| found.rows);
+                }
             }
         }
     }
@@ -237,10 +274,10 @@ fn what_cannot_be_bounded_is_left_to_the_head() {
     let pool = Pool::new(1).unwrap();
     for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)]
     {
-        let mut best = Vec::new();
-        let found =
-            pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &[bad; 40], scale, 1, &mut best));
-        assert_eq!((found, best.len()), (None, 0), "{bad}, {scale}");
+        let mut best = vec![vec![(9, 9.0)]; 2];
+        let inputs = [[1.0; 40], [bad; 40]].concat();
+        let found = pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &inputs, scale, 1, &mut best));
+        assert_eq!((found, best), (None, vec![Vec::new(); 2]), "{bad}, {scale}");
     }
 }
 
@@ -266,7 +303,7 @@ fn time_of_a_search() {
     let linear = crate::Linear::dense(head.clone(), Activations::F32);
     for n_threads in [1, 2] {
         let pool = Pool::new(n_threads).unwrap();
-        let (mut buffers, mut best, mut logits) = (SearchBuffers::default(), Vec::new(), vec![0.0; n]);
+        let (mut buffers, mut best, mut logits) = (SearchBuffers::default(), vec![Vec::new()], vec![0.0; n]);
         for i in 0..6 {
             let x = Rng(i).vector(k);
             let start = std::time::Instant::now();
@@ -283,6 +320,21 @@ fn time_of_a_search() {
                 )
             });
             println!("{n_threads} threads: {found:?} {screened:?}, whole {:?}", start.elapsed());
+        }
+        for m in [4, 8, 16, 32] {
+            // Rows of the head, so that there are clear winners.
+            let mut x = vec![0.0; m * k];
+            x.chunks_exact_mut(k).enumerate().for_each(|(i, x)| head.dequantize_row(i * n / m, x));
+            let (mut best, mut logits) = (vec![Vec::new(); m], vec![0.0; m * n]);
+            for _ in 0..3 {
+                let start = std::time::Instant::now();
+                let found = pool.run(|team| screen.search(team, &mut buffers, &x, 1.0, 1, &mut best));
+                let screened = start.elapsed();
+                let start = std::time::Instant::now();
+                let scratch = &mut crate::driver::Scratch::default();
+                pool.run(|team| crate::driver::multiply(team, scratch, &x, m, &mut [(&linear, &mut logits)]));
+                println!("{n_threads} threads, {m} inputs: {found:?} {screened:?}, whole {:?}", start.elapsed());
+            }
         }
     }
 }

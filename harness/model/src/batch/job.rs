@@ -5,6 +5,7 @@ use ternbench_kernels::ops;
 use super::SequenceCache;
 use super::request::{Event, Finish, Generate, Request, RequestId, Score, TokenScore};
 use crate::kv_cache::{BLOCK, blocks_for};
+use crate::sampler::are_logits;
 use crate::transformer::{Logits, Segment};
 
 /// A request at work.
@@ -117,13 +118,23 @@ impl<C: SequenceCache> Job<C> {
         self.reserved.saturating_sub(self.spent + self.sequences.iter().map(taken).sum::<usize>())
     }
 
+    /// Whether tokens of it go into the next pass.
+    pub(super) fn is_planned(&self) -> bool {
+        self.sequences.iter().any(|sequence| sequence.planned > 0)
+    }
+
+    /// Whether the likeliest tokens are all that it needs to know.
+    pub(super) fn is_greedy(&self) -> bool {
+        matches!(&self.kind, Kind::Generate(generate, _) if generate.sampler.is_greedy() && generate.logprobs.is_none())
+    }
+
     /// Whether it generates and its prompt is through.
     pub(super) fn decodes(&self) -> bool {
         matches!(&self.kind, Kind::Generate(_, n) if *n > 0)
     }
 
-    /// Takes the logits of its planned tokens from the front of `logits`.
-    pub(super) fn take_rows(&mut self, logits: &mut std::slice::ChunksExact<'_, f32>, events: &mut Vec<Event>) {
+    /// Takes what came of its planned tokens from the front of `rows`.
+    pub(super) fn take_rows<'l>(&mut self, rows: &mut impl Iterator<Item = Row<'l>>, events: &mut Vec<Event>) {
         for i in 0..self.sequences.len() {
             let sequence = &mut self.sequences[i];
             let planned = std::mem::take(&mut sequence.planned);
@@ -131,7 +142,7 @@ impl<C: SequenceCache> Job<C> {
             let end = sequence.cache.n_tokens();
             let begin = (end - planned).max(sequence.first_row);
             for position in begin..end {
-                let Some(row) = logits.next() else { return };
+                let Some(row) = rows.next() else { return };
                 if self.failure.is_none()
                     && let Err(reason) = self.take_row(i, position, row, events)
                 {
@@ -141,18 +152,19 @@ impl<C: SequenceCache> Job<C> {
         }
     }
 
-    /// The logits behind the token at `position` of a sequence.
-    fn take_row(&mut self, i: usize, position: usize, row: &[f32], events: &mut Vec<Event>) -> Result<(), String> {
+    /// What came of the token at `position` of a sequence.
+    fn take_row(&mut self, i: usize, position: usize, row: Row<'_>, events: &mut Vec<Event>) -> Result<(), String> {
         let sequence = &mut self.sequences[i];
         match &mut self.kind {
             Kind::Generate(generate, n) => {
-                if row.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-                    return Err(NOT_FINITE.to_owned());
-                }
-                let token = generate.sampler.sample(row);
-                let score = match generate.logprobs {
-                    Some(n_top) => Some(Row::new(row, n_top)?.score(token)),
-                    None => None,
+                let token = match row {
+                    Row::Greedy(token) => token,
+                    Row::Logits(logits) => are_logits(logits).then(|| generate.sampler.sample(logits)),
+                };
+                let token = token.ok_or(NOT_FINITE)?;
+                let score = match (row, generate.logprobs) {
+                    (Row::Logits(logits), Some(n_top)) => Some(LogProbs::new(logits, n_top)?.score(token)),
+                    _ => None,
                 };
                 *n += 1;
                 events.push(Event::Token { id: self.id, token, score });
@@ -167,7 +179,8 @@ impl<C: SequenceCache> Job<C> {
             }
             Kind::Score(score, scores) => {
                 let at = position + 1 - score.context.len();
-                let row = Row::new(row, score.n_top)?;
+                let Row::Logits(logits) = row else { return Err("scores need logits".to_owned()) };
+                let row = LogProbs::new(logits, score.n_top)?;
                 for (k, (continuation, scores)) in score.continuations.iter().zip(scores).enumerate() {
                     if let Some(&target) = continuation.get(at)
                         && sequence.branch.is_none_or(|branch| branch == k)
@@ -224,14 +237,23 @@ impl<C: SequenceCache> Job<C> {
 
 const NOT_FINITE: &str = "logits are not finite: the forward pass or the weights are broken";
 
+/// What a pass says of a position.
+#[derive(Clone, Copy)]
+pub(super) enum Row<'l> {
+    /// All logits.
+    Logits(&'l [f32]),
+    /// The likeliest token, where logits are finite.
+    Greedy(Option<u32>),
+}
+
 /// Logits that give log-probabilities.
-struct Row<'l> {
+struct LogProbs<'l> {
     logits: &'l [f32],
     log_sum: f64,
     top: Vec<(u32, f32)>,
 }
 
-impl<'l> Row<'l> {
+impl<'l> LogProbs<'l> {
     fn new(logits: &'l [f32], n_top: usize) -> Result<Self, String> {
         let log_sum = ops::log_sum_exp(logits);
         if !log_sum.is_finite() {

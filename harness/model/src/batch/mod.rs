@@ -14,12 +14,13 @@ mod request;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use job::Job;
+use job::{Job, Row};
 use request::Request;
 pub use request::{Event, Finish, Generate, RequestError, RequestId, Score, TokenScore};
 
 use crate::engine::Engine;
 use crate::kv_cache::{BLOCK, KvCache};
+use crate::sampler;
 use crate::transformer::{ForwardError, Segment};
 
 /// What a batch runs on: [`Engine`], or a toy in tests.
@@ -38,6 +39,12 @@ pub trait ForwardPass {
 
     /// [`Engine::forward`].
     fn forward(&mut self, segments: &mut [Segment<'_, Self::Cache>]) -> Result<&[f32], ForwardError>;
+
+    /// [`Engine::greedy`].
+    fn greedy(&mut self, segments: &mut [Segment<'_, Self::Cache>]) -> Result<Vec<Option<u32>>, ForwardError> {
+        let vocab = self.vocab();
+        Ok(self.forward(segments)?.chunks_exact(vocab).map(sampler::greedy).collect())
+    }
 
     /// Blocks of [`BLOCK`] positions that all caches hold together.
     fn blocks_in_use(&self) -> usize;
@@ -89,6 +96,10 @@ impl ForwardPass for Engine<'_> {
 
     fn forward(&mut self, segments: &mut [Segment<'_>]) -> Result<&[f32], ForwardError> {
         self.forward(segments)
+    }
+
+    fn greedy(&mut self, segments: &mut [Segment<'_>]) -> Result<Vec<Option<u32>>, ForwardError> {
+        self.greedy(segments)
     }
 
     fn blocks_in_use(&self) -> usize {
@@ -279,6 +290,7 @@ impl<M: ForwardPass> Batch<M> {
             return Ok(Vec::new());
         }
         prefill -= self.defer(prefill, decode);
+        let greedy = self.running.iter().filter(|job| job.is_planned()).all(Job::is_greedy);
         let mut segments: Vec<_> = self
             .running
             .iter_mut()
@@ -287,13 +299,18 @@ impl<M: ForwardPass> Batch<M> {
             .collect();
         let start = Instant::now();
         let vocab = self.model.vocab();
-        let logits = self.model.forward(&mut segments)?;
+        let mut rows: Vec<Row<'_>> = if greedy {
+            self.model.greedy(&mut segments)?.into_iter().map(Row::Greedy).collect()
+        } else {
+            self.model.forward(&mut segments)?.chunks_exact(vocab).map(Row::Logits).collect()
+        };
         let time = start.elapsed();
-        let mut rows = logits.chunks_exact(vocab);
+        let mut rows = rows.drain(..);
         let mut events = Vec::new();
         for job in &mut self.running {
             job.take_rows(&mut rows, &mut events);
         }
+        drop(rows);
         self.stats.peak_blocks = self.stats.peak_blocks.max(self.model.blocks_in_use());
         self.count(prefill as u64, decode as u64, time);
         let mut i = 0;

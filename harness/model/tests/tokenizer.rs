@@ -198,7 +198,14 @@ fn tokenizer_json() {
     assert!(error.contains("no shouting") && !error.contains('\n'), "{error}");
 
     // Bad files: one line each.
-    for (name, content) in [("tokenizer.json", "{\n}"), ("tokenizer.json", ""), ("tokenizer_config.json", "{")] {
+    for (name, content) in [
+        ("tokenizer.json", "{\n}"),
+        ("tokenizer.json", ""),
+        ("tokenizer.json", "{\"decoder\": \0}"),
+        ("tokenizer.json", r#"{"normalizer": {"type": "Precompiled"}}"#),
+        ("tokenizer.json", r#"{"normalizer": {"normalizers": [{"precompiled_charsmap": "////fw=="}]}}"#),
+        ("tokenizer_config.json", "{"),
+    ] {
         let folder = self::folder();
         std::fs::write(folder.path().join(name), content).unwrap();
         let error = Tokenizer::for_model(folder.path()).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //! Llama 3's tiktoken ranks.
 
 pub(crate) mod export;
+mod fragile;
 mod generated;
 mod gguf;
 mod merges;
@@ -127,6 +128,7 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self, LoadError> {
         let bytes = std::fs::read(path).map_err(|source| LoadError::io(path, source))?;
         let bad = |error: &dyn std::fmt::Display| LoadError::file(path, format!("bad tokenizer: {}", one_line(error)));
+        fragile::check(&bytes).map_err(|error| bad(&error))?;
         let mut inner = HfTokenizer::from_bytes(bytes).map_err(|error| bad(&error))?;
         inner.with_truncation(None).map_err(|error| bad(&error))?;
         inner.with_padding(None);

@@ -11,7 +11,7 @@ use crate::isa::{Avx2, Token};
 
 /// How many bytes ahead of its loads memory is asked for: 16 tiles. Without that, and with the rows read as four streams, a search of
 /// a 128,256 x 2560 head took a seventh longer on one thread of a Zen 3; twice as far ahead was slower.
-const AHEAD: usize = 16 * TILE_BYTES;
+pub const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
@@ -60,7 +60,7 @@ struct Unpacked {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+pub fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
     let n_rows = scores.len() / queries.len();
     let mut unpacked = Vec::new();
     for group in groups.clone() {
@@ -138,7 +138,7 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
 
 /// Asks for the tile that many bytes behind `tile`.
 #[inline]
-fn ask_for(tile: &[u8; TILE_BYTES], ahead: usize) {
+pub fn ask_for(tile: &[u8; TILE_BYTES], ahead: usize) {
     for line in 0..TILE_BYTES.div_ceil(64) {
         prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(ahead + 64 * line));
     }
@@ -223,7 +223,7 @@ fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
 /// Scales and bounds eight sums, and writes them to the rows of group `group` of the output.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn finish(query: &Query, factors: &Factors, sums: __m256, group: usize, scores: &mut [f32], bounds: &mut [f32]) {
+pub fn finish(query: &Query, factors: &Factors, sums: __m256, group: usize, scores: &mut [f32], bounds: &mut [f32]) {
     let score = _mm256_mul_ps(sums, floats(&factors.scale));
     let of_norm = _mm256_fmadd_ps(_mm256_set1_ps(query.of_norm), floats(&factors.norm), _mm256_set1_ps(TINY as f32));
     let slack = _mm256_fmadd_ps(_mm256_set1_ps(query.of_residual), floats(&factors.residual), of_norm);

@@ -23,6 +23,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 mod rows;
 
@@ -139,11 +141,7 @@ impl Screen {
 
     /// Whether this CPU has a fast path; elsewhere the copy may cost more time than it saves.
     pub fn is_fast() -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if avx2::score().is_some() {
-            return true;
-        }
-        false
+        paths().count() > 1
     }
 
     /// Whether a search for `m` inputs that rescored `rows` cost less than the head, as far as bytes tell.
@@ -290,12 +288,17 @@ pub fn offer(best: &mut Vec<(u32, f32)>, k: usize, new: (u32, f32)) {
     }
 }
 
-fn fastest() -> Score {
+/// The ways to score that this CPU has, slowest first. All vector code gives the same bits.
+fn paths() -> impl Iterator<Item = Score> {
     #[cfg(target_arch = "x86_64")]
-    if let Some(score) = avx2::score() {
-        return score;
-    }
-    portable::score
+    let vector = [avx2::score(), avx512::score()];
+    #[cfg(not(target_arch = "x86_64"))]
+    let vector = [None; 0];
+    std::iter::once(portable::score as Score).chain(vector.into_iter().flatten())
+}
+
+fn fastest() -> Score {
+    paths().last().unwrap_or(portable::score)
 }
 
 /// An input, quantised.

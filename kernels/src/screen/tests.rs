@@ -63,7 +63,8 @@ fn screen(head: &DenseMatrix) -> Option<Screen> {
     Screen::new(kernel_for(head.ty(), Activations::F32), head)
 }
 
-/// Every path's scores and bounds. With other queries beside it, a query gets the same.
+/// The scores and bounds of every path that this CPU has, the portable one first. With other queries beside it, a query gets the
+/// same.
 fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
     let query = |x: &[f32]| {
         let mut query = Query::default();
@@ -76,7 +77,7 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
         path(&screen.rows, queries, 0..screen.rows.n_groups(), &mut scores, &mut bounds);
         (scores, bounds)
     };
-    [portable::score as Score, fastest()]
+    paths()
         .map(|path| {
             let alone = run(path, &[query(x)]);
             for n_queries in 2..=6 {
@@ -92,7 +93,7 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
             }
             alone
         })
-        .to_vec()
+        .collect()
 }
 
 /// `n` inputs that are made of `x`, itself the first: turned around, negated, in steps.
@@ -111,7 +112,13 @@ fn others(x: &[f32], n: usize) -> Vec<f32> {
 fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     let screen = screen(head).unwrap();
     let logits = all_logits(head, x);
-    for (scores, bounds) in scores(&screen, x) {
+    let scores = scores(&screen, x);
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    for vector in scores[1..].windows(2) {
+        assert_eq!(bits(&vector[0].0), bits(&vector[1].0), "{what}: scores of vector paths");
+        assert_eq!(bits(&vector[0].1), bits(&vector[1].1), "{what}: bounds of vector paths");
+    }
+    for (scores, bounds) in scores {
         for row in 0..head.n() {
             let (logit, bound) = (logits[row], bounds[row]);
             assert!(bound.is_finite() && bound >= logit, "{what}: row {row}: {logit} above its bound {bound}");

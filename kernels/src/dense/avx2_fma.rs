@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2_blocked::blocked;
+use super::avx2_tile::Avx2Tile;
+use super::blocked::{Lanes, blocked, load, store};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
 use crate::isa::Avx2;
@@ -33,7 +34,7 @@ macro_rules! source {
 
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-                if m <= FUSED_TOKENS { fused::<Self>(w, x, m, rows, y) } else { blocked::<Self>(w, x, m, rows, y) }
+                if m <= FUSED_TOKENS { fused::<Self>(w, x, m, rows, y) } else { blocked::<Self, Avx2Tile>(w, x, m, rows, y) }
             }
         }
 
@@ -116,30 +117,31 @@ unsafe fn nibbles(codes: *const u8, quarter: usize) -> __m256i {
 
 /// Up to this many tokens weights are converted in registers, again for every pair of tokens: four rows stay in the L1 cache
 /// meanwhile. Three tokens at a time were slower (the conversion needs registers too), and so was the blocked path at 4 and 8.
-const FUSED_TOKENS: usize = 8;
+pub const FUSED_TOKENS: usize = 8;
 /// Rows that the fused path reads side by side.
-const FUSED_ROWS: usize = 4;
+pub const FUSED_ROWS: usize = 4;
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn fused<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-    let (k, n_rows) = (w.k(), rows.len());
-    // The rows of a tile lie a quarter of the range apart, so each worker reads four long streams: one alone, or four that are
-    // neighbours, stop at 17 GB/s on Zen 3 where four streams read 26.
+/// The first row of each tile of the fused path, and the rows from there to its next; 0 for one row alone, of the last that no tile
+/// has. The rows of a tile lie a quarter of the range apart, so each worker reads four long streams: one alone, or four that are
+/// neighbours, stop at 17 GB/s on Zen 3 where four streams read 26.
+pub fn fused_tiles(n_rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let spacing = n_rows / FUSED_ROWS;
-    for r in 0..n_rows - spacing * (FUSED_ROWS - 1) {
-        // The last rows, that no tile has.
-        let r = if r < spacing { r } else { r + spacing * (FUSED_ROWS - 1) };
-        let mut token = 0;
-        while token < m {
+    (0..spacing).map(move |r| (r, spacing)).chain((spacing * FUSED_ROWS..n_rows).map(|r| (r, 0)))
+}
+
+/// [`super::DenseKernel::compute`] for up to [`FUSED_TOKENS`] tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn fused<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    let (k, n_rows) = (w.k(), rows.len());
+    for (r, spacing) in fused_tiles(n_rows) {
+        for token in (0..m).step_by(2) {
             let (x, y) = (&x[token * k..], &mut y[token * n_rows + r..]);
-            let pair = token + 1 < m;
-            match (r < spacing, pair) {
-                (true, true) => fused_tile::<S, FUSED_ROWS, 2>(w, x, rows.start + r, spacing, n_rows, y),
-                (true, false) => fused_tile::<S, FUSED_ROWS, 1>(w, x, rows.start + r, spacing, n_rows, y),
-                (false, true) => fused_tile::<S, 1, 2>(w, x, rows.start + r, 0, n_rows, y),
-                (false, false) => fused_tile::<S, 1, 1>(w, x, rows.start + r, 0, n_rows, y),
+            match (spacing, m - token) {
+                (0, 1) => fused_tile::<S, 1, 1>(w, x, rows.start + r, 0, n_rows, y),
+                (0, _) => fused_tile::<S, 1, 2>(w, x, rows.start + r, 0, n_rows, y),
+                (_, 1) => fused_tile::<S, FUSED_ROWS, 1>(w, x, rows.start + r, spacing, n_rows, y),
+                (_, _) => fused_tile::<S, FUSED_ROWS, 2>(w, x, rows.start + r, spacing, n_rows, y),
             }
-            token += if pair { 2 } else { 1 };
         }
     }
 }
@@ -183,31 +185,26 @@ fn fused_tile<S: Source, const R: usize, const T: usize>(
         for t in 0..T {
             let mut sum = sums[r][t];
             if rest < k {
-                let w = load_rest(
-                    |out| w.ty().dequantize(&w.row(first + r * spacing)[rest * w.ty().block_bytes()..], out),
-                    k - rest,
-                );
-                let x = load_rest(|out| out.copy_from_slice(&tokens[t][rest..]), k - rest);
-                sum = _mm256_fmadd_ps(w, x, sum);
+                let mut x = [0.0; LANES];
+                x[..k - rest].copy_from_slice(&tokens[t][rest..]);
+                sum = _mm256_fmadd_ps(load(&rest_of(w, first + r * spacing)), load(&x), sum);
             }
             y[t * stride + r * spacing] = reduce(sum);
         }
     }
 }
 
-/// The last `len < 8` values, padded with zeros.
-#[target_feature(enable = "avx2")]
-fn load_rest(fill: impl FnOnce(&mut [f32]), len: usize) -> __m256 {
+/// The last weights of a row, fewer than eight, padded with zeros.
+pub fn rest_of(w: &DenseMatrix, row: usize) -> Lanes {
+    let rest = w.k() / LANES * LANES;
     let mut values = [0.0; LANES];
-    fill(&mut values[..len]);
-    // SAFETY: the array holds the 32 bytes that are read.
-    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    w.ty().dequantize(&w.row(row)[rest * w.ty().block_bytes()..], &mut values[..w.k() - rest]);
+    values
 }
 
 #[target_feature(enable = "avx2")]
 fn reduce(sum: __m256) -> f32 {
     let mut lanes = [0.0; LANES];
-    // SAFETY: the array holds the 32 bytes that are written.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+    store(&mut lanes, sum);
     sum_lanes(lanes)
 }

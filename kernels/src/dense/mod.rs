@@ -6,11 +6,15 @@
 //! batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2_blocked;
-#[cfg(target_arch = "x86_64")]
 mod avx2_fma;
 #[cfg(target_arch = "x86_64")]
 mod avx2_int8;
+#[cfg(target_arch = "x86_64")]
+mod avx2_tile;
+#[cfg(target_arch = "x86_64")]
+mod avx512_fma;
+#[cfg(target_arch = "x86_64")]
+mod blocked;
 mod blocks;
 mod int8;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -135,6 +139,18 @@ kernels! {
     method::Kernel<avx2_fma::Q4_0>;
     #[cfg(target_arch = "x86_64")]
     method::Kernel<avx2_fma::Q4_1>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::F32>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::F16>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::BF16>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::Q8_0>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::Q4_0>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_fma::Fma512<avx2_fma::Q4_1>>;
     #[cfg(target_arch = "x86_64")]
     method::Kernel<avx2_int8::Int8<false>>;
     #[cfg(target_arch = "x86_64")]

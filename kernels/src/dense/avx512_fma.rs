@@ -1,0 +1,243 @@
+//! Every type on AVX-512: the weights of [`avx2_fma`](super::avx2_fma), in registers of two tokens.
+//!
+//! A register holds eight columns of a token in its lower and of another in its upper half, and weights in both, so that every
+//! output keeps its eight running sums (see [`LANES`](super::LANES)) and has the bits of the AVX2 kernels. One token is theirs: it
+//! waits for memory. Up to [`FUSED_TOKENS`], all tokens go by in one pass over the rows; from there on [`blocked`] feeds the tile.
+//!
+//! Proved under emulation, never timed: what is said about registers and ports is arithmetic.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::avx2_fma::{F32, FUSED_ROWS, FUSED_TOKENS, Source, fused, fused_tiles, rest_of};
+use super::blocked::{Block, Lanes, Out, Tile, blocked, fill, room, sum_rows};
+use super::method::{Method, info};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES};
+use crate::bytes::AlignedBytes;
+use crate::isa::Avx512;
+
+/// The kernel of the type that `S` loads.
+pub struct Fma512<S>(PhantomData<S>);
+
+impl<S: Source> Method for Fma512<S> {
+    type Proof = Avx512;
+    const INFO: DenseInfo = {
+        let name = match S::INFO.ty {
+            DenseType::F32 => "avx512f-f32-fma",
+            DenseType::F16 => "avx512f-f16-fma",
+            DenseType::BF16 => "avx512f-bf16-fma",
+            DenseType::Q8_0 => "avx512f-q8_0-fma",
+            DenseType::Q4_0 => "avx512f-q4_0-fma",
+            DenseType::Q4_1 => "avx512f-q4_1-fma",
+        };
+        info::<Avx512>(name, S::INFO.ty, Activations::F32)
+    };
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+        match m {
+            0 | 1 => fused::<S>(w, x, m, rows, y),
+            2..=FUSED_TOKENS => fused_pairs::<S>(w, x, m, rows, y),
+            _ => blocked::<S, Avx512Tile>(w, x, m, rows, y),
+        }
+    }
+}
+
+/// A vector of two tokens.
+type Pair = [Lanes; 2];
+
+/// Lanes as pairs of tokens, `P` beside each other.
+fn pairs<const P: usize>(x: &[Lanes]) -> &[[Pair; P]] {
+    x.as_chunks().0.as_chunks().0
+}
+
+/// Adds the products of `R` rows and `P` pairs of tokens to their sums.
+///
+/// # Safety
+/// Each row has `x.len()` vectors of weights.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add<S: Source, const R: usize, const P: usize>(
+    rows: [*const u8; R],
+    x: &[[Pair; P]],
+    sums: &mut [[__m512; P]; R],
+) {
+    for (i, x) in x.iter().enumerate() {
+        let mut tokens = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            tokens[p] = load_pair(&x[p]);
+        }
+        for r in 0..R {
+            // SAFETY: AVX-512 brings AVX2, FMA and F16C, and by the contract the row has more than `i` vectors.
+            let w = unsafe { S::load(rows[r], i) };
+            let w = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(w)));
+            for p in 0..P {
+                sums[r][p] = _mm512_fmadd_ps(w, tokens[p], sums[r][p]);
+            }
+        }
+    }
+}
+
+/// The sums of token `t`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn of_token<const R: usize, const P: usize>(sums: &[[__m512; P]; R], t: usize) -> [__m256; R] {
+    let mut out = [_mm256_setzero_ps(); R];
+    for r in 0..R {
+        let pair = _mm512_castps_pd(sums[r][t / 2]);
+        let half = if t.is_multiple_of(2) { _mm512_castpd512_pd256(pair) } else { _mm512_extractf64x4_pd::<1>(pair) };
+        out[r] = _mm256_castpd_ps(half);
+    }
+    out
+}
+
+thread_local! {
+    /// The input of the fused path, pairs of tokens beside each other: copied once per call, where putting the halves of every
+    /// register together would be an instruction a pair and vector in the innermost loop.
+    static INPUT: RefCell<AlignedBytes> = RefCell::new(AlignedBytes::zeroed(0));
+}
+
+/// Two to [`FUSED_TOKENS`] tokens in one pass over the rows: four rows, spaced as in [`fused_tiles`], and up to four pairs of
+/// tokens are 16 sums.
+#[target_feature(enable = "avx512f")]
+fn fused_pairs<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    let (k, n_packed) = (w.k(), m.next_multiple_of(2));
+    let mut input = INPUT.replace(AlignedBytes::zeroed(0));
+    let tokens = room(&mut input, k.div_ceil(LANES) * n_packed);
+    fill(tokens, n_packed, (0..m).map(|t| &x[t * k..][..k]));
+    match n_packed / 2 {
+        1 => fused_rows::<S, 1>(w, pairs(tokens), m, rows, y),
+        2 => fused_rows::<S, 2>(w, pairs(tokens), m, rows, y),
+        3 => fused_rows::<S, 3>(w, pairs(tokens), m, rows, y),
+        _ => fused_rows::<S, 4>(w, pairs(tokens), m, rows, y),
+    }
+    INPUT.set(input);
+}
+
+#[target_feature(enable = "avx512f")]
+fn fused_rows<S: Source, const P: usize>(
+    w: &DenseMatrix,
+    x: &[[Pair; P]],
+    m: usize,
+    rows: Range<usize>,
+    y: &mut [f32],
+) {
+    for (r, spacing) in fused_tiles(rows.len()) {
+        let y = &mut y[r..];
+        match spacing {
+            0 => fused_tile::<S, 1, P>(w, x, m, rows.start + r, 0, rows.len(), y),
+            _ => fused_tile::<S, FUSED_ROWS, P>(w, x, m, rows.start + r, spacing, rows.len(), y),
+        }
+    }
+}
+
+/// `R` rows, `spacing` apart, x `m` tokens in `P` pairs.
+#[target_feature(enable = "avx512f")]
+fn fused_tile<S: Source, const R: usize, const P: usize>(
+    w: &DenseMatrix,
+    x: &[[Pair; P]],
+    m: usize,
+    first: usize,
+    spacing: usize,
+    stride: usize,
+    y: &mut [f32],
+) {
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    let (whole, rest) = x.split_at(w.k() / LANES);
+    let rows = std::array::from_fn(|r| w.row(first + r * spacing).as_ptr());
+    // SAFETY: every row has `k` weights, at least eight for each of `whole`.
+    unsafe { add::<S, R, P>(rows, whole, &mut sums) };
+    if !rest.is_empty() {
+        let weights: [Lanes; R] = std::array::from_fn(|r| rest_of(w, first + r * spacing));
+        // SAFETY: one vector of weights each, as f32, for the one vector of every token that is left.
+        unsafe { add::<F32, R, P>(weights.each_ref().map(|weights| weights.as_ptr().cast()), rest, &mut sums) };
+    }
+    for t in 0..2 * P {
+        if t < m {
+            for (r, sum) in sum_rows(of_token(&sums, t)).into_iter().enumerate() {
+                y[t * stride + r * spacing] = sum;
+            }
+        }
+    }
+}
+
+/// The register tile: 24 sums, four pairs of tokens and a vector of weights in 32 registers. Ten loads for 24 multiply-adds, and
+/// weights in both halves are a kind of load. Types that need a conversion would spend as many instructions on it as half of the
+/// multiply-adds, so they are turned into f32 for all tokens at once.
+pub struct Avx512Tile;
+
+const ROWS: usize = 6;
+
+impl Tile for Avx512Tile {
+    const ROWS: usize = ROWS;
+    const TOKENS: usize = 8;
+    const PACKED: usize = 2;
+    const IN_PLACE: &[DenseType] = &[DenseType::F32];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn multiply<S: Source>(rows: Block, x: &[Lanes], out: Out<'_>) {
+        // SAFETY: by the contract, which is the same.
+        unsafe {
+            match (rows.n_rows, out.n_tokens.div_ceil(2)) {
+                (ROWS, 1) => tile::<S, ROWS, 1>(rows.rows(), pairs(x), out),
+                (ROWS, 2) => tile::<S, ROWS, 2>(rows.rows(), pairs(x), out),
+                (ROWS, 3) => tile::<S, ROWS, 3>(rows.rows(), pairs(x), out),
+                (ROWS, _) => tile::<S, ROWS, 4>(rows.rows(), pairs(x), out),
+                (_, 1) => tile::<S, 1, 1>(rows.rows(), pairs(x), out),
+                (_, 2) => tile::<S, 1, 2>(rows.rows(), pairs(x), out),
+                (_, 3) => tile::<S, 1, 3>(rows.rows(), pairs(x), out),
+                (_, _) => tile::<S, 1, 4>(rows.rows(), pairs(x), out),
+            }
+        }
+    }
+}
+
+/// `R` rows and `P` pairs of tokens.
+///
+/// # Safety
+/// As for [`Tile::multiply`].
+#[inline(never)]
+#[target_feature(enable = "avx512f")]
+unsafe fn tile<S: Source, const R: usize, const P: usize>(rows: [*const u8; R], x: &[[Pair; P]], out: Out<'_>) {
+    let stored: &mut [[Pair; P]] = out.sums.as_chunks_mut().0.as_chunks_mut().0;
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    if !out.first {
+        for (sums, stored) in sums.iter_mut().zip(&*stored) {
+            for p in 0..P {
+                sums[p] = load_pair(&stored[p]);
+            }
+        }
+    }
+    // SAFETY: by the contract.
+    unsafe { add::<S, R, P>(rows, x, &mut sums) };
+    if out.last {
+        for t in 0..2 * P {
+            if t < out.n_tokens {
+                out.y[t * out.stride..][..R].copy_from_slice(&sum_rows(of_token(&sums, t)));
+            }
+        }
+    } else {
+        for (sums, stored) in sums.iter().zip(stored) {
+            for p in 0..P {
+                store_pair(&mut stored[p], sums[p]);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_pair(pair: &Pair) -> __m512 {
+    // SAFETY: the arrays hold the 64 bytes that are read; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(pair.as_flattened().as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_pair(pair: &mut Pair, value: __m512) {
+    // SAFETY: the arrays hold the 64 bytes that are written; the store needs no alignment.
+    unsafe { _mm512_storeu_ps(pair.as_flattened_mut().as_mut_ptr(), value) };
+}

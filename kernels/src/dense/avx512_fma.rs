@@ -106,7 +106,7 @@ fn fused_pairs<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usiz
     let (k, n_packed) = (w.k(), m.next_multiple_of(2));
     let mut input = INPUT.replace(AlignedBytes::zeroed(0));
     let tokens = room(&mut input, k.div_ceil(LANES) * n_packed);
-    fill(tokens, n_packed, (0..m).map(|t| &x[t * k..][..k]));
+    fill(tokens, n_packed, x, k, 0..k, m);
     match n_packed / 2 {
         1 => fused_rows::<S, 1>(w, pairs(tokens), m, rows, y),
         2 => fused_rows::<S, 2>(w, pairs(tokens), m, rows, y),

@@ -243,7 +243,7 @@ unsafe fn multiply<S: Source, T: Tile>(
         let x = &x[token * place.k..];
         let n_packed = n_tokens.next_multiple_of(T::PACKED);
         let tile_x = &mut tile_x[..place.n_chunks() * n_packed];
-        fill(tile_x, n_packed, (0..n_tokens).map(|t| &x[t * place.k..][place.columns.clone()]));
+        fill(tile_x, n_packed, x, place.k, place.columns.clone(), n_tokens);
 
         let next_x = x.as_ptr().wrapping_add(T::TOKENS * place.k + place.columns.start);
         let n_tiles = block.n_rows.div_ceil(T::ROWS);
@@ -271,22 +271,35 @@ unsafe fn multiply<S: Source, T: Tile>(
     }
 }
 
-/// Lays tokens out for a tile: vector by vector, `n_packed` tokens beside each other. What is missing is zeros.
-#[inline]
-pub fn fill<'a>(out: &mut [Lanes], n_packed: usize, tokens: impl ExactSizeIterator<Item = &'a [f32]>) {
-    for column in out.chunks_exact_mut(n_packed) {
-        column[tokens.len()..].fill([0.0; LANES]);
+/// Lays `columns` of `n_tokens` tokens of `k` values out for a tile: vector by vector, `n_packed` tokens beside each other. What is
+/// missing is zeros.
+#[target_feature(enable = "avx2")]
+pub fn fill(out: &mut [Lanes], n_packed: usize, x: &[f32], k: usize, columns: Range<usize>, n_tokens: usize) {
+    /// The number of tokens is a constant, as the loop is a copy and little else.
+    #[target_feature(enable = "avx2")]
+    fn fill<const N: usize>(out: &mut [Lanes], x: &[f32], k: usize, columns: Range<usize>, n_tokens: usize) {
+        let out = out.as_chunks_mut::<N>().0;
+        for t in 0..N {
+            let token = if t < n_tokens { &x[t * k..][columns.clone()] } else { &[] };
+            let (token, rest) = token.as_chunks();
+            let (whole, last) = out.split_at_mut(token.len());
+            for (out, x) in whole.iter_mut().zip(token) {
+                out[t] = *x;
+            }
+            for out in last {
+                out[t] = [0.0; LANES];
+                out[t][..rest.len()].copy_from_slice(rest);
+            }
+        }
     }
-    for (t, token) in tokens.enumerate() {
-        let (token, rest) = token.as_chunks();
-        let mut columns = out.chunks_exact_mut(n_packed);
-        for (x, column) in token.iter().zip(columns.by_ref()) {
-            column[t] = *x;
-        }
-        if let Some(column) = columns.next() {
-            column[t] = [0.0; LANES];
-            column[t][..rest.len()].copy_from_slice(rest);
-        }
+    match n_packed {
+        1 => fill::<1>(out, x, k, columns, n_tokens),
+        2 => fill::<2>(out, x, k, columns, n_tokens),
+        3 => fill::<3>(out, x, k, columns, n_tokens),
+        4 => fill::<4>(out, x, k, columns, n_tokens),
+        6 => fill::<6>(out, x, k, columns, n_tokens),
+        8 => fill::<8>(out, x, k, columns, n_tokens),
+        _ => unreachable!("no tile packs {n_packed} tokens"),
     }
 }
 

@@ -14,6 +14,8 @@ mod avx2_tile;
 #[cfg(target_arch = "x86_64")]
 mod avx512_fma;
 #[cfg(target_arch = "x86_64")]
+mod avx512_int8;
+#[cfg(target_arch = "x86_64")]
 mod blocked;
 mod blocks;
 mod int8;
@@ -155,6 +157,10 @@ kernels! {
     method::Kernel<avx2_int8::Int8<false>>;
     #[cfg(target_arch = "x86_64")]
     method::Kernel<avx2_int8::Int8<true>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_int8::Int8<false>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_int8::Int8<true>>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.

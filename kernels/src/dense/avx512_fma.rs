@@ -202,12 +202,12 @@ impl Tile for Avx512Tile {
 #[inline(never)]
 #[target_feature(enable = "avx512f")]
 unsafe fn tile<S: Source, const R: usize, const P: usize>(rows: [*const u8; R], x: &[[Pair; P]], out: Out<'_>) {
-    let stored: &mut [[Pair; P]] = out.sums.as_chunks_mut().0.as_chunks_mut().0;
+    let stored = out.sums.as_chunks_mut().0.as_chunks_mut::<P>().0.first_chunk_mut::<R>();
     let mut sums = [[_mm512_setzero_ps(); P]; R];
-    if !out.first {
-        for (sums, stored) in sums.iter_mut().zip(&*stored) {
+    if let (false, Some(stored)) = (out.first, &stored) {
+        for r in 0..R {
             for p in 0..P {
-                sums[p] = load_pair(&stored[p]);
+                sums[r][p] = load_pair(&stored[r][p]);
             }
         }
     }
@@ -219,10 +219,10 @@ unsafe fn tile<S: Source, const R: usize, const P: usize>(rows: [*const u8; R], 
                 out.y[t * out.stride..][..R].copy_from_slice(&sum_rows(of_token(&sums, t)));
             }
         }
-    } else {
-        for (sums, stored) in sums.iter().zip(stored) {
+    } else if let Some(stored) = stored {
+        for r in 0..R {
             for p in 0..P {
-                store_pair(&mut stored[p], sums[p]);
+                store_pair(&mut stored[r][p], sums[r][p]);
             }
         }
     }

@@ -240,7 +240,7 @@ unsafe fn multiply<S: Source, T: Tile>(
     for token in (0..m).step_by(T::TOKENS) {
         ahead.ask(m.div_ceil(T::TOKENS));
         let n_tokens = (m - token).min(T::TOKENS);
-        let x = &x[token * place.k..];
+        let (x, y) = (&x[token * place.k..], &mut y[token * place.stride..]);
         let n_packed = n_tokens.next_multiple_of(T::PACKED);
         let tile_x = &mut tile_x[..place.n_chunks() * n_packed];
         fill(tile_x, n_packed, x, place.k, place.columns.clone(), n_tokens);
@@ -255,17 +255,17 @@ unsafe fn multiply<S: Source, T: Tile>(
                     prefetch::<_MM_HINT_T1>(next_x.wrapping_add(t * place.k + 16 * line).cast());
                 }
             }
-            let rows = i * T::ROWS..block.n_rows.min((i + 1) * T::ROWS);
-            let step = if rows.len() == T::ROWS { T::ROWS } else { 1 };
-            for r in rows.step_by(step) {
+            let (mut r, end) = (i * T::ROWS, block.n_rows.min((i + 1) * T::ROWS));
+            while r < end {
+                let n_rows = if end - r == T::ROWS { T::ROWS } else { 1 };
                 let sums = match (first, last) {
                     (true, true) => &mut [],
-                    _ => &mut sums[token * block.n_rows + r * n_packed..][..step * n_packed],
+                    _ => &mut sums[token * block.n_rows + r * n_packed..][..n_rows * n_packed],
                 };
-                let y = &mut y[token * place.stride + r..];
-                let out = Out { n_tokens, first, last, sums, y, stride: place.stride };
+                let out = Out { n_tokens, first, last, sums, y: &mut y[r..], stride: place.stride };
                 // SAFETY: by this function's contract; the rows and tokens exist.
-                unsafe { T::multiply::<S>(block.part(r, step), tile_x, out) };
+                unsafe { T::multiply::<S>(block.part(r, n_rows), tile_x, out) };
+                r += n_rows;
             }
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::bytes::Bytes;
-use crate::dense::{Activations, DenseKernel, DenseMatrix};
+use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
 use crate::ops;
@@ -154,6 +154,8 @@ impl Linear {
     fn tiles_per_call(&self, m: usize) -> usize {
         match &self.weights {
             Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call().div_ceil(self.row_tile(m)),
+            // Dense kernels lay a batch's activations out in every call.
+            Weights::Dense { .. } if m > FUSED_TOKENS => 512 / self.row_tile(m),
             Weights::Dense { .. } => 1,
         }
     }

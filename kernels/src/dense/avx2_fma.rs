@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::avx2_tile::Avx2Tile;
 use super::blocked::{Lanes, blocked, load, store};
 use super::method::{Method, info};
-use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES, sum_lanes};
 use crate::isa::Avx2;
 
 /// A storage type whose weights can be loaded eight at a time.
@@ -115,10 +115,8 @@ unsafe fn nibbles(codes: *const u8, quarter: usize) -> __m256i {
     _mm256_and_si256(_mm256_srl_epi32(_mm256_cvtepu8_epi32(bytes), shift), _mm256_set1_epi32(15))
 }
 
-/// Up to this many tokens weights are converted in registers, again for every pair of tokens: four rows stay in the L1 cache
-/// meanwhile. Three tokens at a time were slower (the conversion needs registers too), and so was the blocked path at 4 and 8.
-pub const FUSED_TOKENS: usize = 8;
-/// Rows that the fused path reads side by side.
+/// Rows that the fused path reads side by side. They stay in the L1 cache while weights are converted again for every pair of tokens:
+/// three tokens at a time were slower (the conversion needs registers too), and so was the blocked path at 4 and 8.
 pub const FUSED_ROWS: usize = 4;
 
 /// The first row of each tile of the fused path, and the rows from there to its next; 0 for one row alone, of the last that no tile

@@ -1,10 +1,7 @@
 //! The register tile of AVX2: three rows x four tokens, which with weights and an activation fill the 16 registers.
 //!
-//! F16 is converted by the loads of the innermost loop, on other ports than the multiply-adds.
-//!
-//! Measured on one thread of a shared Zen 3, F16, 64 and 128 tokens: 63 to 78 % of the multiply-add peak with weights from memory,
-//! 72 to 89 % with weights in the L2 cache; the machine has slow and fast spells. Before, with 8 rows of f32 weights in L1 and
-//! activations streaming past them, 47 to 76 %.
+//! F16 is converted by the loads of the innermost loop, which cost it nothing on Zen 3 as long as nobody shares the core: then more
+//! instructions for as many multiply-adds are more time.
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -11,10 +11,10 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_fma::{F32, FUSED_ROWS, FUSED_TOKENS, Source, fused, fused_tiles, rest_of};
+use super::avx2_fma::{F32, FUSED_ROWS, Source, fused, fused_tiles, rest_of};
 use super::blocked::{Block, Lanes, Out, Tile, blocked, fill, room, sum_rows};
 use super::method::{Method, info};
-use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
 use crate::bytes::AlignedBytes;
 use crate::isa::Avx512;
 

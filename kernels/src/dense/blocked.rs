@@ -1,8 +1,12 @@
 //! Batches: a tile of rows and tokens whose sums stay in registers over a block of columns.
 //!
-//! A block of weights, some rows x some columns, stays in the L2 cache, its next is asked for meanwhile, and one token tile after
-//! the other goes by: the tile's activations lie in the L1 cache, the weights stream past them. Weights that are cheap to load as
-//! they are stored are; others are turned into f32 block by block.
+//! Activations are laid out once, as tiles of tokens take them. A block of weights, some rows x some columns, stays in the L2 cache,
+//! its next is asked for meanwhile, and one token tile after the other goes by: the tile's activations lie in the L1 cache, the
+//! weights stream past them. Weights that are cheap to load as they are stored are; others are turned into f32 block by block.
+//!
+//! The register tile alone, on weights in the L2 cache, runs at 97 % of the multiply-add peak of a Zen 3; the whole at 78 to 85 % on
+//! one thread in F16. With activations laid out for every block of 96 rows, and 1024 columns at a time for all tokens, so that 128
+//! tokens' sums left the L2 cache, it took 3 to 7 % longer. Blocks of 144 and 192 rows were slower than 96 then, 48 no faster.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -50,18 +54,21 @@ pub struct Out<'a> {
     pub stride: usize,
 }
 
-/// Bytes of a row in a block. On AVX2 the activations of a tile are 8 or, with F16, 16 KB of the L1 cache, its weights 6; on AVX-512
-/// 16 and 12. Half of it was slower on AVX2.
-const ROW_BYTES: usize = 2048;
-/// Rows of a block: 192 KB, which fits in the L2 cache twice. The more, the less often activations are copied; 48 were no faster on
-/// AVX2.
-const BLOCK_ROWS: usize = 96;
+/// Columns that a tile takes at a time: on AVX2 its activations are then 16 KB of the L1 cache.
+const TAKE: usize = 1024;
+/// Bytes of a row in a block. A tile takes them all before the next tile's turn, so its sums need not go further than the L2 cache.
+const ROW_BYTES: usize = 4096;
+/// Rows of a block: 192 KB, which fits in the L2 cache twice.
+const BLOCK_ROWS: usize = 48;
+/// Tokens that are laid out together, and then go by block after block.
+const GROUP_TOKENS: usize = 128;
 
 /// Buffers, kept per thread.
 struct Buffers {
     /// A block of weights as f32, of types that the tile cannot read as they are stored.
     weights: AlignedBytes,
-    /// The activations of a tile, column by column: in the input itself tokens lie a power of two apart, in few sets of the cache.
+    /// The activations of a group, tile by tile, column by column: in the input itself tokens lie a power of two apart, in few sets
+    /// of the cache.
     x: AlignedBytes,
     /// The sums of a block of rows, tile by tile, from one block of columns to the next.
     sums: AlignedBytes,
@@ -84,11 +91,18 @@ pub fn room(buffer: &mut AlignedBytes, n: usize) -> &mut [Lanes] {
 /// `y = w · x` as [`super::DenseKernel::compute`] says, for batches.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn blocked<S: Source, T: Tile>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-    BUFFERS.with_borrow_mut(|buffers| blocked_with::<S, T>(buffers, w, x, m, rows, y));
+    let (k, n_rows) = (w.k(), rows.len());
+    BUFFERS.with_borrow_mut(|buffers| {
+        for token in (0..m).step_by(GROUP_TOKENS) {
+            let end = m.min(token + GROUP_TOKENS);
+            let (x, y) = (&x[token * k..end * k], &mut y[token * n_rows..end * n_rows]);
+            multiply_group::<S, T>(buffers, w, x, end - token, rows.clone(), y);
+        }
+    });
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn blocked_with<S: Source, T: Tile>(
+fn multiply_group<S: Source, T: Tile>(
     buffers: &mut Buffers,
     w: &DenseMatrix,
     x: &[f32],
@@ -102,10 +116,16 @@ fn blocked_with<S: Source, T: Tile>(
     let in_place = T::IN_PLACE.contains(&S::INFO.ty);
     let block_k = ROW_BYTES / if in_place { ty.block_bytes() } else { size_of::<f32>() };
     let most_rows = rows.len().min(BLOCK_ROWS);
+    let m_packed = m.next_multiple_of(T::PACKED);
     let weights = room(&mut buffers.weights, most_rows * if in_place { 1 } else { block_k / LANES });
-    let tile_x = room(&mut buffers.x, T::TOKENS * block_k / LANES);
-    let in_parts = k > block_k || whole < k;
-    let sums = room(&mut buffers.sums, if in_parts { m.next_multiple_of(T::PACKED) * most_rows } else { 0 });
+    let sums = room(&mut buffers.sums, if k > TAKE || whole < k { m_packed * most_rows } else { 0 });
+    let row_len = k.div_ceil(LANES);
+    let packed = room(&mut buffers.x, m_packed * row_len);
+    for token in (0..m).step_by(T::TOKENS) {
+        let n_tokens = (m - token).min(T::TOKENS);
+        let n_packed = n_tokens.next_multiple_of(T::PACKED);
+        fill(&mut packed[token * row_len..][..n_packed * row_len], n_packed, &x[token * k..], k, 0..k, n_tokens);
+    }
     for first in rows.clone().step_by(BLOCK_ROWS) {
         let n_rows = (rows.end - first).min(BLOCK_ROWS);
         let mut column = 0;
@@ -114,29 +134,25 @@ fn blocked_with<S: Source, T: Tile>(
             let columns = column..if column < whole { whole.min(column + block_k) } else { k };
             column = columns.end;
             let (next_row, next_column) = if column < k { (first, column) } else { (first + n_rows, 0) };
-            let ahead = Ahead {
-                start: w.data().as_ptr().wrapping_add(next_row * bytes(k) + bytes(next_column)),
-                row_bytes: bytes(k),
-                lines_per_row: bytes((k - next_column).min(block_k)).div_ceil(64),
-                n_rows: (w.n() - next_row).min(BLOCK_ROWS),
-                asked: 0,
-            };
-            let place = Place { k, columns, stride: rows.len() };
+            let start = w.data().as_ptr().wrapping_add(next_row * bytes(k) + bytes(next_column));
+            let used = bytes((k - next_column).min(block_k));
+            let ahead = Ahead::new(start, bytes(k), used, (w.n() - next_row).min(BLOCK_ROWS));
+            let place = Place { k, m, columns, stride: rows.len() };
             let y = &mut y[first - rows.start..];
             if in_place && column <= whole {
                 let start = w.row(first)[bytes(place.columns.start)..].as_ptr();
                 let block = Block { start, row_bytes: bytes(k), n_rows };
                 // SAFETY: every row has the columns `place.columns`, whole vectors.
-                unsafe { multiply::<S, T>(block, &place, x, tile_x, sums, ahead, y) };
+                unsafe { multiply::<S, T>(block, &place, packed, sums, ahead, y) };
             } else {
-                let row_len = place.n_chunks().max(1);
+                let row_len = place.columns.len().div_ceil(LANES).max(1);
                 for (r, out) in weights.chunks_exact_mut(row_len).take(n_rows).enumerate() {
                     to_f32::<S>(w, first + r, place.columns.clone(), out);
                 }
                 let row_bytes = row_len * size_of::<Lanes>();
                 let block = Block { start: weights.as_ptr().cast(), row_bytes, n_rows };
                 // SAFETY: the rows were just written, padded to whole vectors.
-                unsafe { multiply::<F32, T>(block, &place, x, tile_x, sums, ahead, y) };
+                unsafe { multiply::<F32, T>(block, &place, packed, sums, ahead, y) };
             }
             if column == k {
                 break;
@@ -160,27 +176,37 @@ fn to_f32<S: Source>(w: &DenseMatrix, row: usize, columns: Range<usize>, out: &m
     }
 }
 
-/// The weights that come next. They are asked for a few cache lines at a time while a block is multiplied. In the loop before this
-/// one that and activations column by column together let a whole F16 model prefill 10 to 15 % faster, on one thread of a Zen 3;
-/// here it was not measured apart.
+/// The weights that come next. They are asked for a few cache lines at a time while a block is multiplied: 96 at once, once a token
+/// tile, made everything else wait.
 struct Ahead {
-    start: *const u8,
+    next: *const u8,
     row_bytes: usize,
     lines_per_row: usize,
-    n_rows: usize,
-    asked: usize,
+    /// Lines left in this row and all others.
+    in_row: usize,
+    left: usize,
 }
 
 impl Ahead {
-    /// Asks for one part of `n_parts`.
-    fn ask(&mut self, n_parts: usize) {
-        let n_lines = self.n_rows * self.lines_per_row;
-        let end = (self.asked + n_lines.div_ceil(n_parts)).min(n_lines);
-        for line in self.asked..end {
-            let (row, line) = (line / self.lines_per_row, line % self.lines_per_row);
-            prefetch::<_MM_HINT_T1>(self.start.wrapping_add(row * self.row_bytes + 64 * line));
+    /// The first `used` bytes of `n_rows` rows, which lie `row_bytes` apart from `start` on.
+    fn new(start: *const u8, row_bytes: usize, used: usize, n_rows: usize) -> Self {
+        let lines_per_row = used.div_ceil(64);
+        Self { next: start, row_bytes, lines_per_row, in_row: lines_per_row, left: lines_per_row * n_rows }
+    }
+
+    /// Asks for the next `n` lines, if there are so many.
+    #[inline]
+    fn ask(&mut self, n: usize) {
+        for _ in 0..n.min(self.left) {
+            prefetch::<_MM_HINT_T1>(self.next);
+            self.next = self.next.wrapping_add(64);
+            self.in_row -= 1;
+            self.left -= 1;
+            if self.in_row == 0 {
+                self.in_row = self.lines_per_row;
+                self.next = self.next.wrapping_add(self.row_bytes).wrapping_sub(64 * self.lines_per_row);
+            }
         }
-        self.asked = end;
     }
 }
 
@@ -199,9 +225,9 @@ impl Block {
         std::array::from_fn(|r| self.start.wrapping_add(r * self.row_bytes))
     }
 
-    /// Rows `first .. first + n_rows`.
-    fn part(&self, first: usize, n_rows: usize) -> Self {
-        Self { start: self.start.wrapping_add(first * self.row_bytes), n_rows, ..*self }
+    /// Rows `first .. first + n_rows`, from byte `offset` on.
+    fn part(&self, first: usize, n_rows: usize, offset: usize) -> Self {
+        Self { start: self.start.wrapping_add(first * self.row_bytes + offset), n_rows, ..*self }
     }
 }
 
@@ -209,63 +235,62 @@ impl Block {
 struct Place {
     /// Values of a token.
     k: usize,
+    /// Tokens.
+    m: usize,
     /// The columns of the block.
     columns: Range<usize>,
     /// Outputs from token to token.
     stride: usize,
 }
 
-impl Place {
-    /// Vectors of a row of the block.
-    fn n_chunks(&self) -> usize {
-        self.columns.len().div_ceil(LANES)
-    }
-}
-
-/// Adds a block times its columns of all tokens of `x` to `sums`, which after the last columns become outputs.
+/// Adds a block times its columns of all tokens to `sums`, which after the last columns become outputs. `x` holds all columns as
+/// [`fill`] lays them out.
 ///
 /// # Safety
-/// The CPU has what the tile needs, and each row of the block holds [`Place::n_chunks`] vectors of weights.
+/// The CPU has what the tile needs, and each row of the block holds a vector of weights for every eight of its columns.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<S: Source, T: Tile>(
     block: Block,
     place: &Place,
-    x: &[f32],
-    tile_x: &mut [Lanes],
+    x: &[Lanes],
     sums: &mut [Lanes],
     mut ahead: Ahead,
     y: &mut [f32],
 ) {
-    let m = x.len() / place.k.max(1);
-    for token in (0..m).step_by(T::TOKENS) {
-        ahead.ask(m.div_ceil(T::TOKENS));
-        let n_tokens = (m - token).min(T::TOKENS);
-        let (x, y) = (&x[token * place.k..], &mut y[token * place.stride..]);
+    let row_len = place.k.div_ceil(LANES);
+    let n_tiles = block.n_rows.div_ceil(T::ROWS);
+    let n_turns = n_tiles * place.columns.len().div_ceil(TAKE) * place.m.div_ceil(T::TOKENS);
+    let lines_per_turn = ahead.left.div_ceil(n_turns.max(1));
+    for token in (0..place.m).step_by(T::TOKENS) {
+        let n_tokens = (place.m - token).min(T::TOKENS);
         let n_packed = n_tokens.next_multiple_of(T::PACKED);
-        let tile_x = &mut tile_x[..place.n_chunks() * n_packed];
-        fill(tile_x, n_packed, x, place.k, place.columns.clone(), n_tokens);
-
-        let next_x = x.as_ptr().wrapping_add(T::TOKENS * place.k + place.columns.start);
-        let n_tiles = block.n_rows.div_ceil(T::ROWS);
-        let line_of = |tile: usize| place.columns.len().div_ceil(16) * tile / n_tiles;
-        let (first, last) = (place.columns.start == 0, place.columns.end == place.k);
-        for i in 0..n_tiles {
-            for line in line_of(i)..line_of(i + 1) {
-                for t in 0..T::TOKENS {
-                    prefetch::<_MM_HINT_T1>(next_x.wrapping_add(t * place.k + 16 * line).cast());
+        let (x, y) = (&x[token * row_len..], &mut y[token * place.stride..]);
+        for start in place.columns.clone().step_by(TAKE) {
+            let columns = start..place.columns.end.min(start + TAKE);
+            let (first, last) = (columns.start == 0, columns.end == place.k);
+            let vectors = columns.start / LANES..columns.end.div_ceil(LANES);
+            let offset = (columns.start - place.columns.start) / S::INFO.ty.block_len() * S::INFO.ty.block_bytes();
+            // What comes next is asked for a few lines at a time, like the weights.
+            let (x, next_x) =
+                (&x[vectors.start * n_packed..vectors.end * n_packed], x[vectors.end * n_packed..].as_ptr());
+            let lines_per_tile = (x.len() / 2).div_ceil(n_tiles);
+            for i in 0..n_tiles {
+                ahead.ask(lines_per_turn);
+                for line in i * lines_per_tile..(i + 1) * lines_per_tile {
+                    prefetch::<_MM_HINT_T1>(next_x.wrapping_add(2 * line).cast());
                 }
-            }
-            let (mut r, end) = (i * T::ROWS, block.n_rows.min((i + 1) * T::ROWS));
-            while r < end {
-                let n_rows = if end - r == T::ROWS { T::ROWS } else { 1 };
-                let sums = match (first, last) {
-                    (true, true) => &mut [],
-                    _ => &mut sums[token * block.n_rows + r * n_packed..][..n_rows * n_packed],
-                };
-                let out = Out { n_tokens, first, last, sums, y: &mut y[r..], stride: place.stride };
-                // SAFETY: by this function's contract; the rows and tokens exist.
-                unsafe { T::multiply::<S>(block.part(r, n_rows), tile_x, out) };
-                r += n_rows;
+                let (mut r, end) = (i * T::ROWS, block.n_rows.min((i + 1) * T::ROWS));
+                while r < end {
+                    let n_rows = if end - r == T::ROWS { T::ROWS } else { 1 };
+                    let sums = match (first, last) {
+                        (true, true) => &mut [],
+                        _ => &mut sums[token * block.n_rows + r * n_packed..][..n_rows * n_packed],
+                    };
+                    let out = Out { n_tokens, first, last, sums, y: &mut y[r..], stride: place.stride };
+                    // SAFETY: by this function's contract; the rows and tokens exist.
+                    unsafe { T::multiply::<S>(block.part(r, n_rows, offset), x, out) };
+                    r += n_rows;
+                }
             }
         }
     }

@@ -181,6 +181,9 @@ pub fn kernel_for(ty: DenseType, activations: Activations) -> &'static dyn Dense
 /// path computes it; [`sum_lanes`] ends it. That is what makes results independent of the batch and of the threads.
 const LANES: usize = 8;
 
+/// Up to this many tokens float kernels make one pass over the rows, which waits for memory; more go by in tiles.
+pub(crate) const FUSED_TOKENS: usize = 8;
+
 /// The order in which all kernels add up the lanes.
 fn sum_lanes(l: [f32; LANES]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))

@@ -14,7 +14,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::method::{Method, info};
-use super::{Activations, DenseInfo, DenseMatrix, DenseType, LANES, sum_lanes};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES, sum_lanes};
 use crate::isa::Neon;
 
 /// Eight f32.
@@ -135,8 +135,6 @@ fn multiply<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>,
     }
 }
 
-/// Up to this many tokens weights are converted in registers, again for every pair of tokens. As on AVX2, where it was measured.
-const FUSED_TOKENS: usize = 8;
 /// Rows of a register tile: with two tokens 16 vectors of sums, 4 of activations and 2 of weights, of 32.
 const TILE_ROWS: usize = 4;
 

@@ -160,6 +160,14 @@ impl Linear {
         }
     }
 
+    /// Whether it multiplies int8 by integers: then the limit is another than that of floats.
+    pub fn multiplies_int8(&self) -> bool {
+        match &self.weights {
+            Weights::Ternary(_) => true,
+            Weights::Dense { kernel, .. } => kernel.info().activations == Activations::Int8,
+        }
+    }
+
     /// Bytes held: both copies, where there are two.
     pub fn held_bytes(&self) -> usize {
         match &self.weights {

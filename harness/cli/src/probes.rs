@@ -41,12 +41,12 @@ impl Probes {
         records
     }
 
-    /// The limits of int8 (`ternary`) or f32 arithmetic on `n_threads`.
-    pub fn limits(&self, n_threads: usize, ternary: bool) -> record::Limits {
-        let [bandwidth, int8, f32] = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
+    /// The limits of `int8` or f32 arithmetic on `n_threads`.
+    pub fn limits(&self, n_threads: usize, int8: bool) -> record::Limits {
+        let [bandwidth, of_int8, of_f32] = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
         record::Limits {
             bandwidth_bytes_per_s: bandwidth,
-            macs_per_s: if ternary { int8 } else { f32 },
+            macs_per_s: if int8 { of_int8 } else { of_f32 },
             cache_bytes: self.cache_bytes,
         }
     }

@@ -122,9 +122,11 @@ fn results(
     let mut probed = Vec::new();
     for ((entrant, ready), series) in entrants.iter().zip(ready).zip(&outcome.series) {
         let mut speed = match (entrant, ready) {
-            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => {
-                workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.is_ternary()))
-            }
+            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => workload::speed_record(
+                loaded,
+                bench,
+                rules.probes.limits(pool.n_threads(), loaded.model.multiplies_int8()),
+            ),
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
                 opponent.speed_record(row.as_deref(), Workload { draft: 0, ..workload }, *n_threads)
             }
@@ -168,7 +170,7 @@ fn hold_to_limits(speed: &mut record::Speed, loaded: &Loaded, pool: &Pool, probe
             probed.extend(probes.again(pool, 2.0));
         }
         speed.refused = None;
-        speed.limits = probes.limits(pool.n_threads(), loaded.is_ternary());
+        speed.limits = probes.limits(pool.n_threads(), loaded.model.multiplies_int8());
         speed.check_limits();
         if speed.refused.is_none() {
             break;
@@ -184,14 +186,16 @@ fn wrong(speed: &record::Speed, proofs: &[record::Verify]) -> Option<String> {
 }
 
 /// Exact kernels give the same bits. Where two differ on the same weights and workload nobody here can say which one is right, so
-/// none of them counts.
+/// none of them counts. Blocks times int8 are not meant to give what blocks times floats give.
 fn refuse_disagreement(speeds: &mut [record::Speed]) {
     let checked = |s: &record::Speed| s.refused.is_none() && s.opponent.is_none() && s.code.exact;
     let reasons: Vec<Option<String>> = speeds
         .iter()
         .map(|mine| {
+            let by_int8 = |s: &record::Speed| s.code.kernel.ends_with("-int8");
             let same = |other: &&record::Speed| {
-                checked(other) && other.model == mine.model && other.output_checksum != mine.output_checksum
+                let alike = other.model == mine.model && by_int8(other) == by_int8(mine);
+                checked(other) && alike && other.output_checksum != mine.output_checksum
             };
             let other = speeds.iter().find(same).filter(|_| checked(mine))?;
             Some(format!(
@@ -285,7 +289,7 @@ mod tests {
         assert_eq!(refused, [true, true, true, false, false]);
         let reason = speeds[0].refused.as_deref().expect("refused");
         assert_eq!(reason, "wrong: its output 1 differs from that of b with 0 threads, 2");
-        let mut agreeing = vec![speed("a", "1"), speed("b", "1")];
+        let mut agreeing = vec![speed("a", "1"), speed("b", "1"), speed("avx2-q8_0-int8", "2")];
         refuse_disagreement(&mut agreeing);
         assert!(agreeing.iter().all(|speed| speed.refused.is_none()));
     }

@@ -275,6 +275,31 @@ fn a_screened_head_gives_the_whole_heads_results_and_says_what_it_read() {
     assert!(bytes(&screened) <= 1.01 * most, "{screened}: {most}");
 }
 
+/// Q8_0 by int8 inputs is held against the int8 peak, which it may reach; by floats against that of floats.
+#[test]
+fn blocks_are_held_against_the_limit_of_what_they_are_multiplied_by() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (model, all) = (path("q8_0.gguf"), path("all.jsonl"));
+    let converted = command(&["model", "convert", "--type", "q8_0", "synthetic:bitnet-tiny@f16", &model]).output();
+    let converted = converted.expect("the program starts");
+    assert!(converted.status.success(), "{}", text(&converted.stderr));
+    let out = speed(&["-m", &model, "-t", "1", "-w", "pp8", "-r", "1", "--activations", "int8,f32", "--records", &all]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let records = read(Path::new(&all));
+    for (suffix, probe) in [("-int8", "int8_macs"), ("", "f32_fmas")] {
+        let speeds = of_kind(&records, "speed");
+        let kernel = |record: &Value| record["kernel"].as_str().expect("a name").ends_with("-int8");
+        let speed = speeds.iter().find(|speed| kernel(speed) != suffix.is_empty()).expect("both kinds");
+        let probe = records.iter().find(|record| record["name"] == probe).expect("a probe");
+        let shortest =
+            probe["samples_ns"].as_array().expect("samples").iter().filter_map(Value::as_f64).reduce(f64::min);
+        let peak = probe["work_per_sample"].as_f64().expect("work") * 1e9 / shortest.expect("a sample");
+        let limit = speed["limits"]["macs_per_s"].as_f64().expect("a limit");
+        assert!((limit / peak - 1.0).abs() < 1e-3, "{suffix}: {limit}, {peak}");
+    }
+}
+
 #[test]
 fn suites_are_listed_and_tried_without_measuring() {
     let list = speed(&["--list"]);

@@ -225,6 +225,11 @@ impl Transformer {
         self.layers[0].q.kernel_name(m)
     }
 
+    /// Whether the linear layers multiply int8.
+    pub fn multiplies_int8(&self) -> bool {
+        self.layers[0].q.multiplies_int8()
+    }
+
     /// The storage type of the linear layers: `ternary`, or the dense type's name.
     pub fn weights_name(&self) -> &'static str {
         match &self.layers[0].q.weights {

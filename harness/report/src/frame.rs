@@ -60,6 +60,11 @@ pub struct SpeedRow {
 }
 
 impl SpeedRow {
+    /// Whether its multiply-adds are of int8: ternary layers, and blocks with kernels of that name.
+    pub fn multiplies_int8(&self) -> bool {
+        self.weights == "ternary" || self.kernel.ends_with("-int8")
+    }
+
     /// Share of the limit.
     pub fn share_of_limit(&self) -> Option<f64> {
         self.limit_tokens_per_s.map(|limit| self.tokens_per_s.value / limit)

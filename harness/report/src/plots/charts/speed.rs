@@ -240,13 +240,13 @@ pub(super) fn roofline(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
     })
 }
 
-/// The bandwidth's slope up to each arithmetic peak. Ternary layers have an int8 peak, the others an f32 one.
+/// The bandwidth's slope up to each arithmetic peak.
 fn roofs(rows: &[&SpeedRow], intensity: impl Fn(&SpeedRow) -> f64) -> Option<Vec<XySeries>> {
     let bandwidth = rows.iter().map(|row| row.bandwidth_bytes_per_s).max_by(f64::total_cmp)?;
     let lowest = rows.iter().map(|row| intensity(row)).min_by(f64::total_cmp)? / 2.0;
     let highest = rows.iter().map(|row| intensity(row)).max_by(f64::total_cmp)? * 2.0;
-    let peak = |ternary: bool| {
-        let of = rows.iter().filter(|row| (row.weights == "ternary") == ternary).map(|row| row.macs_per_s);
+    let peak = |int8: bool| {
+        let of = rows.iter().filter(|row| row.multiplies_int8() == int8).map(|row| row.macs_per_s);
         of.max_by(f64::total_cmp)
     };
     let mut peaks = vec![("int8", peak(true)), ("f32", peak(false))];

@@ -92,6 +92,9 @@ pub fn room(buffer: &mut AlignedBytes, n: usize) -> &mut [Lanes] {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn blocked<S: Source, T: Tile>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
     let (k, n_rows) = (w.k(), rows.len());
+    if k == 0 {
+        return y.fill(0.0);
+    }
     BUFFERS.with_borrow_mut(|buffers| {
         for token in (0..m).step_by(GROUP_TOKENS) {
             let end = m.min(token + GROUP_TOKENS);
@@ -145,7 +148,7 @@ fn multiply_group<S: Source, T: Tile>(
                 // SAFETY: every row has the columns `place.columns`, whole vectors.
                 unsafe { multiply::<S, T>(block, &place, packed, sums, ahead, y) };
             } else {
-                let row_len = place.columns.len().div_ceil(LANES).max(1);
+                let row_len = place.columns.len().div_ceil(LANES);
                 for (r, out) in weights.chunks_exact_mut(row_len).take(n_rows).enumerate() {
                     to_f32::<S>(w, first + r, place.columns.clone(), out);
                 }

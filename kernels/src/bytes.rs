@@ -136,9 +136,11 @@ impl Bytes {
     }
 
     /// Copies `parts` behind each other into one buffer, where together they fill huge pages that each alone would not, and makes
-    /// each a window of it. Parts that were one range of bytes are two afterwards; parts that are windows of one buffer stay.
+    /// each a window of it. Parts that were one range of bytes are two afterwards; parts that lie behind each other in one buffer stay.
     pub fn gather(parts: &mut [&mut Self]) {
-        if parts.windows(2).all(|pair| Arc::ptr_eq(&pair[0].owner, &pair[1].owner)) {
+        let in_order =
+            |a: &Self, b: &Self| Arc::ptr_eq(&a.owner, &b.owner) && a.range.end <= b.range.start;
+        if parts.windows(2).all(|pair| in_order(pair[0], pair[1])) {
             return;
         }
         let mut together = AlignedBytes::zeroed(parts.iter().map(|part| part.len().next_multiple_of(64)).sum());
@@ -186,5 +188,26 @@ impl fmt::Debug for Bytes {
 impl fmt::Debug for AlignedBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AlignedBytes({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gathered_parts_have_memory_of_their_own() {
+        let mut bytes = AlignedBytes::zeroed(70);
+        bytes.copy_from_slice(&std::array::from_fn::<u8, 70, _>(|i| i as u8));
+        let first = Bytes::from(bytes);
+        let mut copies = [first.clone(), first.clone(), first.clone()];
+        Bytes::gather(&mut copies.each_mut());
+        for (i, copy) in copies.iter().enumerate() {
+            assert_eq!(**copy, *first);
+            assert_eq!(copy.as_ptr().addr(), copies[0].as_ptr().addr() + 128 * i, "copy {i} begins with a line of its own");
+        }
+        let before = copies.each_ref().map(|copy| copy.as_ptr());
+        Bytes::gather(&mut copies.each_mut());
+        assert_eq!(copies.each_ref().map(|copy| copy.as_ptr()), before, "what lies in order stays");
     }
 }

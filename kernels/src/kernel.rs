@@ -12,6 +12,7 @@ use std::ops::Range;
 use crate::activation::QuantizedActivations;
 use crate::bytes::{AlignedBytes, Bytes};
 use crate::isa::Feature;
+use crate::ops;
 use crate::trit::TernaryMatrix;
 
 /// How close a kernel's sums are to the oracle's.
@@ -111,7 +112,7 @@ impl Prepared {
             let (head, padding) = values.split_at_mut(x.k);
             head.copy_from_slice(x.row(token));
             padding.fill(0);
-            *sum = head.iter().map(|&x| i32::from(x)).sum();
+            *sum = ops::sum(x.row(token));
         }
     }
 
@@ -125,7 +126,7 @@ impl Prepared {
         let values = self.bytes.as_i8_mut();
         for token in 0..x.m {
             let row = x.row(token);
-            self.sums[token] = row.iter().map(|&x| i32::from(x)).sum();
+            self.sums[token] = ops::sum(row);
             for first in (0..self.stride).step_by(block) {
                 let width = block.min(self.stride - first);
                 let out = &mut values[first * x.m + token * width..][..width];
@@ -134,6 +135,40 @@ impl Prepared {
                 out[row.len()..].fill(0);
             }
         }
+    }
+
+    /// Blocks of `block` columns, in each of them `group` tokens after the other, in each of these groups (the last may be smaller)
+    /// steps of 4 columns, in each step the 4 values of every token: what a kernel reads from end to end that multiplies 4 columns of
+    /// many rows by several tokens. Columns are padded with zeros to a multiple of `multiple`, itself one of 4; the last block may be
+    /// narrower. See [`steps`](Self::steps).
+    pub fn fill_in_steps(&mut self, x: &QuantizedActivations, multiple: usize, block: usize, group: usize) {
+        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
+        self.bytes.ensure_len(self.m * self.stride);
+        self.sums.resize(self.m, 0);
+        let (values, _) = self.bytes.as_i8_mut().as_chunks_mut::<4>();
+        let block = block.min(self.stride).max(1);
+        for token in 0..x.m {
+            let row = x.row(token);
+            self.sums[token] = ops::sum(row);
+            let first_token = token / group * group;
+            let n_tokens = group.min(x.m - first_token);
+            for first in (0..self.stride).step_by(block) {
+                let width = block.min(self.stride - first);
+                let steps = &mut values[(first * x.m + first_token * width) / 4..][..n_tokens * width / 4];
+                let out = steps[token - first_token..].iter_mut().step_by(n_tokens);
+                let (whole, rest) = row[first.min(x.k)..(first + width).min(x.k)].as_chunks();
+                let mut last = [0; 4];
+                last[..rest.len()].copy_from_slice(rest);
+                let columns = whole.iter().chain([&last]).chain(std::iter::repeat(&[0; 4]));
+                out.zip(columns).for_each(|(out, columns)| *out = *columns);
+            }
+        }
+    }
+
+    /// The steps of the group of `T` tokens that begins with `token`, in the block that starts at column `first` and is `width` columns
+    /// wide.
+    pub fn steps<const T: usize>(&self, first: usize, width: usize, token: usize) -> &[[[i8; 4]; T]] {
+        self.bytes.as_i8()[first * self.m + token * width..][..T * width].as_chunks().0.as_chunks().0
     }
 
     /// The values of one token in the block that starts at column `first` and is `width` columns wide.

@@ -177,6 +177,11 @@ per_isa! {
         }
     }
 
+    /// `Σ x` of int8 values.
+    pub fn sum(x: &[i8]) -> i32 {
+        x.iter().map(|&x| i32::from(x)).sum()
+    }
+
     /// Quantises one row to int8 (BitLinear: `s = 127 / max(absmax, 1e-5)`, round half to even) and returns `s`.
     pub fn quantize_row(x: &[f32], values: &mut [i8]) -> f32 {
         let scale = 127.0 / max_of(x, 1e-5, f32::abs);

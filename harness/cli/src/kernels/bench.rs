@@ -84,11 +84,7 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
         let picks = tuning::dispatch(&shapes, pool, env)?;
         let limits = probes.limits(pool.n_threads(), true);
         for &(n, k) in &shapes {
-            let pack = |kernels: Vec<&'static dyn TernaryKernel>| -> Result<Vec<Packed>> {
-                let w = timing::random_matrix(n, k)?;
-                Ok(kernels.into_iter().map(|kernel| Packed::new(kernel, &w, limits.cache_bytes)).collect())
-            };
-            let packed = pack(kernels.clone())?;
+            let packed = timing::pack(&kernels, &timing::random_matrix(n, k)?, limits.cache_bytes);
             let (scalar, vectorised): (Vec<_>, Vec<_>) =
                 packed.into_iter().partition(|p| p.kernel.info().isa() == "scalar");
             for &m in &args.batch {

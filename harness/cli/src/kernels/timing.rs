@@ -12,8 +12,8 @@ use ternbench_measure::{Contender, Plan, interleave, record, stats};
 /// Where the weights are when a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Cache {
-    /// In memory: each run takes the next of so many copies that together they are twice the last-level cache, as the layers of a
-    /// model are.
+    /// In memory: each run takes the next of so many copies that all that is read before its turn comes again is twice the last-level
+    /// cache, as the layers of a model are.
     Cold,
     /// In the cache, as far as they fit: each run takes the same copy.
     Hot,
@@ -36,19 +36,28 @@ pub struct Packed {
     pub pack_ns: u64,
 }
 
-impl Packed {
-    /// Packs `w`; the copies together are twice `cache_bytes`.
-    pub fn new(kernel: &'static dyn TernaryKernel, w: &TernaryMatrix, cache_bytes: u64) -> Self {
-        let start = Instant::now();
-        let first = Linear::ternary(kernel, w);
-        let pack_ns = start.elapsed().as_nanos() as u64;
-        let n_copies = (2 * cache_bytes as usize).div_ceil(first.held_bytes()).clamp(2, 64);
+/// Packs `w` for every kernel, in as many copies as make all of them together, one of which each kernel reads in a round, twice
+/// `cache_bytes`: before a copy's turn comes again, as many bytes of others were read.
+pub fn pack(kernels: &[&'static dyn TernaryKernel], w: &TernaryMatrix, cache_bytes: u64) -> Vec<Packed> {
+    let packed: Vec<_> = kernels
+        .iter()
+        .map(|&kernel| {
+            let start = Instant::now();
+            (kernel, Linear::ternary(kernel, w), start.elapsed().as_nanos() as u64)
+        })
+        .collect();
+    let per_round: usize = packed.iter().map(|(_, first, _)| first.held_bytes()).sum();
+    let n_copies = 1 + (2 * cache_bytes as usize).div_ceil(per_round.max(1));
+    let with_copies = packed.into_iter().map(|(kernel, first, pack_ns)| {
         let mut copies = vec![first; n_copies];
         // In memory of their own each, and on huge pages, as the layers of a model are.
         Bytes::gather(&mut copies.iter_mut().flat_map(Linear::packed_mut).collect::<Vec<_>>());
-        Self { kernel, copies, pack_ns }
-    }
+        Packed { kernel, copies, pack_ns }
+    });
+    with_copies.collect()
+}
 
+impl Packed {
     /// Bytes of one copy.
     pub fn bytes(&self) -> u64 {
         self.copies[0].held_bytes() as u64

@@ -10,7 +10,7 @@ use ternbench_kernels::registry;
 use ternbench_kernels::{Dispatch, Exactness, Pair, Pool, TernaryKernel, isa};
 use ternbench_measure::{Env, Host};
 
-use super::timing::{self, Cache, Packed};
+use super::timing::{self, Cache};
 use crate::console;
 
 /// Batches that are measured: decode, where a second kernel may begin to pay, and prefill.
@@ -112,7 +112,7 @@ fn write(path: &PathBuf, table: &Table) -> Result<()> {
 fn measure(n: usize, k: usize, pool: &Pool, cache_bytes: u64) -> Result<Shape> {
     let spinner = console::spinner(&format!("tuning {n}x{k} on {} threads, once on this machine", pool.n_threads()));
     let w = timing::random_matrix(n, k)?;
-    let packed: Vec<_> = candidates().into_iter().map(|kernel| Packed::new(kernel, &w, cache_bytes)).collect();
+    let packed = timing::pack(&candidates(), &w, cache_bytes);
     let batch = |m| -> Result<Batch> {
         let timings = timing::time(
             &packed.iter().collect::<Vec<_>>(),

@@ -4,12 +4,12 @@
 //! The instruction exists in three encodings with registers of two widths, so the loops are a macro over them: each instruction
 //! set has a module made by it, and its kernels add their `Decode` there.
 
-/// Defines `Decode`, `Dpbusd` and the loops for one instruction set. `tokens` is how many tokens the register tile of a batch
-/// holds.
+/// Defines `Decode`, `Dpbusd` and the loops for one instruction set. `few` and `tokens` count up to the tokens that share a pass over
+/// packed rows and a register tile of a batch; `sums` is how many registers of sums a pass has, so that both leave some for codes.
 macro_rules! dpbusd_loops {
     (
         features: $features:literal, token: $token:ident, register: $register:ident, bytes: $bytes:literal,
-        tokens: $tokens:literal, zero: $zero:ident, set1: $set1:ident, load: $load:ident, store: $store:ident, add: $add:ident,
+        few: [$($few:literal)*], tokens: [$($tokens:literal)*], sums: $sums:literal, zero: $zero:ident, set1: $set1:ident, load: $load:ident, store: $store:ident, add: $add:ident,
         dpbusd: $dpbusd:ident
     ) => {
         use std::arch::x86_64::*;
@@ -17,6 +17,7 @@ macro_rules! dpbusd_loops {
         use std::ops::Range;
 
         use crate::activation::QuantizedActivations;
+        use crate::arch::x86_64::prefetch;
         use crate::isa::{Token, $token};
         use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
         use crate::layout::interleaved::{PLANE_BYTES, Shape, TILE_ROWS};
@@ -63,14 +64,26 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens. Not measured yet.
-        const UNPACK_FROM: usize = 8;
-        /// Row tiles that one token reads in turn, from as many places: a single stream leaves bandwidth unused.
-        const STREAMS: usize = 4;
-        /// Columns that a stream reads before it is the next one's turn, and that are unpacked at once, at most.
-        const COLUMNS: usize = 256;
+        /// From this many tokens on, codes are unpacked to the L1 cache once and used for all tokens.
+        const UNPACK_FROM: usize = 9;
+        /// Tokens that share a pass over the packed rows, the codes in registers.
+        const FEW: usize = largest(&[$($few),*]);
         /// Tokens of the register tile of a batch.
-        const TOKENS: usize = $tokens;
+        const TOKENS: usize = largest(&[$($tokens),*]);
+        /// Columns that are unpacked at once, at most.
+        const COLUMNS: usize = 512;
+        /// How many bytes ahead of its loads a pass asks for memory.
+        const AHEAD: usize = 4096;
+
+        const fn largest(of: &[usize]) -> usize {
+            of[of.len() - 1]
+        }
+
+        /// Chains of sums for each token and vector: as many as keep an instruction of 4 to 5 cycles busy on two ports.
+        const fn chains(tokens: usize) -> usize {
+            let chains = $sums / (tokens * VECTORS);
+            if chains > 4 { 4 } else if chains == 0 { 1 } else { chains }
+        }
 
         impl<D: Decode> TernaryKernel for Dpbusd<D> {
             fn info(&self) -> &'static KernelInfo {
@@ -83,9 +96,9 @@ macro_rules! dpbusd_loops {
 
             fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
                 if x.m < UNPACK_FROM {
-                    out.fill_in_order(x, D::SHAPE.columns);
+                    out.fill_in_steps(x, D::SHAPE.columns, usize::MAX, FEW);
                 } else {
-                    out.fill_in_blocks(x, D::SHAPE.columns, COLUMNS / D::SHAPE.columns * D::SHAPE.columns);
+                    out.fill_in_steps(x, D::SHAPE.columns, COLUMNS / D::SHAPE.columns * D::SHAPE.columns, TOKENS);
                 }
             }
 
@@ -110,99 +123,61 @@ macro_rules! dpbusd_loops {
             bytemuck::cast_slice(&w.data[D::SHAPE.row_tile(w.k, index)])
         }
 
-        /// All of `k` for less than [`UNPACK_FROM`] tokens, two or one at a time, from [`STREAMS`] places in turn.
+        /// All of `k` for less than [`UNPACK_FROM`] tokens, [`FEW`] at a time.
         #[target_feature(enable = $features)]
         fn few_tokens<D: Decode>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-            let (first, n_tiles, n_rows) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS, rows.len());
-            let spacing = n_tiles.div_ceil(STREAMS);
-            let mut token = 0;
-            while token < x.m {
-                let n_tokens = (x.m - token).min(2);
-                for i in 0..spacing {
-                    // The last places may hold a tile less.
-                    let n_streams = (n_tiles - i).div_ceil(spacing);
-                    let mut tiles: [&[D::Tile]; STREAMS] = [&[]; STREAMS];
-                    for (s, tiles) in tiles[..n_streams].iter_mut().enumerate() {
-                        *tiles = row_tile::<D>(w, first + i + s * spacing);
-                    }
+            let n_rows = rows.len();
+            for (i, index) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
+                let tiles = row_tile::<D>(w, index);
+                let mut token = 0;
+                while token < x.m {
                     let acc = &mut acc[token * n_rows + i * TILE_ROWS..];
-                    // `vpdpbusd` takes 4 to 5 cycles: eight sums at once keep it busy, and leave registers for the codes.
+                    let n_tokens = (x.m - token).min(FEW);
                     match n_tokens {
-                        1 => stream::<D, 1, { 8 / VECTORS }>(
-                            &tiles[..n_streams],
-                            x,
-                            token,
-                            acc,
-                            spacing * TILE_ROWS,
-                            n_rows,
-                        ),
-                        _ => stream::<D, 2, { 4 / VECTORS }>(
-                            &tiles[..n_streams],
-                            x,
-                            token,
-                            acc,
-                            spacing * TILE_ROWS,
-                            n_rows,
-                        ),
+                        $($few => pass::<D, $few, { chains($few) }>(tiles, x, token, acc, n_rows),)*
+                        _ => unreachable!("at most {FEW}"),
                     }
+                    token += n_tokens;
                 }
-                token += n_tokens;
             }
         }
 
-        /// Some row tiles for `T` tokens, the codes in registers, with `C` chains of sums each. The sums of row tile `s` and
-        /// token `t` start at `s * tile_stride + t * stride`.
+        /// A row tile for `T` tokens, with `C` chains of sums each. Token `t`'s sums start at `t * stride`.
         #[target_feature(enable = $features)]
-        fn stream<D: Decode, const T: usize, const C: usize>(
-            tiles: &[&[D::Tile]],
+        fn pass<D: Decode, const T: usize, const C: usize>(
+            tiles: &[D::Tile],
             x: &Prepared,
-            first: usize,
+            token: usize,
             acc: &mut [i32],
-            tile_stride: usize,
             stride: usize,
         ) {
-            let per_turn = COLUMNS / D::SHAPE.columns;
-            let mut sums = [[[$zero(); VECTORS]; T]; STREAMS];
-            for turn in 0..tiles[0].len().div_ceil(per_turn) {
-                for (tiles, sums) in tiles.iter().zip(&mut sums) {
-                    let mut chains = [[[$zero(); VECTORS]; C]; T];
-                    let tiles = &tiles[turn * per_turn..];
-                    for (i, tile) in tiles.iter().take(per_turn).enumerate() {
-                        let column = (turn * per_turn + i) * D::SHAPE.columns;
-                        for part in 0..D::SHAPE.columns / 4 / D::STEPS {
-                            let mut columns: [&[[i8; 4]]; T] = [&[]; T];
+            let steps = x.steps::<T>(0, x.stride, token);
+            let mut chains = [[[$zero(); VECTORS]; C]; T];
+            for (tile, steps) in tiles.iter().zip(steps.chunks_exact(D::SHAPE.columns / 4)) {
+                for line in 0..size_of::<D::Tile>() / 64 {
+                    prefetch::<_MM_HINT_T0>(std::ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD + 64 * line));
+                }
+                for (part, steps) in steps.chunks_exact(D::STEPS).enumerate() {
+                    for v in 0..VECTORS {
+                        // SAFETY: this function runs with the features.
+                        let codes = unsafe { D::decode(tile, v, part) };
+                        for (i, (&codes, columns)) in codes.as_ref().iter().zip(steps).enumerate() {
                             for t in 0..T {
-                                let x = &x.row(first + t)[column + 4 * part * D::STEPS..][..4 * D::STEPS];
-                                columns[t] = x.as_chunks().0;
-                            }
-                            for v in 0..VECTORS {
-                                // SAFETY: this function runs with the features.
-                                let codes = unsafe { D::decode(tile, v, part) };
-                                for (i, &codes) in codes.as_ref().iter().enumerate() {
-                                    for t in 0..T {
-                                        let sum = &mut chains[t][i % C][v];
-                                        *sum = $dpbusd(*sum, codes, broadcast(columns[t][i]));
-                                    }
-                                }
-                            }
-                        }
-                    }
-                    for t in 0..T {
-                        for chain in &chains[t] {
-                            for v in 0..VECTORS {
-                                sums[t][v] = $add(sums[t][v], chain[v]);
+                                let sum = &mut chains[t][i % C][v];
+                                *sum = $dpbusd(*sum, codes, broadcast(columns[t]));
                             }
                         }
                     }
                 }
             }
-            for s in 0..tiles.len() {
-                for t in 0..T {
-                    let correction = $set1(-x.sums[first + t]);
-                    let acc = &mut acc[s * tile_stride + t * stride..][..TILE_ROWS];
-                    for (lanes, &sum) in acc.as_chunks_mut().0.iter_mut().zip(&sums[s][t]) {
-                        store_sums(lanes, $add(sum, correction));
+            for t in 0..T {
+                let acc = acc[t * stride..][..TILE_ROWS].as_chunks_mut().0;
+                for v in 0..VECTORS {
+                    let mut sum = $set1(-x.sums[token + t]);
+                    for c in 0..C {
+                        sum = $add(sum, chains[t][c][v]);
                     }
+                    store_sums(&mut acc[v], sum);
                 }
             }
         }
@@ -214,29 +189,33 @@ macro_rules! dpbusd_loops {
         #[repr(C, align(64))]
         struct Codes([Step; COLUMNS / 4]);
 
-        /// All of `k` for many tokens: a block of a row tile is unpacked and used for all of them before the next.
+        /// All of `k` for many tokens: a block of a row tile is unpacked and used for all of them before the next, which is asked for
+        /// meanwhile.
         #[target_feature(enable = $features)]
         fn batch<D: Decode>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
             let n_rows = rows.len();
             let mut codes = Codes([[[0; $bytes]; VECTORS]; COLUMNS / 4]);
             let per_block = COLUMNS / D::SHAPE.columns;
-            for (row_tile_index, index) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
-                let at = |token: usize| token * n_rows + row_tile_index * TILE_ROWS;
-                for token in 0..x.m {
-                    acc[at(token)..][..TILE_ROWS].fill(-x.sums[token]);
-                }
+            for (i, index) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
                 for (block, tiles) in row_tile::<D>(w, index).chunks(per_block).enumerate() {
                     unpack::<D>(tiles, &mut codes.0);
                     let (first, width) = (block * per_block * D::SHAPE.columns, tiles.len() * D::SHAPE.columns);
                     let codes = &codes.0[..width / 4];
+                    let lines_per_turn = (size_of_val(tiles) / 64).div_ceil(x.m.div_ceil(TOKENS));
+                    let mut next = tiles.as_ptr_range().end.cast::<u8>();
                     let mut token = 0;
-                    while token + TOKENS <= x.m {
-                        steps::<TOKENS>(codes, x, first, token, &mut acc[at(token)..], n_rows);
-                        token += TOKENS;
-                    }
                     while token < x.m {
-                        steps::<1>(codes, x, first, token, &mut acc[at(token)..], n_rows);
-                        token += 1;
+                        for _ in 0..lines_per_turn {
+                            prefetch::<_MM_HINT_T1>(next);
+                            next = next.wrapping_add(64);
+                        }
+                        let acc = &mut acc[token * n_rows + i * TILE_ROWS..];
+                        let n_tokens = (x.m - token).min(TOKENS);
+                        match n_tokens {
+                            $($tokens => steps::<$tokens>(codes, x, first, token, acc, n_rows),)*
+                            _ => unreachable!("at most {TOKENS}"),
+                        }
+                        token += n_tokens;
                     }
                 }
             }
@@ -259,7 +238,8 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// The register tile: adds 32 rows x `T` tokens over the columns of `codes`. Token `t`'s sums start at `t * stride`.
+        /// The register tile: adds 32 rows x `T` tokens over the columns of `codes`, the first of which is `first`. Token `t`'s sums
+        /// start at `t * stride`.
         #[target_feature(enable = $features)]
         fn steps<const T: usize>(
             codes: &[Step],
@@ -269,29 +249,25 @@ macro_rules! dpbusd_loops {
             acc: &mut [i32],
             stride: usize,
         ) {
-            // Plain loops: closures given to `array::map` are compiled without the features and not always inlined.
-            let mut columns: [&[[i8; 4]]; T] = [&[]; T];
-            for t in 0..T {
-                columns[t] = x.block(first, 4 * codes.len(), token + t).as_chunks().0;
-            }
             let mut sums = [[$zero(); VECTORS]; T];
-            for (i, step) in codes.iter().enumerate() {
-                let mut codes = [$zero(); VECTORS];
-                for v in 0..VECTORS {
-                    codes[v] = load(&step[v]);
-                }
+            for (step, columns) in codes.iter().zip(x.steps::<T>(first, 4 * codes.len(), token)) {
+                let mut x = [$zero(); T];
                 for t in 0..T {
-                    let x = broadcast(columns[t][i]);
-                    for v in 0..VECTORS {
-                        sums[t][v] = $dpbusd(sums[t][v], codes[v], x);
+                    x[t] = broadcast(columns[t]);
+                }
+                for v in 0..VECTORS {
+                    let codes = load(&step[v]);
+                    for t in 0..T {
+                        sums[t][v] = $dpbusd(sums[t][v], codes, x[t]);
                     }
                 }
             }
             for t in 0..T {
                 let acc = acc[t * stride..][..TILE_ROWS].as_chunks_mut::<{ $bytes / 4 }>().0;
+                let correction = $set1(-x.sums[token + t]);
                 for v in 0..VECTORS {
                     // SAFETY: the array holds the dwords of a register; the load needs no alignment.
-                    let old = unsafe { $load(acc[v].as_ptr().cast()) };
+                    let old = if first == 0 { correction } else { unsafe { $load(acc[v].as_ptr().cast()) } };
                     store_sums(&mut acc[v], $add(old, sums[t][v]));
                 }
             }

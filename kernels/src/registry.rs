@@ -92,9 +92,9 @@ kernels! {
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::b3_dpbusd::B3Dpbusd;
     #[cfg(target_arch = "x86_64")]
-    x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
-    #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::i2s_dpbusd::I2sDpbusd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
     #[cfg(target_arch = "aarch64")]
     aarch64::neon::bitplane_tbl::BitplaneTbl;
     #[cfg(target_arch = "aarch64")]

@@ -47,7 +47,7 @@ impl Pool {
         let lead = Mutex::new(Some(f));
         let results = self.pool.broadcast(|context| {
             if context.index() != 0 {
-                team.follow();
+                team.follow(context.index());
                 return None;
             }
             // Whatever happens to the leader, the followers must be let go, or the broadcast never ends.
@@ -69,15 +69,27 @@ impl Drop for Release<'_> {
 
 type Job = *const (dyn Fn(Range<usize>) + Sync);
 
+#[derive(Clone, Copy)]
+struct Region {
+    job: Job,
+    n_items: usize,
+    grain: usize,
+}
+
+/// A counter in a cache line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Claimed(AtomicUsize);
+
 /// The workers of one [`Pool::run`].
 pub struct Team {
     n: usize,
     /// The region being run. Written by the leader only, while every follower waits.
-    job: UnsafeCell<Option<(Job, usize, usize)>>,
+    job: UnsafeCell<Option<Region>>,
     /// Number of regions opened so far; followers start when it grows.
     epoch: AtomicUsize,
-    /// First item not claimed yet.
-    next: AtomicUsize,
+    /// Of the ranges that every worker owns, how many are claimed.
+    claimed: Vec<Claimed>,
     /// Followers that have left the current region.
     left: AtomicUsize,
     panicked: AtomicBool,
@@ -96,7 +108,7 @@ impl Team {
             n,
             job: UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            claimed: (0..n).map(|_| Claimed::default()).collect(),
             left: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -115,8 +127,9 @@ impl Team {
         self.n
     }
 
-    /// Calls `f` on consecutive ranges that cover `0..n_items`, on all workers, and returns when all are done. Workers
-    /// claim ranges of `grain` items as they get free (a busy core slows one range, not the region); a team of one gets one range.
+    /// Calls `f` on ranges that cover `0..n_items`, on all workers, and returns when all are done. Every worker owns an equal stretch,
+    /// the same in every region of the shape, and claims `grain` items of it after the other: memory is read in order, and what is asked
+    /// for ahead is its own. Who is done helps the others (a busy core slows one range, not the region). A team of one gets one range.
     ///
     /// Call it from the closure of [`Pool::run`] only, never from inside `f`.
     pub fn split(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
@@ -132,12 +145,14 @@ impl Team {
         // increment of `left`, and this function does not return (nor unwind) before all of them have left.
         let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(f) };
         self.left.store(0, Ordering::Relaxed);
-        self.next.store(0, Ordering::Relaxed);
+        for claimed in &self.claimed {
+            claimed.0.store(0, Ordering::Relaxed);
+        }
         // SAFETY: no follower is inside a region now, see `unsafe impl Sync`.
-        unsafe { *self.job.get() = Some((job, n_items, grain)) };
+        unsafe { *self.job.get() = Some(Region { job, n_items, grain }) };
         self.epoch.fetch_add(1, Ordering::Release);
 
-        let mine = catch_unwind(AssertUnwindSafe(|| self.work(f, n_items, grain)));
+        let mine = catch_unwind(AssertUnwindSafe(|| self.work(0, f, n_items, grain)));
         let others_left = || self.left.load(Ordering::Acquire) == self.n - 1;
         if !others_left() {
             let (mut spins, since) = (0, Instant::now());
@@ -155,17 +170,21 @@ impl Team {
         }
     }
 
-    fn work(&self, f: &(dyn Fn(Range<usize>) + Sync), n_items: usize, grain: usize) {
-        loop {
-            let start = self.next.fetch_add(grain, Ordering::Relaxed);
-            if start >= n_items {
-                return;
+    fn work(&self, worker: usize, f: &(dyn Fn(Range<usize>) + Sync), n_items: usize, grain: usize) {
+        let n_ranges = n_items.div_ceil(grain);
+        for owner in (worker..self.n).chain(0..worker) {
+            let (first, end) = (owner * n_ranges / self.n, (owner + 1) * n_ranges / self.n);
+            loop {
+                let range = first + self.claimed[owner].0.fetch_add(1, Ordering::Relaxed);
+                if range >= end {
+                    break;
+                }
+                f(range * grain..((range + 1) * grain).min(n_items));
             }
-            f(start..(start + grain).min(n_items));
         }
     }
 
-    fn follow(&self) {
+    fn follow(&self, worker: usize) {
         let mut seen = 0;
         loop {
             let mut spins = 0;
@@ -178,10 +197,10 @@ impl Team {
             seen += 1;
             // SAFETY: the Acquire load of `epoch` made the leader's write visible, and the leader does not write again
             // before this follower increments `left`.
-            if let Some((job, n_items, grain)) = unsafe { *self.job.get() } {
+            if let Some(Region { job, n_items, grain }) = unsafe { *self.job.get() } {
                 // SAFETY: `split` keeps the closure alive until every follower has left.
                 let f = unsafe { &*job };
-                if catch_unwind(AssertUnwindSafe(|| self.work(f, n_items, grain))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.work(worker, f, n_items, grain))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
             }

@@ -6,9 +6,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{AHEAD, ask_for, finish, score_many};
+use super::avx2::{finish, score_many};
 use super::rows::{FIFTH_BITS, Rows, TILE_BYTES};
 use super::{BLOCK, Query, Score};
+use crate::arch::x86_64::ask_ahead;
 use crate::isa::{Avx512Vnni, Token};
 
 /// The function, where the CPU can run it.
@@ -39,7 +40,7 @@ fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32
 fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
     let mut sums = _mm256_setzero_ps();
     for (tile, block) in tiles.iter().zip(&query.blocks) {
-        ask_for(tile, AHEAD);
+        ask_ahead(tile);
         let [even, odd] = block.offsets;
         let halves = multiply(tile, &block.x, i32::from(even) + i32::from(odd));
         let of_rows = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));

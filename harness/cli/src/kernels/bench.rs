@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use ternbench_kernels::{Exactness, Pool, TernaryKernel, isa};
+use ternbench_kernels::{Exactness, Pool, isa};
 use ternbench_measure::{Env, Host, RunContext, RunDir, clock, record, runner};
 use ternbench_report::table::{self, Align};
 

@@ -17,7 +17,7 @@ macro_rules! dpbusd_loops {
         use std::ops::Range;
 
         use crate::activation::QuantizedActivations;
-        use crate::arch::x86_64::prefetch;
+        use crate::arch::x86_64::{ask_ahead, prefetch};
         use crate::isa::{Token, $token};
         use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
         use crate::layout::interleaved::{PLANE_BYTES, Shape, TILE_ROWS};
@@ -72,9 +72,6 @@ macro_rules! dpbusd_loops {
         const TOKENS: usize = largest(&[$($tokens),*]);
         /// Columns that are unpacked at once, at most.
         const COLUMNS: usize = 512;
-        /// How many bytes ahead of its loads a pass asks for memory.
-        const AHEAD: usize = 4096;
-
         const fn largest(of: &[usize]) -> usize {
             of[of.len() - 1]
         }
@@ -154,9 +151,7 @@ macro_rules! dpbusd_loops {
             let steps = x.steps::<T>(0, x.stride, token);
             let mut chains = [[[$zero(); VECTORS]; C]; T];
             for (tile, steps) in tiles.iter().zip(steps.chunks_exact(D::SHAPE.columns / 4)) {
-                for line in 0..size_of::<D::Tile>() / 64 {
-                    prefetch::<_MM_HINT_T0>(std::ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD + 64 * line));
-                }
+                ask_ahead(tile);
                 for (part, steps) in steps.chunks_exact(D::STEPS).enumerate() {
                     for v in 0..VECTORS {
                         // SAFETY: this function runs with the features.

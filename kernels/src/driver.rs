@@ -198,6 +198,8 @@ impl Linear {
 /// Buffers for prepared inputs, reused from call to call.
 #[derive(Default)]
 pub struct Scratch {
+    /// Rows of [`Input::Made`] as floats, where a matrix of the group wants them.
+    rows: Vec<f32>,
     quantized: QuantizedActivations,
     /// The input as each kernel of the group wants it; mostly one.
     prepared: Vec<(&'static str, Prepared)>,
@@ -207,46 +209,74 @@ impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let prepared = self.prepared.iter().map(|(_, prepared)| prepared.bytes.len() + prepared.sums.capacity() * 4);
-        self.quantized.values.capacity() + self.quantized.scales.capacity() * 4 + prepared.sum::<usize>()
+        let floats = self.rows.capacity() + self.quantized.scales.capacity();
+        self.quantized.values.capacity() + 4 * floats + prepared.sum::<usize>()
     }
 }
 
-/// Multiplies `x` (`m x k`) by every matrix of `group`, which share the input, in one parallel region; each output is `m x n`.
-pub fn multiply(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: &mut [(&Linear, &mut [f32])]) {
+/// The `m x k` floats that a group of matrices multiplies.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// All of them.
+    Rows(&'a [f32]),
+    /// What the function writes for each token: ternary matrices have a row quantised by who made it, while it is in the cache, and it is
+    /// never stored.
+    Made(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+}
+
+/// Multiplies `x` by every matrix of `group`, which share the input, in one parallel region; each output is `m x n`.
+pub fn multiply(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &mut [(&Linear, &mut [f32])]) {
     prepare(team, scratch, x, m, group);
     compute(team, scratch, x, m, group);
 }
 
-/// The first half of [`multiply`]: quantises `x` and brings it into the form of every kernel of `group`, once each.
-pub fn prepare(team: &Team, scratch: &mut Scratch, x: &[f32], m: usize, group: &[(&Linear, &mut [f32])]) {
+/// The first half of [`multiply`]: makes and quantises `x` and brings it into the form of every kernel of `group`, once each.
+pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[(&Linear, &mut [f32])]) {
+    let Some(k) = group.first().map(|(first, _)| first.k()) else {
+        return;
+    };
+    let Scratch { rows, quantized, prepared } = scratch;
+    let is_dense = |(linear, _): &(&Linear, &mut [f32])| matches!(linear.weights, Weights::Dense { .. });
+    if let (Input::Made(make), true) = (x, group.iter().any(is_dense)) {
+        rows.resize(m * k, 0.0);
+        ops::for_each_row(team, rows, k, make);
+    }
+    if !group.iter().all(is_dense) {
+        match x {
+            Input::Rows(rows) => ops::quantize(team, m, k, &|token, row| row.copy_from_slice(&rows[token * k..][..k]), quantized),
+            Input::Made(make) => ops::quantize(team, m, k, make, quantized),
+        }
+    }
     let mut n_prepared = 0;
     for (linear, _) in group {
         let Weights::Ternary(ternary) = &linear.weights else { continue };
         let (kernel, _) = ternary.at(m);
         let name = kernel.info().name;
-        if scratch.prepared[..n_prepared].iter().any(|(prepared_for, _)| *prepared_for == name) {
+        if prepared[..n_prepared].iter().any(|(prepared_for, _)| *prepared_for == name) {
             continue;
         }
-        if n_prepared == 0 {
-            assert_eq!(x.len(), m * linear.k(), "the input does not hold m * k values");
-            ops::quantize(team, x, m, linear.k(), &mut scratch.quantized);
+        if prepared.len() == n_prepared {
+            prepared.push((name, Prepared::default()));
         }
-        if scratch.prepared.len() == n_prepared {
-            scratch.prepared.push((name, Prepared::default()));
-        }
-        let slot = &mut scratch.prepared[n_prepared];
+        let slot = &mut prepared[n_prepared];
         slot.0 = name;
-        kernel.prepare(&scratch.quantized, &mut slot.1);
+        kernel.prepare(quantized, &mut slot.1);
         n_prepared += 1;
     }
 }
 
-/// The second half: multiplies what [`prepare`] left in `scratch` for the same group, adds the biases, applies the scales.
-pub fn compute(team: &Team, scratch: &Scratch, x: &[f32], m: usize, group: &mut [(&Linear, &mut [f32])]) {
+/// The second half: multiplies what [`prepare`] left in `scratch` for the same input and group, adds the biases, applies the scales.
+pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &mut [(&Linear, &mut [f32])]) {
     let Some(k) = group.first().map(|(first, _)| first.k()) else {
         return;
     };
-    assert_eq!(x.len(), m * k, "the input does not hold m * k values");
+    let x = match x {
+        Input::Rows(rows) => {
+            assert_eq!(rows.len(), m * k, "the input does not hold m * k values");
+            rows
+        }
+        Input::Made(_) => &scratch.rows[..],
+    };
     let mut outputs = Vec::with_capacity(group.len());
     let (mut n_tiles, mut per_call) = (0, 1);
     for (linear, y) in group.iter_mut() {
@@ -299,9 +329,7 @@ fn rows_of(linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, tiles: Range
                     for (token, acc) in acc.chunks_exact(padded.len()).enumerate() {
                         // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
                         let y = unsafe { output.slice(at(token)) };
-                        for (y, &acc) in y.iter_mut().zip(acc) {
-                            *y = acc as f32 / scratch.quantized.scales[token] * ternary.about.scale;
-                        }
+                        ops::scale(acc, ternary.about.scale / scratch.quantized.scales[token], y);
                     }
                 }
                 Weights::Dense { kernel, matrix } => {

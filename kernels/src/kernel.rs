@@ -144,23 +144,26 @@ impl Prepared {
     pub fn fill_in_steps(&mut self, x: &QuantizedActivations, multiple: usize, block: usize, group: usize) {
         (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
         self.bytes.ensure_len(self.m * self.stride);
-        self.sums.resize(self.m, 0);
-        let (values, _) = self.bytes.as_i8_mut().as_chunks_mut::<4>();
+        self.sums.clear();
+        self.sums.extend((0..x.m).map(|token| ops::sum(x.row(token))));
+        let values = self.bytes.as_i8_mut().as_chunks_mut().0;
         let block = block.min(self.stride).max(1);
-        for token in 0..x.m {
-            let row = x.row(token);
-            self.sums[token] = ops::sum(row);
-            let first_token = token / group * group;
-            let n_tokens = group.min(x.m - first_token);
-            for first in (0..self.stride).step_by(block) {
-                let width = block.min(self.stride - first);
-                let steps = &mut values[(first * x.m + first_token * width) / 4..][..n_tokens * width / 4];
-                let out = steps[token - first_token..].iter_mut().step_by(n_tokens);
-                let (whole, rest) = row[first.min(x.k)..(first + width).min(x.k)].as_chunks();
-                let mut last = [0; 4];
-                last[..rest.len()].copy_from_slice(rest);
-                let columns = whole.iter().chain([&last]).chain(std::iter::repeat(&[0; 4]));
-                out.zip(columns).for_each(|(out, columns)| *out = *columns);
+        for first in (0..self.stride).step_by(block) {
+            let width = block.min(self.stride - first);
+            for token in (0..x.m).step_by(group) {
+                let n_tokens = group.min(x.m - token);
+                let steps = &mut values[(first * x.m + token * width) / 4..][..n_tokens * width / 4];
+                match n_tokens {
+                    1 => interleave::<1>(x, token, first, steps),
+                    2 => interleave::<2>(x, token, first, steps),
+                    3 => interleave::<3>(x, token, first, steps),
+                    4 => interleave::<4>(x, token, first, steps),
+                    5 => interleave::<5>(x, token, first, steps),
+                    6 => interleave::<6>(x, token, first, steps),
+                    7 => interleave::<7>(x, token, first, steps),
+                    8 => interleave::<8>(x, token, first, steps),
+                    _ => unreachable!("no kernel takes more than 8 tokens at once"),
+                }
             }
         }
     }
@@ -179,6 +182,26 @@ impl Prepared {
     /// The values of token `token`, where they are int8.
     pub fn row(&self, token: usize) -> &[i8] {
         &self.bytes.as_i8()[token * self.stride..][..self.stride]
+    }
+}
+
+/// Columns from `first` on of `T` tokens, 4 of each in turn, zeros behind the last.
+fn interleave<const T: usize>(x: &QuantizedActivations, token: usize, first: usize, out: &mut [[i8; 4]]) {
+    let out = out.as_chunks_mut::<T>().0;
+    for t in 0..T {
+        let row = x.row(token + t);
+        let row = &row[first.min(x.k)..(first + 4 * out.len()).min(x.k)];
+        let (whole, rest) = row.as_chunks();
+        let (in_row, behind) = out.split_at_mut(whole.len());
+        for (out, columns) in in_row.iter_mut().zip(whole) {
+            out[t] = *columns;
+        }
+        for (i, out) in behind.iter_mut().enumerate() {
+            out[t] = [0; 4];
+            if i == 0 {
+                out[t][..rest.len()].copy_from_slice(rest);
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use half::{bf16, f16};
 use ternbench_kernels::dense::{Activations, DENSE_KERNELS, DenseKernel, kernel_for};
-use ternbench_kernels::driver::{Scratch, multiply};
+use ternbench_kernels::driver::{Input, Scratch, multiply};
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
 
@@ -177,7 +177,7 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                 let linear = Linear::dense(w.clone(), activations);
                 for pool in &pools {
                     let mut y = vec![f32::NAN; m * n];
-                    pool.run(|team| multiply(team, &mut Scratch::default(), &x, m, &mut [(&linear, &mut y)]));
+                    pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)]));
                     assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
                 }
             }

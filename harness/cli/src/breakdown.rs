@@ -18,7 +18,7 @@ fn name(part: Part) -> &'static str {
         Part::Down => "linear down",
         Part::Attention => "attention",
         Part::Head => "lm head and argmax",
-        Part::Other => "norms, gates, residuals",
+        Part::Other => "norms, gates, quantising, residuals",
     }
 }
 

@@ -7,7 +7,7 @@ use ternbench_kernels::Team;
 /// A part of the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The query, key and value projections, quantising their input included as in all linear layers.
+    /// The query, key and value projections, without the making of their input, as in all linear layers.
     Qkv,
     /// The output projection of attention.
     O,
@@ -19,7 +19,7 @@ pub enum Part {
     Attention,
     /// The head.
     Head,
-    /// Embedding, norms, gates, residuals.
+    /// Embedding, norms, gates, quantising, residuals.
     Other,
 }
 

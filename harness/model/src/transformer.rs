@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use ternbench_kernels::driver::{self, Scratch};
-use ternbench_kernels::team::SharedMut;
+use ternbench_kernels::driver::{self, Input, Scratch};
+use ternbench_kernels::ops::for_each_row;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
 use thiserror::Error;
 
@@ -390,6 +390,22 @@ impl Transformer {
         });
     }
 
+    /// The rows of `outputs`: `x`, quantised where the matrices are ternary, times the matrices.
+    fn linear(
+        team: &Team,
+        scratch: &mut Scratch,
+        x: Input<'_>,
+        m: usize,
+        outputs: &mut [(&Linear, &mut [f32])],
+        part: Part,
+        time: &mut Breakdown,
+    ) {
+        driver::prepare(team, scratch, x, m, outputs);
+        time.end(Part::Other);
+        driver::compute(team, scratch, x, m, outputs);
+        time.end(part);
+    }
+
     /// `h += Wo · sub_norm(attention(norm(h)))`.
     #[expect(clippy::too_many_arguments, reason = "the state of one pass")]
     fn attention_block(
@@ -403,14 +419,15 @@ impl Transformer {
         time: &mut Breakdown,
     ) {
         let (q_dim, kv_dim) = (self.config.q_dim(), self.config.kv_dim());
-        self.norm(team, &b.hidden, &layer.attn_norm, &mut b.normed);
+        let (width, eps) = (self.config.hidden, self.config.norm_eps);
         resize(&mut b.q, m * q_dim);
         resize(&mut b.k, m * kv_dim);
         resize(&mut b.v, m * kv_dim);
-        time.end(Part::Other);
+        let normed = |token: usize, out: &mut [f32]| {
+            ops::rms_norm(&b.hidden[token * width..][..width], &layer.attn_norm, eps, out);
+        };
         let qkv = &mut [(&layer.q, &mut b.q[..]), (&layer.k, &mut b.k[..]), (&layer.v, &mut b.v[..])];
-        driver::multiply(team, &mut b.scratch, &b.normed, m, qkv);
-        time.end(Part::Qkv);
+        Self::linear(team, &mut b.scratch, Input::Made(&normed), m, qkv, Part::Qkv, time);
 
         let local = self.config.window(index);
         let (rope, angles) = match (&self.local_rope, local) {
@@ -430,49 +447,42 @@ impl Transformer {
         attention::attend(team, &self.config, segments, index, window, &b.q, &mut b.attention);
         time.end(Part::Attention);
 
-        let attended = match &layer.attn_sub_norm {
-            Some(gain) => {
-                self.norm(team, &b.attention, gain, &mut b.normed);
-                &b.normed
-            }
-            None => &b.attention,
+        let normed = |gain: &[f32], token: usize, out: &mut [f32]| {
+            ops::rms_norm(&b.attention[token * q_dim..][..q_dim], gain, eps, out);
         };
-        resize(&mut b.out, m * self.config.hidden);
-        time.end(Part::Other);
-        driver::multiply(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])]);
-        time.end(Part::O);
+        let normed = layer.attn_sub_norm.as_ref().map(|gain| move |token: usize, out: &mut [f32]| normed(gain, token, out));
+        let attended = normed.as_ref().map_or(Input::Rows(&b.attention), |normed| Input::Made(normed));
+        resize(&mut b.out, m * width);
+        Self::linear(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])], Part::O, time);
         self.add_to_residual(team, b, layer.post_attn_norm.as_deref());
         time.end(Part::Other);
     }
 
     /// `h += Wdown · sub_norm(act(Wgate · norm(h)) * (Wup · norm(h)))`.
     fn ffn_block(&self, team: &Team, b: &mut Buffers, m: usize, layer: &Layer, time: &mut Breakdown) {
-        self.norm(team, &b.hidden, &layer.ffn_norm, &mut b.normed);
-        resize(&mut b.gate, m * self.config.ffn);
-        resize(&mut b.up, m * self.config.ffn);
-        time.end(Part::Other);
+        let (width, ffn, eps) = (self.config.hidden, self.config.ffn, self.config.norm_eps);
+        resize(&mut b.gate, m * ffn);
+        resize(&mut b.up, m * ffn);
+        let normed = |token: usize, out: &mut [f32]| {
+            ops::rms_norm(&b.hidden[token * width..][..width], &layer.ffn_norm, eps, out);
+        };
         let gate_up = &mut [(&layer.gate, &mut b.gate[..]), (&layer.up, &mut b.up[..])];
-        driver::multiply(team, &mut b.scratch, &b.normed, m, gate_up);
-        time.end(Part::GateUp);
+        Self::linear(team, &mut b.scratch, Input::Made(&normed), m, gate_up, Part::GateUp, time);
 
-        let gate = match self.config.activation {
+        let activate = match self.config.activation {
             Activation::Relu2 => ops::relu2_gate,
             Activation::Silu => ops::silu_gate,
             Activation::GeluTanh => ops::gelu_gate,
         };
-        let (ffn, up) = (self.config.ffn, &b.up);
-        for_each_row(team, &mut b.gate, ffn, |token, row| gate(row, &up[token * ffn..(token + 1) * ffn]));
-        let gated = match &layer.ffn_sub_norm {
-            Some(gain) => {
-                self.norm(team, &b.gate, gain, &mut b.normed);
-                &b.normed
+        let gated = |token: usize, out: &mut [f32]| {
+            out.copy_from_slice(&b.gate[token * ffn..][..ffn]);
+            activate(out, &b.up[token * ffn..][..ffn]);
+            if let Some(gain) = &layer.ffn_sub_norm {
+                ops::rms_norm_in_place(out, gain, eps);
             }
-            None => &b.gate,
         };
-        resize(&mut b.out, m * self.config.hidden);
-        time.end(Part::Other);
-        driver::multiply(team, &mut b.scratch, gated, m, &mut [(&layer.down, &mut b.out[..])]);
-        time.end(Part::Down);
+        resize(&mut b.out, m * width);
+        Self::linear(team, &mut b.scratch, Input::Made(&gated), m, &mut [(&layer.down, &mut b.out[..])], Part::Down, time);
         self.add_to_residual(team, b, layer.post_ffn_norm.as_deref());
         time.end(Part::Other);
     }
@@ -507,7 +517,7 @@ impl Transformer {
             b.head.count.positions += rows as u64;
             b.head.count.whole += 1;
             b.head.count.in_whole += rows as u64;
-            driver::multiply(team, &mut b.scratch, &b.normed, rows, &mut [(&self.head, &mut b.logits[..])]);
+            driver::multiply(team, &mut b.scratch, Input::Rows(&b.normed), rows, &mut [(&self.head, &mut b.logits[..])]);
         }
         if self.config.logit_scale != 1.0 {
             b.logits.iter_mut().for_each(|logit| *logit *= self.config.logit_scale);
@@ -569,16 +579,4 @@ impl Transformer {
 
 fn resize(buffer: &mut Vec<f32>, len: usize) {
     buffer.resize(len, 0.0);
-}
-
-/// Calls `f(row index, row)` for every row of `width` values, rows split over the team.
-fn for_each_row(team: &Team, x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let n_rows = x.len() / width;
-    let x = SharedMut::new(x);
-    team.split(n_rows, 8, |rows| {
-        for row in rows {
-            // SAFETY: the team hands out every row once, and rows do not overlap.
-            f(row, unsafe { x.slice(row * width..(row + 1) * width) });
-        }
-    });
 }

@@ -9,8 +9,8 @@ use crate::team::{SharedMut, Team};
 /// Lanes of a running sum: two AVX2 registers, four NEON ones.
 pub const LANES: usize = 16;
 
-/// Compiles a function for the baseline and for AVX2, FMA and F16C and picks at run time. Inside, `FMA` says that it is compiled
-/// for these, or for NEON; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
+/// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512, and picks at run time. Inside, `FMA` says that it is
+/// compiled for one of the latter, or for NEON; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
 macro_rules! per_isa {
     ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -22,6 +22,14 @@ macro_rules! per_isa {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    body::<true>($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
+                    // SAFETY: the CPU has these, just tested (a cached load), and no CPU has them without AVX2, FMA and F16C.
+                    return unsafe { avx512($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                     // SAFETY: the CPU has AVX2, FMA and F16C, just tested (a cached load).
@@ -135,6 +143,14 @@ per_isa! {
         }
     }
 
+    /// [`rms_norm`] of a row in its place.
+    pub fn rms_norm_in_place(x: &mut [f32], gain: &[f32], eps: f32) {
+        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+        for (x, gain) in x.iter_mut().zip(gain) {
+            *x = gain * (*x * scale);
+        }
+    }
+
     /// `log Σ e^x` for log-probabilities, the sum in f64; not finite where a value is NaN or the largest is infinite.
     pub fn log_sum_exp(x: &[f32]) -> f64 {
         let max = max_of(x, f32::NEG_INFINITY, |x| x);
@@ -177,6 +193,13 @@ per_isa! {
         }
     }
 
+    /// `y = scale · acc`, of as many numbers.
+    pub fn scale(acc: &[i32], scale: f32, y: &mut [f32]) {
+        for (y, &acc) in y.iter_mut().zip(acc) {
+            *y = acc as f32 * scale;
+        }
+    }
+
     /// `Σ x` of int8 values.
     pub fn sum(x: &[i8]) -> i32 {
         x.iter().map(|&x| i32::from(x)).sum()
@@ -193,16 +216,39 @@ per_isa! {
     }
 }
 
-/// Quantises `m` rows of `k` values, split over the team.
-pub fn quantize(team: &Team, x: &[f32], m: usize, k: usize, out: &mut QuantizedActivations) {
+/// Calls `f(row index, row)` for every row of `width` values, rows split over the team.
+pub fn for_each_row(team: &Team, x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let n_rows = x.len() / width;
+    let x = SharedMut::new(x);
+    team.split(n_rows, ROWS, |rows| {
+        for row in rows {
+            // SAFETY: the team hands out every row once, and rows do not overlap.
+            f(row, unsafe { x.slice(row * width..(row + 1) * width) });
+        }
+    });
+}
+
+/// Rows that a worker takes at once: a few tokens are done before another worker has woken up.
+const ROWS: usize = 8;
+
+/// Quantises `m` rows of `k` values that `make(token, row)` writes, split over the team.
+pub fn quantize(
+    team: &Team,
+    m: usize,
+    k: usize,
+    make: &(dyn Fn(usize, &mut [f32]) + Sync),
+    out: &mut QuantizedActivations,
+) {
     out.resize(m, k);
     let values = SharedMut::new(&mut out.values);
     let scales = SharedMut::new(&mut out.scales);
-    team.split(m, 8, |tokens| {
+    team.split(m, ROWS, |tokens| {
+        let mut row = vec![0.0; k];
         for token in tokens {
-            // SAFETY: every token is visited once, and its row and its scale are its own.
-            let (row, scale) = unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
-            scale[0] = quantize_row(&x[token * k..(token + 1) * k], row);
+            make(token, &mut row);
+            // SAFETY: every token is visited once, and its values and its scale are its own.
+            let (values, scale) = unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
+            scale[0] = quantize_row(&row, values);
         }
     });
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ternbench_kernels::driver::{self, Scratch};
+use ternbench_kernels::driver::{self, Input, Scratch};
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{Bytes, Linear, Pool, TernaryKernel, TernaryMatrix};
 use ternbench_measure::{Contender, Plan, interleave, record, stats};
@@ -129,9 +129,9 @@ pub fn time(
             let (prepare, compute) = pool.run(|team| {
                 let group = &mut [(linear, &mut y[..])];
                 let start = Instant::now();
-                driver::prepare(team, scratch, x, m, group);
+                driver::prepare(team, scratch, Input::Rows(x), m, group);
                 let prepared = Instant::now();
-                driver::compute(team, scratch, x, m, group);
+                driver::compute(team, scratch, Input::Rows(x), m, group);
                 (prepared - start, prepared.elapsed())
             });
             prepare_ns.push(prepare.as_nanos() as u64);

@@ -136,14 +136,17 @@ impl<'m> Bench<'m> {
         let Workload { n_prompt, n_gen, depth, .. } = self.workload;
         self.cache.truncate(depth);
         let mut text = self.prompt[..=depth].to_vec();
-        let mut last: Vec<f32> = Vec::new();
+        let mut last = 0.0f32;
         let drafts = self.speculator.count();
         let before = counters.and_then(Counters::read);
         let start = Instant::now();
         if n_prompt > 0 {
             let tokens = &self.prompt[depth..depth + n_prompt];
             let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
-            last.extend_from_slice(self.engine.forward(&mut [segment])?);
+            let best = self.engine.top(&mut [segment], 1)?;
+            let &(token, logit) = best.first().and_then(|best| best.first()).context("the model has no tokens")?;
+            text.push(token);
+            last = logit;
         }
         while text.len() <= depth + n_gen {
             interrupt::check()?;
@@ -151,7 +154,7 @@ impl<'m> Bench<'m> {
             let best = self.speculator.next(&mut self.engine, &mut self.cache, &text, most)?;
             let &(_, logit) = best.last().context("the model has no tokens")?;
             text.extend(best.iter().map(|&(token, _)| token));
-            last = vec![logit];
+            last = logit;
         }
         let ns = start.elapsed().as_nanos() as u64;
         let after = counters.and_then(Counters::read);
@@ -164,7 +167,7 @@ impl<'m> Bench<'m> {
             counters.zip(before).zip(after).map(|((counters, before), after)| counters.joules(&before, &after));
         let mut hash = Fnv::default();
         text[depth + 1..].iter().for_each(|&token| hash.add(u64::from(token)));
-        last.iter().for_each(|logit| hash.add(u64::from(logit.to_bits())));
+        hash.add(u64::from(last.to_bits()));
         let checksum = *self.checksum.get_or_insert(hash.0);
         if checksum != hash.0 {
             bail!("wrong: two runs gave different results: the kernel or the memory is faulty");
@@ -172,7 +175,8 @@ impl<'m> Bench<'m> {
         Ok(Cost { ns, joules })
     }
 
-    /// A checksum of every token decoded and of the bits of the last logits (in decode, of the best of them), after the first run.
+    /// A checksum of every token decoded (in prefill, the first behind the prompt) and of the bits of the last one's logit, after the first
+    /// run.
     pub fn checksum(&self) -> String {
         self.checksum.map_or(String::new(), |checksum| format!("{checksum:016x}"))
     }

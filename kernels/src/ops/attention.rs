@@ -7,9 +7,10 @@ use half::f16;
 
 use super::{LANES, exp, madd, max_of, sum_lanes};
 
-/// Queries whose sums are in registers together: with 16 lanes each they take half of AVX2's, and a number that was widened is used
-/// so many times.
+/// Queries whose sums are in registers together, so that a number that was widened is used so many times: with 16 lanes each they take
+/// half of AVX2's registers. AVX-512, where a sum is one register, needs twice as many to keep two multiply-adds of 4 cycles busy.
 const TOGETHER: usize = 4;
+const TOGETHER_WIDE: usize = 8;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -70,19 +71,22 @@ fn tile<N: Number, const Q: usize, const FMA: bool>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q * weights_stride..][..rows.len()]);
+    // All slices have one length, so that no access of the loop is checked.
+    let n_rows = rows.len();
+    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q * weights_stride..][..n_rows]);
     let (all, _) = panels.as_chunks::<LANES>();
     for (p, panel) in all.chunks_exact(height).enumerate() {
         let mut sums = [[0f32; LANES]; Q];
         for q in 0..Q {
             sums[q].copy_from_slice(&out[q * out_stride + p * LANES..][..LANES]);
         }
-        for (i, row) in panel[rows.clone()].iter().enumerate() {
+        let panel = &panel[rows.start..][..n_rows];
+        for i in 0..n_rows {
             let at = (p * height + rows.start + i) * LANES;
             if at.is_multiple_of(LINE / size_of::<N>()) {
                 fetch(ahead.as_ptr().wrapping_add(at));
             }
-            let row = N::widen::<FMA>(row);
+            let row = N::widen::<FMA>(&panel[i]);
             for q in 0..Q {
                 for l in 0..LANES {
                     sums[q][l] = madd::<FMA>(weights[q][i], row[l], sums[q][l]);
@@ -95,9 +99,9 @@ fn tile<N: Number, const Q: usize, const FMA: bool>(
     }
 }
 
-/// [`add_products_f32`] for any number of queries, [`TOGETHER`] at a time.
+/// [`add_products_f32`] for any number of queries, some at a time.
 #[inline(always)]
-fn tiles<N: Number, const FMA: bool>(
+fn tiles<N: Number, const FMA: bool, const WIDE: bool>(
     weights: &[f32],
     weights_stride: usize,
     panels: [&[N]; 2],
@@ -107,14 +111,21 @@ fn tiles<N: Number, const FMA: bool>(
     out_stride: usize,
 ) {
     let n = out.len().div_ceil(out_stride);
-    for first in (0..n).step_by(TOGETHER) {
+    let mut first = 0;
+    while first < n {
         let (weights, out) = (&weights[first * weights_stride..], &mut out[first * out_stride..]);
+        if WIDE && n - first >= TOGETHER_WIDE {
+            tile::<N, TOGETHER_WIDE, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride);
+            first += TOGETHER_WIDE;
+            continue;
+        }
         match n - first {
             1 => tile::<N, 1, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
             2 => tile::<N, 2, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
             3 => tile::<N, 3, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
             _ => tile::<N, TOGETHER, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
         }
+        first += TOGETHER;
     }
 }
 
@@ -133,7 +144,7 @@ per_isa! {
         weights: &[f32], weights_stride: usize, panels: [&[f32]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
         out_stride: usize,
     ) {
-        tiles::<f32, FMA>(weights, weights_stride, panels, height, rows, out, out_stride);
+        tiles::<f32, FMA, WIDE>(weights, weights_stride, panels, height, rows, out, out_stride);
     }
 
     /// [`add_products_f32`] with rows in half precision, which are widened in registers.
@@ -141,7 +152,7 @@ per_isa! {
         weights: &[f32], weights_stride: usize, panels: [&[f16]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
         out_stride: usize,
     ) {
-        tiles::<f16, FMA>(weights, weights_stride, panels, height, rows, out, out_stride);
+        tiles::<f16, FMA, WIDE>(weights, weights_stride, panels, height, rows, out, out_stride);
     }
 
     /// Scores become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` for none.
@@ -202,6 +213,8 @@ mod tests {
             (8, 16, 3..9, 1),
             (3, 7, 1..7, 3),
             (2, 5, 0..5, 7),
+            (8, 16, 0..16, 16),
+            (1, 9, 2..9, 11),
             (4, 16, 5..5, 2),
         ];
         for (n_panels, height, range, n_queries) in cases {

@@ -10,22 +10,23 @@ use crate::team::{SharedMut, Team};
 pub const LANES: usize = 16;
 
 /// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512, and picks at run time. Inside, `FMA` says that it is
-/// compiled for one of the latter, or for NEON; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
+/// compiled for one of the latter, or for NEON, and `WIDE` for AVX-512, with 32 registers of 16 floats; `madd::<FMA>` is `a * b + c`,
+/// fused where the instruction exists.
 macro_rules! per_isa {
     ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         pub fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const FMA: bool, const WIDE: bool>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    body::<true>($($arg),*)
+                    body::<true, false>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
-                    body::<true>($($arg),*)
+                    body::<true, true>($($arg),*)
                 }
                 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
                     // SAFETY: the CPU has these, just tested (a cached load), and no CPU has them without AVX2, FMA and F16C.
@@ -36,7 +37,7 @@ macro_rules! per_isa {
                     return unsafe { avx2($($arg),*) };
                 }
             }
-            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+            body::<{ cfg!(target_arch = "aarch64") }, false>($($arg),*)
         }
     )*};
 }

@@ -138,8 +138,7 @@ impl Bytes {
     /// Copies `parts` behind each other into one buffer, where together they fill huge pages that each alone would not, and makes
     /// each a window of it. Parts that were one range of bytes are two afterwards; parts that lie behind each other in one buffer stay.
     pub fn gather(parts: &mut [&mut Self]) {
-        let in_order =
-            |a: &Self, b: &Self| Arc::ptr_eq(&a.owner, &b.owner) && a.range.end <= b.range.start;
+        let in_order = |a: &Self, b: &Self| Arc::ptr_eq(&a.owner, &b.owner) && a.range.end <= b.range.start;
         if parts.windows(2).all(|pair| in_order(pair[0], pair[1])) {
             return;
         }
@@ -204,7 +203,11 @@ mod tests {
         Bytes::gather(&mut copies.each_mut());
         for (i, copy) in copies.iter().enumerate() {
             assert_eq!(**copy, *first);
-            assert_eq!(copy.as_ptr().addr(), copies[0].as_ptr().addr() + 128 * i, "copy {i} begins with a line of its own");
+            assert_eq!(
+                copy.as_ptr().addr(),
+                copies[0].as_ptr().addr() + 128 * i,
+                "copy {i} begins with a line of its own"
+            );
         }
         let before = copies.each_ref().map(|copy| copy.as_ptr());
         Bytes::gather(&mut copies.each_mut());

@@ -243,7 +243,9 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
     }
     if !group.iter().all(is_dense) {
         match x {
-            Input::Rows(rows) => ops::quantize(team, m, k, &|token, row| row.copy_from_slice(&rows[token * k..][..k]), quantized),
+            Input::Rows(rows) => {
+                ops::quantize(team, m, k, &|token, row| row.copy_from_slice(&rows[token * k..][..k]), quantized)
+            }
             Input::Made(make) => ops::quantize(team, m, k, make, quantized),
         }
     }

@@ -177,7 +177,9 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                 let linear = Linear::dense(w.clone(), activations);
                 for pool in &pools {
                     let mut y = vec![f32::NAN; m * n];
-                    pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)]));
+                    pool.run(|team| {
+                        multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)])
+                    });
                     assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
                 }
             }

@@ -207,11 +207,12 @@ impl Item<'_> {
                 values.add_products(next, &scores[i * BLOCK..], stride, 0..BLOCK, answers, answer_len);
                 continue;
             }
-            for (query, answer) in answers.chunks_exact_mut(answer_len).enumerate() {
-                let seen = common(&self.seen(query), &positions);
-                let weights = &scores[query * stride + seen.start - first..];
+            // The heads of a token see the same.
+            for (token, answers) in answers.chunks_exact_mut(self.n_heads * answer_len).enumerate() {
+                let seen = common(&self.seen(token * self.n_heads), &positions);
+                let weights = &scores[token * self.n_heads * stride + seen.start - first..];
                 let rows = seen.start - positions.start..seen.end - positions.start;
-                values.add_products(next, weights, stride, rows, answer, answer_len);
+                values.add_products(next, weights, stride, rows, answers, answer_len);
             }
         }
     }

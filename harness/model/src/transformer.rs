@@ -94,6 +94,29 @@ pub struct Segment<'a, C = KvCache> {
     pub logits: Logits,
 }
 
+/// Tokens of a long sequence that go through the layers together: what is kept of them between two matrices stays in the L3 cache, and a
+/// matrix is unpacked often enough. On Emerald Rapids 512 tokens at once were 10 % slower.
+const TOGETHER: usize = 256;
+
+impl Segment<'_> {
+    /// The first [`TOGETHER`] tokens as a segment of their own, where there are more and nobody asks for their logits.
+    fn take_head(&mut self) -> Option<Segment<'_>> {
+        let unasked = match self.logits {
+            Logits::None | Logits::Last => self.tokens.len() - 1,
+            Logits::From(index) => index.min(self.tokens.len() - 1),
+        };
+        if unasked < TOGETHER {
+            return None;
+        }
+        let (head, rest) = self.tokens.split_at(TOGETHER);
+        self.tokens = rest;
+        if let Logits::From(index) = &mut self.logits {
+            *index -= TOGETHER;
+        }
+        Some(Segment { cache: self.cache, tokens: head, logits: Logits::None })
+    }
+}
+
 /// Why a forward pass was refused. Nothing was computed, and no cache was changed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ForwardError {
@@ -334,6 +357,25 @@ impl Transformer {
         time: &mut Breakdown,
     ) -> Result<(), ForwardError> {
         self.check(segments)?;
+        for segment in segments.iter_mut() {
+            while let Some(head) = segment.take_head() {
+                self.pass(team, b, &mut [head], None, time);
+            }
+        }
+        self.pass(team, b, segments, top, time);
+        time.add_waits(team);
+        Ok(())
+    }
+
+    /// All layers, once, and the logits asked for.
+    fn pass(
+        &self,
+        team: &Team,
+        b: &mut Buffers,
+        segments: &mut [Segment<'_>],
+        top: Option<usize>,
+        time: &mut Breakdown,
+    ) {
         let m = segments.iter().map(|segment| segment.tokens.len()).sum();
         time.start();
         self.embed(team, b, segments, m);
@@ -346,8 +388,6 @@ impl Transformer {
             segment.cache.advance(segment.tokens.len());
         }
         self.logits(team, b, segments, top, time);
-        time.add_waits(team);
-        Ok(())
     }
 
     fn check(&self, segments: &[Segment<'_>]) -> Result<(), ForwardError> {
@@ -450,7 +490,8 @@ impl Transformer {
         let normed = |gain: &[f32], token: usize, out: &mut [f32]| {
             ops::rms_norm(&b.attention[token * q_dim..][..q_dim], gain, eps, out);
         };
-        let normed = layer.attn_sub_norm.as_ref().map(|gain| move |token: usize, out: &mut [f32]| normed(gain, token, out));
+        let normed =
+            layer.attn_sub_norm.as_ref().map(|gain| move |token: usize, out: &mut [f32]| normed(gain, token, out));
         let attended = normed.as_ref().map_or(Input::Rows(&b.attention), |normed| Input::Made(normed));
         resize(&mut b.out, m * width);
         Self::linear(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])], Part::O, time);
@@ -482,7 +523,15 @@ impl Transformer {
             }
         };
         resize(&mut b.out, m * width);
-        Self::linear(team, &mut b.scratch, Input::Made(&gated), m, &mut [(&layer.down, &mut b.out[..])], Part::Down, time);
+        Self::linear(
+            team,
+            &mut b.scratch,
+            Input::Made(&gated),
+            m,
+            &mut [(&layer.down, &mut b.out[..])],
+            Part::Down,
+            time,
+        );
         self.add_to_residual(team, b, layer.post_ffn_norm.as_deref());
         time.end(Part::Other);
     }
@@ -517,7 +566,13 @@ impl Transformer {
             b.head.count.positions += rows as u64;
             b.head.count.whole += 1;
             b.head.count.in_whole += rows as u64;
-            driver::multiply(team, &mut b.scratch, Input::Rows(&b.normed), rows, &mut [(&self.head, &mut b.logits[..])]);
+            driver::multiply(
+                team,
+                &mut b.scratch,
+                Input::Rows(&b.normed),
+                rows,
+                &mut [(&self.head, &mut b.logits[..])],
+            );
         }
         if self.config.logit_scale != 1.0 {
             b.logits.iter_mut().for_each(|logit| *logit *= self.config.logit_scale);

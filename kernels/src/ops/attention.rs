@@ -17,20 +17,29 @@ const LINE: usize = 64;
 
 /// What a cache is made of.
 trait Number: Copy {
-    /// Sixteen numbers as they are computed with. `FMA` as `per_isa` has it.
-    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES];
+    /// Sixteen numbers as they are computed with. `FMA` and `WIDE` as `per_isa` has them.
+    fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES];
 }
 
 impl Number for f32 {
     #[inline(always)]
-    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
+    fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
         *numbers
     }
 }
 
 impl Number for f16 {
     #[inline(always)]
-    fn widen<const FMA: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
+    fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            use std::arch::x86_64::*;
+            // SAFETY: `WIDE` says that the CPU has AVX-512; the array holds the 32 bytes that are read.
+            return unsafe {
+                let halves = _mm256_loadu_si256(numbers.as_ptr().cast());
+                std::mem::transmute::<__m512, [f32; LANES]>(_mm512_cvtph_ps(halves))
+            };
+        }
         #[cfg(target_arch = "x86_64")]
         if FMA {
             use std::arch::x86_64::*;
@@ -62,7 +71,7 @@ fn fetch<N>(at: *const N) {
 
 /// [`add_products_f32`] for `Q` queries, with all of a sum in one lane.
 #[inline(always)]
-fn tile<N: Number, const Q: usize, const FMA: bool>(
+fn tile<N: Number, const Q: usize, const FMA: bool, const WIDE: bool>(
     weights: &[f32],
     weights_stride: usize,
     [panels, ahead]: [&[N]; 2],
@@ -86,7 +95,7 @@ fn tile<N: Number, const Q: usize, const FMA: bool>(
             if at.is_multiple_of(LINE / size_of::<N>()) {
                 fetch(ahead.as_ptr().wrapping_add(at));
             }
-            let row = N::widen::<FMA>(&panel[i]);
+            let row = N::widen::<FMA, WIDE>(&panel[i]);
             for q in 0..Q {
                 for l in 0..LANES {
                     sums[q][l] = madd::<FMA>(weights[q][i], row[l], sums[q][l]);
@@ -115,15 +124,15 @@ fn tiles<N: Number, const FMA: bool, const WIDE: bool>(
     while first < n {
         let (weights, out) = (&weights[first * weights_stride..], &mut out[first * out_stride..]);
         if WIDE && n - first >= TOGETHER_WIDE {
-            tile::<N, TOGETHER_WIDE, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride);
+            tile::<N, TOGETHER_WIDE, FMA, WIDE>(weights, weights_stride, panels, height, rows.clone(), out, out_stride);
             first += TOGETHER_WIDE;
             continue;
         }
         match n - first {
-            1 => tile::<N, 1, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
-            2 => tile::<N, 2, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
-            3 => tile::<N, 3, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
-            _ => tile::<N, TOGETHER, FMA>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            1 => tile::<N, 1, FMA, WIDE>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            2 => tile::<N, 2, FMA, WIDE>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            3 => tile::<N, 3, FMA, WIDE>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
+            _ => tile::<N, TOGETHER, FMA, WIDE>(weights, weights_stride, panels, height, rows.clone(), out, out_stride),
         }
         first += TOGETHER;
     }

@@ -339,7 +339,15 @@ fn time_of_a_search() {
                 let screened = start.elapsed();
                 let start = std::time::Instant::now();
                 let scratch = &mut crate::driver::Scratch::default();
-                pool.run(|team| crate::driver::multiply(team, scratch, crate::driver::Input::Rows(&x), m, &mut [(&linear, &mut logits)]));
+                pool.run(|team| {
+                    crate::driver::multiply(
+                        team,
+                        scratch,
+                        crate::driver::Input::Rows(&x),
+                        m,
+                        &mut [(&linear, &mut logits)],
+                    )
+                });
                 println!("{n_threads} threads, {m} inputs: {found:?} {screened:?}, whole {:?}", start.elapsed());
             }
         }

@@ -121,7 +121,7 @@ fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
             let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
             let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
             let quantized = QuantizedActivations::quantize(&x, m, k);
-            let scaled = |(i, &sum): (usize, &i32)| (sum as f32 / quantized.scales[i / n] * w.scale()).to_bits();
+            let scaled = |(i, &sum): (usize, &i32)| (sum as f32 * (w.scale() / quantized.scales[i / n])).to_bits();
             let expected: Vec<u32> = oracle::gemm(&w, &quantized).iter().enumerate().map(scaled).collect();
             let linear = Linear::ternary(kernel, &w);
             for pool in &pools {

@@ -321,7 +321,7 @@ fn time_of_a_search() {
                 crate::driver::multiply(
                     team,
                     &mut crate::driver::Scratch::default(),
-                    &x,
+                    crate::driver::Input::Rows(&x),
                     1,
                     &mut [(&linear, &mut logits)],
                 )

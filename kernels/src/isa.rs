@@ -127,7 +127,7 @@ tokens! {
     /// AVX2 with FMA and F16C: every x86-64 CPU since 2013 (Intel) and 2015 (AMD).
     Avx2 = [Avx2, Fma, F16c];
     /// AVX-512's foundation.
-    Avx512 = [Avx2, Fma, F16c, Avx512f];
+    Avx512 = [Avx2, Fma, F16c, Avx512f, Avx512vl];
     /// AVX-512 with byte/word operations.
     Avx512Bw = [Avx512f, Avx512bw];
     /// AVX2 with `vpdpbusd` in its short encoding.

@@ -126,7 +126,8 @@ tokens! {
     Scalar = [];
     /// AVX2 with FMA and F16C: every x86-64 CPU since 2013 (Intel) and 2015 (AMD).
     Avx2 = [Avx2, Fma, F16c];
-    /// AVX-512's foundation.
+    /// AVX-512's foundation, with shorter registers: without them nothing that is halved may lie in registers 16 to 31, and the
+    /// compiler moves sums to memory and back.
     Avx512 = [Avx2, Fma, F16c, Avx512f, Avx512vl];
     /// AVX-512 with byte/word operations.
     Avx512Bw = [Avx512f, Avx512bw];

@@ -3,15 +3,13 @@
 //! A register holds eight columns of a token in its lower and of another in its upper half, and weights in both, so that every
 //! output keeps its eight running sums (see [`LANES`](super::LANES)) and has the bits of the AVX2 kernels. One token is theirs: it
 //! waits for memory. Up to [`FUSED_TOKENS`], all tokens go by in one pass over the rows; from there on [`blocked`] feeds the tile.
-//!
-//! Proved under emulation, never timed: what is said about registers and ports is arithmetic.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_fma::{F32, FUSED_ROWS, Source, fused, fused_tiles, rest_of};
+use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead, fused, fused_tiles, rest_of};
 use super::blocked::{Block, Lanes, Out, Tile, blocked, fill, room, sum_rows};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
@@ -53,18 +51,19 @@ fn pairs<const P: usize>(x: &[Lanes]) -> &[[Pair; P]] {
     x.as_chunks().0.as_chunks().0
 }
 
-/// Adds the products of `R` rows and `P` pairs of tokens to their sums.
+/// Adds the products of `R` rows, from vector `first` on, and `P` pairs of tokens to their sums.
 ///
 /// # Safety
-/// Each row has `x.len()` vectors of weights.
+/// Each row has `first + x.len()` vectors of weights.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
 unsafe fn add<S: Source, const R: usize, const P: usize>(
     rows: [*const u8; R],
+    first: usize,
     x: &[[Pair; P]],
     sums: &mut [[__m512; P]; R],
 ) {
-    for (i, x) in x.iter().enumerate() {
+    for (i, x) in (first..).zip(x) {
         let mut tokens = [_mm512_setzero_ps(); P];
         for p in 0..P {
             tokens[p] = load_pair(&x[p]);
@@ -147,12 +146,19 @@ fn fused_tile<S: Source, const R: usize, const P: usize>(
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     let (whole, rest) = x.split_at(w.k() / LANES);
     let rows = std::array::from_fn(|r| w.row(first + r * spacing).as_ptr());
-    // SAFETY: every row has `k` weights, at least eight for each of `whole`.
-    unsafe { add::<S, R, P>(rows, whole, &mut sums) };
+    // Four vectors a turn, as in the fused path of AVX2.
+    let (turns, last) = whole.as_chunks::<4>();
+    for (i, turn) in turns.iter().enumerate() {
+        ask_ahead::<S, R>(rows, 4 * i);
+        // SAFETY: every row has `k` weights, at least eight for each of `whole`.
+        unsafe { add::<S, R, P>(rows, 4 * i, turn, &mut sums) };
+    }
+    // SAFETY: as above.
+    unsafe { add::<S, R, P>(rows, 4 * turns.len(), last, &mut sums) };
     if !rest.is_empty() {
         let weights: [Lanes; R] = std::array::from_fn(|r| rest_of(w, first + r * spacing));
         // SAFETY: one vector of weights each, as f32, for the one vector of every token that is left.
-        unsafe { add::<F32, R, P>(weights.each_ref().map(|weights| weights.as_ptr().cast()), rest, &mut sums) };
+        unsafe { add::<F32, R, P>(weights.each_ref().map(|weights| weights.as_ptr().cast()), 0, rest, &mut sums) };
     }
     for t in 0..2 * P {
         if t < m {
@@ -218,7 +224,7 @@ unsafe fn tile<S: Source, const R: usize, const P: usize>(rows: [*const u8; R], 
         }
     }
     // SAFETY: by the contract.
-    unsafe { add::<S, R, P>(rows, x, &mut sums) };
+    unsafe { add::<S, R, P>(rows, 0, x, &mut sums) };
     if out.last {
         for t in 0..2 * P {
             if t < out.n_tokens {

@@ -137,6 +137,8 @@ tokens! {
     Avx512Vnni = [Avx512f, Avx512bw, Avx512vl, Avx512vnni];
     /// The same with byte permutations across a register (`vpermb`).
     Avx512Vbmi = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi];
+    /// AVX-512 with byte/word operations and `vdpbf16ps`.
+    Avx512Bf16 = [Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512bf16];
     /// NEON, which every aarch64 CPU has.
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.

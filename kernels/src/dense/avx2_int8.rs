@@ -60,8 +60,8 @@ macro_rules! int8_loops {
         impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
             type Proof = $proof;
             const INFO: DenseInfo = match FOUR_BITS {
-                false => info::<$proof>($q8_0, DenseType::Q8_0, Activations::Int8),
-                true => info::<$proof>($q4_0, DenseType::Q4_0, Activations::Int8),
+                false => info::<$proof>($q8_0, DenseType::Q8_0, Activations::Rounded),
+                true => info::<$proof>($q4_0, DenseType::Q4_0, Activations::Rounded),
             };
 
             #[target_feature(enable = $features)]

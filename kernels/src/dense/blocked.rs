@@ -183,7 +183,7 @@ fn to_f32<S: Source>(w: &DenseMatrix, row: usize, columns: Range<usize>, out: &m
 
 /// The weights that come next. They are asked for a few cache lines at a time while a block is multiplied: 96 at once, once a token
 /// tile, made everything else wait.
-struct Ahead {
+pub struct Ahead {
     next: *const u8,
     row_bytes: usize,
     lines_per_row: usize,
@@ -194,14 +194,19 @@ struct Ahead {
 
 impl Ahead {
     /// The first `used` bytes of `n_rows` rows, which lie `row_bytes` apart from `start` on.
-    fn new(start: *const u8, row_bytes: usize, used: usize, n_rows: usize) -> Self {
+    pub fn new(start: *const u8, row_bytes: usize, used: usize, n_rows: usize) -> Self {
         let lines_per_row = used.div_ceil(64);
         Self { next: start, row_bytes, lines_per_row, in_row: lines_per_row, left: lines_per_row * n_rows }
     }
 
+    /// Lines left.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
     /// Asks for the next `n` lines, if there are so many.
     #[inline]
-    fn ask(&mut self, n: usize) {
+    pub fn ask(&mut self, n: usize) {
         for _ in 0..n.min(self.left) {
             prefetch::<_MM_HINT_T1>(self.next);
             self.next = self.next.wrapping_add(64);

@@ -81,7 +81,7 @@ fn dense(criterion: &mut Criterion) {
             let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
             let (sum, norm) = products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()));
             // Int8 rounds the input.
-            let tolerance = if kernel.info().activations == Activations::Int8 { 1e-2 } else { 1e-4 };
+            let tolerance = if kernel.info().activations == Activations::Rounded { 1e-2 } else { 1e-4 };
             assert!(
                 (f64::from(y[n - 1]) - sum).abs() <= norm * tolerance,
                 "{} is wrong: not timed",

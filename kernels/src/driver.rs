@@ -10,6 +10,7 @@ use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
 use crate::ops;
+use crate::probe::Arithmetic;
 use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
 
@@ -18,7 +19,7 @@ use crate::trit::TernaryMatrix;
 pub enum Weights {
     /// Trits, packed; the input is quantised to int8 per token (BitLinear).
     Ternary(TernaryWeights),
-    /// Floats or quantised blocks as a file stores them; the input stays f32, or becomes int8 by the block.
+    /// Floats or quantised blocks as a file stores them; the input stays f32, or is rounded as they want it.
     Dense {
         /// The kernel that reads the type.
         kernel: &'static dyn DenseKernel,
@@ -160,11 +161,11 @@ impl Linear {
         }
     }
 
-    /// Whether it multiplies int8 by integers: then the limit is another than that of floats.
-    pub fn multiplies_int8(&self) -> bool {
+    /// What it multiplies, which says what limit it is held against.
+    pub fn arithmetic(&self) -> Arithmetic {
         match &self.weights {
-            Weights::Ternary(_) => true,
-            Weights::Dense { kernel, .. } => kernel.info().activations == Activations::Int8,
+            Weights::Ternary(_) => Arithmetic::Int8,
+            Weights::Dense { kernel, .. } => kernel.info().arithmetic(),
         }
     }
 

@@ -126,8 +126,9 @@ tokens! {
     Scalar = [];
     /// AVX2 with FMA and F16C: every x86-64 CPU since 2013 (Intel) and 2015 (AMD).
     Avx2 = [Avx2, Fma, F16c];
-    /// AVX-512's foundation.
-    Avx512 = [Avx2, Fma, F16c, Avx512f];
+    /// AVX-512's foundation, with shorter registers: without them nothing that is halved may lie in registers 16 to 31, and the
+    /// compiler moves sums to memory and back.
+    Avx512 = [Avx2, Fma, F16c, Avx512f, Avx512vl];
     /// AVX-512 with byte/word operations.
     Avx512Bw = [Avx512f, Avx512bw];
     /// AVX2 with `vpdpbusd` in its short encoding.
@@ -136,6 +137,8 @@ tokens! {
     Avx512Vnni = [Avx512f, Avx512bw, Avx512vl, Avx512vnni];
     /// The same with byte permutations across a register (`vpermb`).
     Avx512Vbmi = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi];
+    /// AVX-512 with byte/word operations and `vdpbf16ps`.
+    Avx512Bf16 = [Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512bf16];
     /// NEON, which every aarch64 CPU has.
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.

@@ -3,8 +3,9 @@
 mod support;
 
 use half::{bf16, f16};
-use ternbench_kernels::dense::{Activations, DENSE_KERNELS, DenseKernel, kernel_for};
-use ternbench_kernels::driver::{Input, Scratch, multiply};
+use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
+use ternbench_kernels::driver::{Input, Scratch, Weights, multiply};
+use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
 
@@ -70,9 +71,19 @@ fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64)
     products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()))
 }
 
+/// How far the rounding of the input to bf16 can move a sum: by at most 2^-8 of every product, or, where it flushes a denormal, by less
+/// than the smallest normal number times the weight.
+fn bf16_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
+    let mut weights = vec![0.0; w.k()];
+    w.dequantize_row(row, &mut weights);
+    let products = weights.iter().zip(&x[token * w.k()..]).map(|(w, x)| f64::from(w.abs()) * f64::from(x.abs()));
+    let flushed: f64 = weights.iter().map(|w| f64::from(w.abs()) * f64::from(f32::MIN_POSITIVE)).sum();
+    products.sum::<f64>() / 256.0 + flushed
+}
+
 /// How far the rounding of the input to int8 can move a sum: half a step of each block's `absmax / 127`, times its weights. The
 /// step itself, its inverse and the products are rounded a few times, which a thousandth covers.
-fn input_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
+fn int8_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
     let mut weights = vec![0.0; w.k()];
     w.dequantize_row(row, &mut weights);
     let blocks = weights.chunks(32).zip(x[token * w.k()..][..w.k()].chunks(32));
@@ -99,16 +110,18 @@ fn sums_are_within_the_rounding_bound() {
                 let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
                 let y = compute(kernel, &w, &x, m, 0..n);
                 // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
-                // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks.)
+                // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks; a lane of bf16
+                // takes k / 16 products, and four additions end it.)
                 let ops = (2 * k.div_ceil(8) + 3) as f64;
                 let unit = f64::from(f32::EPSILON) / 2.0;
                 let gamma = ops * unit / (1.0 - ops * unit);
                 for (at, y) in y.iter().enumerate() {
                     let (token, row) = (at / n, at % n);
                     let (sum, norm) = reference(&w, &x, row, token);
-                    let rounding = match kernel.info().activations {
-                        Activations::F32 => 0.0,
-                        Activations::Int8 => input_rounding(&w, &x, row, token),
+                    let rounding = match kernel.info().arithmetic() {
+                        Arithmetic::F32 => 0.0,
+                        Arithmetic::Int8 => int8_rounding(&w, &x, row, token),
+                        Arithmetic::Bf16 => bf16_rounding(&w, &x, row, token),
                     };
                     let share =
                         (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
@@ -130,7 +143,7 @@ fn small_integers_come_out_exactly() {
             let w = dense_matrix(kernel.info().ty, n, k, true, &mut random);
             for &m in M {
                 // Where the largest of every block is 127, its step is 1, and int8 holds the input exactly.
-                let int8 = kernel.info().activations == Activations::Int8;
+                let int8 = kernel.info().arithmetic() == Arithmetic::Int8;
                 let value = |at| if int8 && at % 32 == 5 { 127.0 } else { random.below(31) as f32 - 15.0 };
                 let x: Vec<f32> = (0..m * k).map(value).collect();
                 for (at, y) in compute(kernel, &w, &x, m, 0..n).into_iter().enumerate() {
@@ -172,16 +185,11 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                     assert!((0..part).all(same), "{what}: rows {rows:?}, {part} tokens");
                 }
             }
-            let activations = kernel.info().activations;
-            if std::ptr::eq(kernel.info(), kernel_for(kernel.info().ty, activations).info()) {
-                let linear = Linear::dense(w.clone(), activations);
-                for pool in &pools {
-                    let mut y = vec![f32::NAN; m * n];
-                    pool.run(|team| {
-                        multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)])
-                    });
-                    assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
-                }
+            let linear = Linear { weights: Weights::Dense { kernel, matrix: w.clone() }, bias: None };
+            for pool in &pools {
+                let mut y = vec![f32::NAN; m * n];
+                pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)]));
+                assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
             }
         }
     }
@@ -196,6 +204,9 @@ fn avx512_has_the_bits_of_avx2() {
         let Some((_, rest)) = kernel.info().name.split_once('-').filter(|(isa, _)| isa.starts_with("avx512")) else {
             continue;
         };
+        if kernel.info().arithmetic() == Arithmetic::Bf16 {
+            continue; // Nothing else multiplies bf16.
+        }
         let name = format!("avx2-{rest}");
         let entry = DENSE_KERNELS.iter().find(|entry| entry.info.name == name).expect("every kernel has its AVX2 twin");
         let twin = entry.kernel().expect("a CPU with AVX-512 has AVX2");

@@ -31,7 +31,7 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     let total = bench.run()? as f64;
     let times = bench.engine().take_breakdown();
     let bytes = bench.bytes_per_token();
-    let bandwidth = probes.limits(pool.n_threads(), loaded.model.multiplies_int8()).bandwidth_bytes_per_s;
+    let bandwidth = probes.limits(pool.n_threads(), loaded.model.arithmetic()).bandwidth_bytes_per_s;
     let read = |part: Part| -> u64 {
         let names: &[&str] = match part {
             Part::Qkv | Part::O | Part::GateUp | Part::Down => return loaded.model.linear_bytes(part),

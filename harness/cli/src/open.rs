@@ -71,15 +71,16 @@ pub enum ActivationsArg {
     /// Floats, as every other type: the reference for accuracy
     #[default]
     F32,
-    /// Int8 by blocks of 32, as llama.cpp does: the fast way
-    Int8,
+    /// As llama.cpp does: int8 by blocks of 32, or bf16 for BF16 where the CPU is faster so. The fast way
+    #[value(alias = "int8")]
+    Rounded,
 }
 
 impl From<ActivationsArg> for Activations {
     fn from(arg: ActivationsArg) -> Self {
         match arg {
             ActivationsArg::F32 => Self::F32,
-            ActivationsArg::Int8 => Self::Int8,
+            ActivationsArg::Rounded => Self::Rounded,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use ternbench_kernels::Pool;
-use ternbench_kernels::probe::{self, Peak};
+use ternbench_kernels::probe::{self, Arithmetic, Peak};
 use ternbench_measure::{Host, record};
 
 /// Bytes the bandwidth probe reads: more than any last-level cache it is likely to meet.
@@ -14,7 +14,8 @@ const BUFFER_BYTES: usize = 512 << 20;
 /// The peaks per number of threads.
 pub struct Probes {
     cache_bytes: u64,
-    peaks: RefCell<BTreeMap<usize, [f64; 3]>>,
+    /// Of reading, and of multiply-adds of int8, f32 and bf16: 0 where nothing multiplies that.
+    peaks: RefCell<BTreeMap<usize, [f64; 4]>>,
     /// What to write down.
     pub records: Vec<record::Probe>,
 }
@@ -41,41 +42,47 @@ impl Probes {
         records
     }
 
-    /// The limits of `int8` or f32 arithmetic on `n_threads`.
-    pub fn limits(&self, n_threads: usize, int8: bool) -> record::Limits {
-        let [bandwidth, of_int8, of_f32] = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
+    /// The limits of an arithmetic on `n_threads`.
+    pub fn limits(&self, n_threads: usize, arithmetic: Arithmetic) -> record::Limits {
+        let [bandwidth, int8, f32, bf16] = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
         record::Limits {
             bandwidth_bytes_per_s: bandwidth,
-            macs_per_s: if int8 { of_int8 } else { of_f32 },
+            macs_per_s: match arithmetic {
+                Arithmetic::Int8 => int8,
+                Arithmetic::F32 => f32,
+                Arithmetic::Bf16 => bf16,
+            },
             cache_bytes: self.cache_bytes,
         }
     }
 
     /// One line per number of threads.
     pub fn lines(&self) -> Vec<String> {
-        let line = |(n, [bandwidth, int8, f32]): (&usize, &[f64; 3])| {
+        let line = |(n, peaks): (&usize, &[f64; 4])| {
             let plural = if *n == 1 { "" } else { "s" };
-            let [bandwidth, int8, f32] = [bandwidth, int8, f32].map(|per_s| per_s / 1e9);
+            let [bandwidth, int8, f32, bf16] = peaks.map(|per_s| per_s / 1e9);
+            let bf16 = if bf16 > 0.0 { format!(", {bf16:.0} G bf16 MAC/s") } else { String::new() };
             format!(
-                "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s"
+                "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s{bf16}"
             )
         };
         self.peaks.borrow().iter().map(line).collect()
     }
 }
 
-/// All three probes with one pool: their peaks and their records.
-fn probe_all(pool: &Pool, seconds: f64) -> ([f64; 3], Vec<record::Probe>) {
+/// All probes with one pool: their peaks and their records.
+fn probe_all(pool: &Pool, seconds: f64) -> ([f64; 4], Vec<record::Probe>) {
     let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
     let (bandwidth, macs) = pool.run(|team| {
         let bandwidth = probe::read_bandwidth(team, BUFFER_BYTES, seconds / 2.0);
         (bandwidth, probe::mac_peak(team, seconds / 2.0))
     });
     spinner.finish_and_clear();
-    let peaks = [&bandwidth, &macs.int8, &macs.f32];
-    let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas"];
-    let records = names.into_iter().zip(peaks).map(|(name, peak)| probe_record(name, peak, pool.n_threads()));
-    (peaks.map(|peak| peak.per_s), records.collect())
+    let peaks = [Some(&bandwidth), Some(&macs.int8), Some(&macs.f32), macs.bf16.as_ref()];
+    let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas", "bf16_macs"];
+    let measured = names.into_iter().zip(peaks).filter_map(|(name, peak)| Some((name, peak?)));
+    let records = measured.map(|(name, peak)| probe_record(name, peak, pool.n_threads()));
+    (peaks.map(|peak| peak.map_or(0.0, |peak| peak.per_s)), records.collect())
 }
 
 /// The samples of a probe, as times for one unit of a billion.

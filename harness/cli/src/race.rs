@@ -122,11 +122,9 @@ fn results(
     let mut probed = Vec::new();
     for ((entrant, ready), series) in entrants.iter().zip(ready).zip(&outcome.series) {
         let mut speed = match (entrant, ready) {
-            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => workload::speed_record(
-                loaded,
-                bench,
-                rules.probes.limits(pool.n_threads(), loaded.model.multiplies_int8()),
-            ),
+            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => {
+                workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.model.arithmetic()))
+            }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
                 opponent.speed_record(row.as_deref(), Workload { draft: 0, ..workload }, *n_threads)
             }
@@ -170,7 +168,7 @@ fn hold_to_limits(speed: &mut record::Speed, loaded: &Loaded, pool: &Pool, probe
             probed.extend(probes.again(pool, 2.0));
         }
         speed.refused = None;
-        speed.limits = probes.limits(pool.n_threads(), loaded.model.multiplies_int8());
+        speed.limits = probes.limits(pool.n_threads(), loaded.model.arithmetic());
         speed.check_limits();
         if speed.refused.is_none() {
             break;

@@ -49,8 +49,9 @@ pub struct Args {
     /// Kernels of the ternary layers, comma-separated; `all` means every one that runs here [env: TERNBENCH_KERNEL]
     #[arg(short, long, value_delimiter = ',')]
     kernel: Vec<String>,
-    /// What quantised blocks (Q8_0, Q4_0) are multiplied by, comma-separated
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "int8")]
+    /// What quantised blocks (Q8_0, Q4_0) and BF16 are multiplied by, comma-separated; ternary layers take int8 anyway, and the head
+    /// beside them floats
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "rounded")]
     activations: Vec<ActivationsArg>,
     /// What the KV cache keeps keys and values as
     #[arg(long, value_enum, default_value = "f16")]

@@ -2,7 +2,8 @@
 //!
 //! A token cannot be made before its bytes are read and its multiply-adds are done, so
 //! `tokens/s <= min(bandwidth / bytes_per_token, macs_per_s / macs_per_token)`, with both peaks measured on the same threads
-//! just before. The multiply-add peak is that of the arithmetic used: int8 for ternary layers, f32 for dense ones.
+//! just before. The multiply-add peak is that of the arithmetic used: int8 for ternary layers, f32 for dense ones, or int8 or
+//! bf16 where their kernel multiplies that.
 
 /// A result may exceed its limit by this much before it is refused: what two runs of the probes on a shared machine
 /// differ by.

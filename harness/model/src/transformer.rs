@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use ternbench_kernels::dense::Activations;
 use ternbench_kernels::driver::{self, Input, Scratch};
 use ternbench_kernels::ops::for_each_row;
+use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
 use thiserror::Error;
 
@@ -211,11 +213,14 @@ impl Transformer {
         })?;
         pool.rayon().install(|| layers.par_chunks_mut(LAYERS_TOGETHER).for_each(gather));
         let head = head.unwrap_or_else(|| embedding.clone());
+        // A ternary model's head takes its input as it is, or it could not be screened.
+        let ternary = layers.first().is_some_and(|layer| matches!(layer.q.weights, Weights::Ternary(_)));
+        let activations = if ternary { Activations::F32 } else { kernels.activations };
         Ok(Self {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
             output_norm: source.vector(VectorName::OutputNorm)?,
-            head: Linear::dense(head, kernels.activations),
+            head: Linear::dense(head, activations),
             screen: None,
             embedding,
             census: Census::of(&layers),
@@ -248,9 +253,9 @@ impl Transformer {
         self.layers[0].q.kernel_name(m)
     }
 
-    /// Whether the linear layers multiply int8.
-    pub fn multiplies_int8(&self) -> bool {
-        self.layers[0].q.multiplies_int8()
+    /// What the linear layers multiply.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.layers[0].q.arithmetic()
     }
 
     /// The storage type of the linear layers: `ternary`, or the dense type's name.

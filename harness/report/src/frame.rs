@@ -60,9 +60,14 @@ pub struct SpeedRow {
 }
 
 impl SpeedRow {
-    /// Whether its multiply-adds are of int8: ternary layers, and blocks with kernels of that name.
-    pub fn multiplies_int8(&self) -> bool {
-        self.weights == "ternary" || self.kernel.ends_with("-int8")
+    /// What its multiply-adds are of: int8 in ternary layers, and what kernels of blocks and of BF16 have in their names.
+    pub fn arithmetic(&self) -> &'static str {
+        match self.kernel.rsplit('-').next() {
+            _ if self.weights == "ternary" => "int8",
+            Some("int8") => "int8",
+            Some("dpbf16") => "bf16",
+            _ => "f32",
+        }
     }
 
     /// Share of the limit.

@@ -8,9 +8,11 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::avx2_fma::AHEAD;
 use super::int8::{BLOCK, Blocks, INPUT};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType};
+use crate::arch::x86_64::prefetch;
 use crate::isa::Avx2;
 
 /// Rows of a group: the dwords of a vector.
@@ -58,8 +60,8 @@ macro_rules! int8_loops {
         impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
             type Proof = $proof;
             const INFO: DenseInfo = match FOUR_BITS {
-                false => info::<$proof>($q8_0, DenseType::Q8_0, Activations::Int8),
-                true => info::<$proof>($q4_0, DenseType::Q4_0, Activations::Int8),
+                false => info::<$proof>($q8_0, DenseType::Q8_0, Activations::Rounded),
+                true => info::<$proof>($q4_0, DenseType::Q4_0, Activations::Rounded),
             };
 
             #[target_feature(enable = $features)]
@@ -240,6 +242,9 @@ pub fn store_group(codes: [__m256i; STEPS], scales: __m256, group: &mut Group) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub unsafe fn read_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize) -> ([__m256i; STEPS], __m256) {
+    for row in rows {
+        prefetch::<_MM_HINT_T0>(row.wrapping_add(offset + AHEAD));
+    }
     // SAFETY: by the contract; a block begins with its scale, 16 or twice 16 bytes of codes follow.
     unsafe {
         let scale = |r: usize| rows[r].add(offset).cast::<i16>().read_unaligned();

@@ -21,6 +21,10 @@ impl Tile for Avx2Tile {
     const TOKENS: usize = TOKENS;
     const PACKED: usize = 1;
     const IN_PLACE: &[DenseType] = &[DenseType::F32, DenseType::F16];
+    /// Its activations are then 16 KB of the L1 cache.
+    const TAKE: usize = 1024;
+    const ROW_BYTES: usize = 4096;
+    const ASKS_FOR_INPUT: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -3,7 +3,7 @@
 //!
 //! Codes of Q8_0 are signed, which the instruction does not take: they become `code + 128`, as those of Q4_0 are `code + 8`. The
 //! integers and the order of the float sums are those of AVX2, so results have its bits. Registers of 32 bytes, as groups have
-//! eight rows. Proved under emulation, never timed.
+//! eight rows.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -30,6 +30,12 @@ pub trait Tile {
     const PACKED: usize;
     /// Types whose weights the innermost loop loads as they are stored, because that costs it little.
     const IN_PLACE: &[DenseType];
+    /// Columns that a tile takes at a time.
+    const TAKE: usize;
+    /// Bytes of a row in a block. A tile takes them all before the next tile's turn, so its sums need not go further than the L2 cache.
+    const ROW_BYTES: usize;
+    /// Whether the activations of the next turn are asked for, as the weights are.
+    const ASKS_FOR_INPUT: bool;
 
     /// Multiplies [`Self::ROWS`] rows or one by `x`, which holds a vector of each token, column by column.
     ///
@@ -54,11 +60,7 @@ pub struct Out<'a> {
     pub stride: usize,
 }
 
-/// Columns that a tile takes at a time: on AVX2 its activations are then 16 KB of the L1 cache.
-const TAKE: usize = 1024;
-/// Bytes of a row in a block. A tile takes them all before the next tile's turn, so its sums need not go further than the L2 cache.
-const ROW_BYTES: usize = 4096;
-/// Rows of a block: 192 KB, which fits in the L2 cache twice.
+/// Rows of a block: on AVX2 192 KB, which fits in the L2 cache twice.
 const BLOCK_ROWS: usize = 48;
 /// Tokens that are laid out together, and then go by block after block.
 const GROUP_TOKENS: usize = 128;
@@ -117,11 +119,11 @@ fn multiply_group<S: Source, T: Tile>(
     let bytes = |columns: usize| columns / ty.block_len() * ty.block_bytes();
     let whole = k / LANES * LANES;
     let in_place = T::IN_PLACE.contains(&S::INFO.ty);
-    let block_k = ROW_BYTES / if in_place { ty.block_bytes() } else { size_of::<f32>() };
+    let block_k = T::ROW_BYTES / if in_place { ty.block_bytes() } else { size_of::<f32>() };
     let most_rows = rows.len().min(BLOCK_ROWS);
     let m_packed = m.next_multiple_of(T::PACKED);
     let weights = room(&mut buffers.weights, most_rows * if in_place { 1 } else { block_k / LANES });
-    let sums = room(&mut buffers.sums, if k > TAKE || whole < k { m_packed * most_rows } else { 0 });
+    let sums = room(&mut buffers.sums, if k > T::TAKE || whole < k { m_packed * most_rows } else { 0 });
     let row_len = k.div_ceil(LANES);
     let packed = room(&mut buffers.x, m_packed * row_len);
     for token in (0..m).step_by(T::TOKENS) {
@@ -181,7 +183,7 @@ fn to_f32<S: Source>(w: &DenseMatrix, row: usize, columns: Range<usize>, out: &m
 
 /// The weights that come next. They are asked for a few cache lines at a time while a block is multiplied: 96 at once, once a token
 /// tile, made everything else wait.
-struct Ahead {
+pub struct Ahead {
     next: *const u8,
     row_bytes: usize,
     lines_per_row: usize,
@@ -192,14 +194,19 @@ struct Ahead {
 
 impl Ahead {
     /// The first `used` bytes of `n_rows` rows, which lie `row_bytes` apart from `start` on.
-    fn new(start: *const u8, row_bytes: usize, used: usize, n_rows: usize) -> Self {
+    pub fn new(start: *const u8, row_bytes: usize, used: usize, n_rows: usize) -> Self {
         let lines_per_row = used.div_ceil(64);
         Self { next: start, row_bytes, lines_per_row, in_row: lines_per_row, left: lines_per_row * n_rows }
     }
 
+    /// Lines left.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
     /// Asks for the next `n` lines, if there are so many.
     #[inline]
-    fn ask(&mut self, n: usize) {
+    pub fn ask(&mut self, n: usize) {
         for _ in 0..n.min(self.left) {
             prefetch::<_MM_HINT_T1>(self.next);
             self.next = self.next.wrapping_add(64);
@@ -262,14 +269,14 @@ unsafe fn multiply<S: Source, T: Tile>(
 ) {
     let row_len = place.k.div_ceil(LANES);
     let n_tiles = block.n_rows.div_ceil(T::ROWS);
-    let n_turns = n_tiles * place.columns.len().div_ceil(TAKE) * place.m.div_ceil(T::TOKENS);
+    let n_turns = n_tiles * place.columns.len().div_ceil(T::TAKE) * place.m.div_ceil(T::TOKENS);
     let lines_per_turn = ahead.left.div_ceil(n_turns.max(1));
     for token in (0..place.m).step_by(T::TOKENS) {
         let n_tokens = (place.m - token).min(T::TOKENS);
         let n_packed = n_tokens.next_multiple_of(T::PACKED);
         let (x, y) = (&x[token * row_len..], &mut y[token * place.stride..]);
-        for start in place.columns.clone().step_by(TAKE) {
-            let columns = start..place.columns.end.min(start + TAKE);
+        for start in place.columns.clone().step_by(T::TAKE) {
+            let columns = start..place.columns.end.min(start + T::TAKE);
             let (first, last) = (columns.start == 0, columns.end == place.k);
             let vectors = columns.start / LANES..columns.end.div_ceil(LANES);
             let offset = (columns.start - place.columns.start) / S::INFO.ty.block_len() * S::INFO.ty.block_bytes();
@@ -279,8 +286,10 @@ unsafe fn multiply<S: Source, T: Tile>(
             let lines_per_tile = (x.len() / 2).div_ceil(n_tiles);
             for i in 0..n_tiles {
                 ahead.ask(lines_per_turn);
-                for line in i * lines_per_tile..(i + 1) * lines_per_tile {
-                    prefetch::<_MM_HINT_T1>(next_x.wrapping_add(2 * line).cast());
+                if T::ASKS_FOR_INPUT {
+                    for line in i * lines_per_tile..(i + 1) * lines_per_tile {
+                        prefetch::<_MM_HINT_T1>(next_x.wrapping_add(2 * line).cast());
+                    }
                 }
                 let (mut r, end) = (i * T::ROWS, block.n_rows.min((i + 1) * T::ROWS));
                 while r < end {

@@ -67,9 +67,9 @@ thread_local! {
 pub struct Portable<const FOUR_BITS: bool>;
 
 const Q8_0: DenseInfo =
-    DenseInfo { name: "scalar-q8_0-int8", features: &[], ty: DenseType::Q8_0, activations: Activations::Int8 };
+    DenseInfo { name: "scalar-q8_0-int8", features: &[], ty: DenseType::Q8_0, activations: Activations::Rounded };
 const Q4_0: DenseInfo =
-    DenseInfo { name: "scalar-q4_0-int8", features: &[], ty: DenseType::Q4_0, activations: Activations::Int8 };
+    DenseInfo { name: "scalar-q4_0-int8", features: &[], ty: DenseType::Q4_0, activations: Activations::Rounded };
 
 impl<const FOUR_BITS: bool> Portable<FOUR_BITS> {
     pub const INFO: &'static DenseInfo = if FOUR_BITS { &Q4_0 } else { &Q8_0 };

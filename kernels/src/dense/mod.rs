@@ -1,8 +1,8 @@
 //! Dense weights: the float and block-quantised types of the baselines, and of the embedding and head of a ternary model.
 //!
 //! A matrix stays as its file stores it. Most kernels turn a few rows at a time into f32 and multiply there, so every type gives
-//! what its dequantised f32 copy would give, up to the order of summation. Those with [`Activations::Int8`] round the input to
-//! int8 as well, which is how llama.cpp runs quantised blocks, and faster. Either way results depend on `k` alone, never on the
+//! what its dequantised f32 copy would give, up to the order of summation. Those with [`Activations::Rounded`] round
+//! the input as well, to int8 or bf16, which is how llama.cpp runs quantised blocks and BF16, and faster. Either way results depend on `k` alone, never on the
 //! batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
@@ -11,6 +11,8 @@ mod avx2_fma;
 mod avx2_int8;
 #[cfg(target_arch = "x86_64")]
 mod avx2_tile;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 #[cfg(target_arch = "x86_64")]
 mod avx512_fma;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +31,7 @@ use std::ops::Range;
 
 use crate::bytes::Bytes;
 use crate::isa::Feature;
+use crate::probe::{self, Arithmetic};
 use crate::registry::{Entry, kernels};
 
 pub use blocks::DenseType;
@@ -86,8 +89,9 @@ pub enum Activations {
     /// Multiplies it as it is: the reference for accuracy.
     #[default]
     F32,
-    /// Rounds it to int8 per token and block of 32 first, as llama.cpp does: the way to run quantised blocks fast.
-    Int8,
+    /// Rounds it first, as llama.cpp does for the type: for quantised blocks to int8 per token and block of 32, for BF16 to bf16,
+    /// where that is faster (see [`probe::bf16_pays`]). The fast way.
+    Rounded,
 }
 
 /// What a dense kernel is.
@@ -101,6 +105,17 @@ pub struct DenseInfo {
     pub ty: DenseType,
     /// What it does with its input.
     pub activations: Activations,
+}
+
+impl DenseInfo {
+    /// What it multiplies.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match (self.activations, self.ty) {
+            (Activations::F32, _) => Arithmetic::F32,
+            (Activations::Rounded, DenseType::BF16) => Arithmetic::Bf16,
+            (Activations::Rounded, _) => Arithmetic::Int8,
+        }
+    }
 }
 
 /// One way to multiply by a dense matrix.
@@ -161,6 +176,8 @@ kernels! {
     method::Kernel<avx512_int8::Int8<false>>;
     #[cfg(target_arch = "x86_64")]
     method::Kernel<avx512_int8::Int8<true>>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<avx512_bf16::Bf16>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.
@@ -168,10 +185,13 @@ pub fn dense_kernels() -> &'static [Entry<DenseInfo, dyn DenseKernel>] {
     DENSE_KERNELS
 }
 
-/// The fastest kernel for `ty` that runs here: the last of the list. Types that no kernel multiplies by int8 take f32.
+/// The fastest kernel for `ty` that runs here: the last of the list. Types for which no kernel rounds, or
+/// rounding is no faster, take f32.
 pub fn kernel_for(ty: DenseType, activations: Activations) -> &'static dyn DenseKernel {
+    let pays = |info: &DenseInfo| info.arithmetic() != Arithmetic::Bf16 || probe::bf16_pays();
     let with = |activations| {
-        let fitting = DENSE_KERNELS.iter().filter(move |e| e.info.ty == ty && e.info.activations == activations);
+        let fits = move |info: &DenseInfo| info.ty == ty && info.activations == activations && pays(info);
+        let fitting = DENSE_KERNELS.iter().filter(move |entry| fits(entry.info));
         fitting.filter_map(|entry| entry.kernel().ok()).next_back()
     };
     with(activations).or_else(|| with(Activations::F32)).expect("the portable kernels run everywhere")

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::{Exactness, Pool, isa};
 use ternbench_measure::{Env, Host, RunContext, RunDir, clock, record, runner};
 use ternbench_report::table::{self, Align};
@@ -82,7 +83,7 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     let mut rows = Vec::new();
     for pool in &pools {
         let picks = tuning::dispatch(&shapes, pool, env)?;
-        let limits = probes.limits(pool.n_threads(), true);
+        let limits = probes.limits(pool.n_threads(), Arithmetic::Int8);
         for &(n, k) in &shapes {
             let packed = timing::pack(&kernels, &timing::random_matrix(n, k)?, limits.cache_bytes);
             let (scalar, vectorised): (Vec<_>, Vec<_>) =

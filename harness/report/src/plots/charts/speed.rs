@@ -245,13 +245,13 @@ fn roofs(rows: &[&SpeedRow], intensity: impl Fn(&SpeedRow) -> f64) -> Option<Vec
     let bandwidth = rows.iter().map(|row| row.bandwidth_bytes_per_s).max_by(f64::total_cmp)?;
     let lowest = rows.iter().map(|row| intensity(row)).min_by(f64::total_cmp)? / 2.0;
     let highest = rows.iter().map(|row| intensity(row)).max_by(f64::total_cmp)? * 2.0;
-    let peak = |int8: bool| {
-        let of = rows.iter().filter(|row| row.multiplies_int8() == int8).map(|row| row.macs_per_s);
+    let peak = |arithmetic: &str| {
+        let of = rows.iter().filter(|row| row.arithmetic() == arithmetic).map(|row| row.macs_per_s);
         of.max_by(f64::total_cmp)
     };
-    let mut peaks = vec![("int8", peak(true)), ("f32", peak(false))];
+    let mut peaks: Vec<_> = ["int8", "f32", "bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
     peaks.retain(|(_, peak)| peak.is_some());
-    if peaks.len() == 2 && peaks[0].1 == peaks[1].1 {
+    if peaks.len() > 1 && peaks.iter().all(|(_, peak)| *peak == peaks[0].1) {
         peaks = vec![("arithmetic", peaks[0].1)];
     }
     let top = peaks.iter().filter_map(|(_, peak)| *peak).max_by(f64::total_cmp)?;

@@ -117,7 +117,9 @@ macro_rules! int8_loops {
             GROUPS.set(groups);
         }
 
-        /// Eight rows x `T` tokens over all of `k`; says `T`.
+        /// Eight rows x `T` tokens over all of `k`; says `T`. As part of its caller, with checks in the loop, it kept most sums in memory,
+        /// and where on the stack they lay made a difference of 20 %.
+        #[inline(never)]
         #[target_feature(enable = $features)]
         fn tile<const FOUR_BITS: bool, const T: usize>(
             groups: &[Group],
@@ -140,13 +142,17 @@ macro_rules! int8_loops {
                 for i in 0..STEPS {
                     let w = load(&group.codes[i]);
                     for t in 0..T {
-                        totals[t] = add_step::<FOUR_BITS>(totals[t], w, broadcast(&values[t][b], i));
+                        // SAFETY: the slices of every token are as long as `groups`.
+                        let values = unsafe { values[t].get_unchecked(b) };
+                        totals[t] = add_step::<FOUR_BITS>(totals[t], w, broadcast(values, i));
                     }
                 }
                 // SAFETY: the array holds the 32 bytes that are read.
                 let d = unsafe { _mm256_loadu_ps(group.scales.as_ptr()) };
                 for t in 0..T {
-                    sums[t] = add_block::<FOUR_BITS>(sums[t], totals[t], d, scales[t][b], block_sums[t][b]);
+                    // SAFETY: as above.
+                    let (scale, sum) = unsafe { (*scales[t].get_unchecked(b), *block_sums[t].get_unchecked(b)) };
+                    sums[t] = add_block::<FOUR_BITS>(sums[t], totals[t], d, scale, sum);
                 }
             }
             for t in 0..T {

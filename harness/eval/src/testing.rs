@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 use ternbench_model::batch::{Batch, ForwardPass, Limits, SequenceCache};
 use ternbench_model::chat::Message;
-use ternbench_model::transformer::ForwardError;
+use ternbench_model::segment::ForwardError;
 use ternbench_model::{Logits, Segment};
 
 use crate::error::EvalError;

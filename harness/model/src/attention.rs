@@ -12,7 +12,7 @@ use ternbench_kernels::{Team, ops};
 
 use crate::config::ModelConfig;
 use crate::kv_cache::{BLOCK, KvCache};
-use crate::transformer::Segment;
+use crate::segment::Segment;
 
 /// Positions that are answered for at once: their scores stay in the L1 cache, and a long sequence is work for many threads.
 const CHUNK: usize = 16 * BLOCK;
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
     use crate::config::Architecture;
     use crate::kv_cache::{KvPool, KvType};
-    use crate::transformer::Logits;
+    use crate::segment::Logits;
     use ternbench_kernels::Pool;
 
     const LEN: usize = 2 * CHUNK + 37;

@@ -6,7 +6,8 @@ use crate::breakdown::Breakdown;
 use crate::head::HeadUse;
 use crate::kv_cache::{KvCache, KvPool, KvType};
 use crate::sampler;
-use crate::transformer::{Buffers, ForwardError, Logits, Segment, Transformer};
+use crate::segment::{ForwardError, Logits, Segment};
+use crate::transformer::{Buffers, Transformer};
 
 /// A model on a pool of threads: what runs forward passes.
 pub struct Engine<'m> {

@@ -2,8 +2,8 @@
 //! decodes to valid trits; but no such model expects English text any better than chance.
 
 use crate::engine::Engine;
+use crate::segment::{ForwardError, Logits, Segment};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-use crate::transformer::{ForwardError, Logits, Segment};
 
 /// Plain words that every language model finds likely.
 const TEXT: &str = "The sun rises in the east and sets in the west. In the morning people get up, wash their hands and eat \

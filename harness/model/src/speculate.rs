@@ -6,7 +6,7 @@
 
 use crate::engine::Engine;
 use crate::kv_cache::KvCache;
-use crate::transformer::{ForwardError, Logits, Segment};
+use crate::segment::{ForwardError, Logits, Segment};
 
 /// The longest and the shortest ending that is looked up.
 const LONGEST: usize = 4;

@@ -9,16 +9,15 @@ use ternbench_kernels::driver::{self, Input, Scratch};
 use ternbench_kernels::ops::for_each_row;
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
-use thiserror::Error;
 
 use crate::attention;
 use crate::breakdown::{Breakdown, Part};
 use crate::config::{Activation, ModelConfig};
 use crate::error::LoadError;
 use crate::head::HeadSearch;
-use crate::kv_cache::KvCache;
 use crate::layer::{Census, Layer};
 use crate::rope::Rope;
+use crate::segment::{ForwardError, Logits, Segment};
 use crate::weights::{VectorName, WeightSource};
 
 /// A model with its linear layers packed for one kernel, or for one of decode and one of prefill.
@@ -73,74 +72,6 @@ impl WeightBytes {
     pub fn held(&self) -> u64 {
         self.per_token() + self.second_copy + self.embedding + self.screen
     }
-}
-
-/// Which positions of a segment get logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
-    /// None: the tokens only fill the cache.
-    None,
-    /// The last one.
-    Last,
-    /// The one at this index of the segment's tokens, and all after it.
-    From(usize),
-}
-
-/// Tokens of one sequence, appended to its cache by a forward pass. A pass takes any number of segments.
-pub struct Segment<'a, C = KvCache> {
-    /// The sequence so far.
-    pub cache: &'a mut C,
-    /// What comes next, at least one token.
-    pub tokens: &'a [u32],
-    /// Where logits are wanted.
-    pub logits: Logits,
-}
-
-/// Tokens of a long sequence that go through the layers together: what is kept of them between two matrices stays in the L3 cache, and a
-/// matrix is unpacked often enough. On Emerald Rapids 512 tokens at once were 10 % slower.
-const TOGETHER: usize = 256;
-
-impl Segment<'_> {
-    /// The first [`TOGETHER`] tokens as a segment of their own, where there are more and nobody asks for their logits.
-    fn take_head(&mut self) -> Option<Segment<'_>> {
-        let unasked = match self.logits {
-            Logits::None | Logits::Last => self.tokens.len() - 1,
-            Logits::From(index) => index.min(self.tokens.len() - 1),
-        };
-        if unasked < TOGETHER {
-            return None;
-        }
-        let (head, rest) = self.tokens.split_at(TOGETHER);
-        self.tokens = rest;
-        if let Logits::From(index) = &mut self.logits {
-            *index -= TOGETHER;
-        }
-        Some(Segment { cache: self.cache, tokens: head, logits: Logits::None })
-    }
-}
-
-/// Why a forward pass was refused. Nothing was computed, and no cache was changed.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ForwardError {
-    /// A token id beyond the vocabulary.
-    #[error("token id {id} is not below the vocabulary size {vocab}")]
-    Token {
-        /// The id.
-        id: u32,
-        /// The vocabulary size.
-        vocab: usize,
-    },
-    /// More tokens than the cache has room for.
-    #[error("{needed} positions needed, the KV cache has room for {capacity}")]
-    Context {
-        /// Positions held and to come.
-        needed: usize,
-        /// Positions there is room for.
-        capacity: usize,
-    },
-    /// A segment without tokens.
-    #[error("a segment has no tokens")]
-    Empty,
 }
 
 /// The activations of a pass, kept between passes.

@@ -142,7 +142,7 @@ fn a_sliding_window_hides_what_lies_before_it() {
 
 #[test]
 fn bad_requests_are_refused_before_anything_changes() {
-    use ternbench_model::transformer::ForwardError;
+    use ternbench_model::segment::ForwardError;
     let pool = Pool::new(1).unwrap();
     let model = load(&source("bitnet-tiny"), "auto", &pool);
     let mut engine = Engine::new(&model, &pool);

@@ -6,7 +6,7 @@ use super::SequenceCache;
 use super::request::{Event, Finish, Generate, Request, RequestId, Score, TokenScore};
 use crate::kv_cache::{BLOCK, blocks_for};
 use crate::sampler::are_logits;
-use crate::transformer::{Logits, Segment};
+use crate::segment::{Logits, Segment};
 
 /// A request at work.
 pub(super) struct Job<C> {

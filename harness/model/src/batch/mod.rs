@@ -21,7 +21,7 @@ pub use request::{Event, Finish, Generate, RequestError, RequestId, Score, Token
 use crate::engine::Engine;
 use crate::kv_cache::{BLOCK, KvCache};
 use crate::sampler;
-use crate::transformer::{ForwardError, Segment};
+use crate::segment::{ForwardError, Segment};
 
 /// What a batch runs on: [`Engine`], or a toy in tests.
 pub trait ForwardPass {

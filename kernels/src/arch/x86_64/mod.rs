@@ -20,7 +20,7 @@ pub(crate) fn prefetch<const LEVEL: i32>(at: *const u8) {
 /// Asks for what a loop that reads packed weights from end to end will need: from memory into the outer caches far ahead, as many lines
 /// as a core can wait for and more, and from there into the L1 cache shortly ahead, so that loads never wait in the queue in which
 /// the requests to memory wait. On an Intel Emerald Rapids core that reads 16.6 GB/s, one token then reads 15.2; with one
-/// request 4 KB ahead 13.1, 16 KB ahead 13.8, with none 9.2.
+/// request 4 KB ahead 13.1, 16 KB ahead 13.8; four streams without any, in a model, 9.2.
 #[inline(always)]
 pub(crate) fn ask_ahead<T>(at: &T) {
     const FAR: usize = 16 * 1024;

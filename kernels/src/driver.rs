@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
-use crate::bytes::Bytes;
+use crate::bytes::{Aligned, Bytes};
 use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
@@ -151,12 +151,12 @@ impl Linear {
         }
     }
 
-    /// Row tiles worth giving to one call of the kernel.
-    fn tiles_per_call(&self, m: usize) -> usize {
+    /// Rows worth giving to one call of the kernel.
+    fn rows_per_call(&self, m: usize) -> usize {
         match &self.weights {
-            Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call().div_ceil(self.row_tile(m)),
+            Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call(),
             // Dense kernels lay a batch's activations out in every call.
-            Weights::Dense { .. } if m > FUSED_TOKENS => 512 / self.row_tile(m),
+            Weights::Dense { .. } if m > FUSED_TOKENS => 512,
             Weights::Dense { .. } => 1,
         }
     }
@@ -200,7 +200,7 @@ impl Linear {
 #[derive(Default)]
 pub struct Scratch {
     /// Rows of [`Input::Made`] as floats, where a matrix of the group wants them.
-    rows: Vec<f32>,
+    rows: Aligned<f32>,
     quantized: QuantizedActivations,
     /// The input as each kernel of the group wants it; mostly one.
     prepared: Vec<(&'static str, Prepared)>,
@@ -210,8 +210,10 @@ impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let prepared = self.prepared.iter().map(|(_, prepared)| prepared.bytes.len() + prepared.sums.capacity() * 4);
-        let floats = self.rows.capacity() + self.quantized.scales.capacity();
-        self.quantized.values.capacity() + 4 * floats + prepared.sum::<usize>()
+        self.rows.bytes()
+            + self.quantized.values.capacity()
+            + 4 * self.quantized.scales.capacity()
+            + prepared.sum::<usize>()
     }
 }
 
@@ -225,24 +227,115 @@ pub enum Input<'a> {
     Made(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
 }
 
-/// Multiplies `x` by every matrix of `group`, which share the input, in one parallel region; each output is `m x n`.
-pub fn multiply(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &mut [(&Linear, &mut [f32])]) {
+/// What a group's input is multiplied by, and what becomes of the products.
+pub struct Output<'a> {
+    linear: &'a Linear,
+    then: Then<'a>,
+    y: SharedMut<'a, f32>,
+}
+
+/// What becomes of a product, while it is in the cache.
+enum Then<'a> {
+    Store,
+    /// It is added to what is there, times this.
+    Add(f32),
+    /// It goes through the gate, with the product of another matrix beside it.
+    Gate(&'a Linear, Gate),
+}
+
+/// `gate = activation(gate) · up`, as the gates of [`ops`].
+pub type Gate = fn(&mut [f32], &[f32]);
+
+impl<'a> Output<'a> {
+    /// `y = x · Wᵀ`, `m x n`.
+    pub fn store(linear: &'a Linear, y: &'a mut [f32]) -> Self {
+        Self { linear, then: Then::Store, y: SharedMut::new(y) }
+    }
+
+    /// `y += scale · (x · Wᵀ)`.
+    pub fn add(linear: &'a Linear, scale: f32, y: &'a mut [f32]) -> Self {
+        Self { linear, then: Then::Add(scale), y: SharedMut::new(y) }
+    }
+
+    /// `y = activation(x · Gᵀ) · (x · Uᵀ)`; panics where the matrices have not the same number of rows.
+    pub fn gated(gate: &'a Linear, up: &'a Linear, activate: Gate, y: &'a mut [f32]) -> Self {
+        assert_eq!(gate.n(), up.n(), "a gate takes one value of each matrix");
+        Self { linear: gate, then: Then::Gate(up, activate), y: SharedMut::new(y) }
+    }
+
+    /// The matrices.
+    fn linears(&self) -> impl Iterator<Item = &'a Linear> {
+        let second = match self.then {
+            Then::Gate(up, _) => Some(up),
+            Then::Store | Then::Add(_) => None,
+        };
+        std::iter::once(self.linear).chain(second)
+    }
+
+    /// Rows that are computed together.
+    fn row_tile(&self, m: usize) -> usize {
+        // All kernels' tiles are powers of two, or multiples of each other: the largest is one of all.
+        self.linears().map(|linear| linear.row_tile(m)).max().unwrap_or(1)
+    }
+
+    /// Row tiles worth computing at once.
+    fn tiles_per_call(&self, m: usize) -> usize {
+        self.linears().map(|linear| linear.rows_per_call(m).div_ceil(self.row_tile(m))).max().unwrap_or(1)
+    }
+
+    /// Computes the row tiles `tiles`, a few at a time so that the sums stay in the L2 cache (or as many as the kernel wants).
+    fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>) {
+        const SUMS: usize = 32 * 1024;
+        let (n, tile) = (self.linear.n(), self.row_tile(m));
+        let step = (SUMS / (tile * m).max(1)).max(self.tiles_per_call(m));
+        BUFFERS.with_borrow_mut(|Buffers { sums: [sums, sums_up], row }| {
+            for start in tiles.clone().step_by(step) {
+                let rows = start * tile..((start + step).min(tiles.end) * tile).min(n);
+                sums.compute(self.linear, x, m, scratch, rows.clone());
+                if let Then::Gate(up, _) = self.then {
+                    sums_up.compute(up, x, m, scratch, rows.clone());
+                }
+                row.resize(rows.len());
+                for token in 0..m {
+                    // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
+                    let y = unsafe { self.y.slice(token * n + rows.start..token * n + rows.end) };
+                    match self.then {
+                        Then::Store => sums.write(self.linear, scratch, token, rows.start, y),
+                        Then::Add(scale) => {
+                            sums.write(self.linear, scratch, token, rows.start, row);
+                            ops::axpy(scale, row, y);
+                        }
+                        Then::Gate(up, activate) => {
+                            sums.write(self.linear, scratch, token, rows.start, y);
+                            sums_up.write(up, scratch, token, rows.start, row);
+                            activate(y, row);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Multiplies `x` by every matrix of `group`, which share the input, in one parallel region.
+pub fn multiply(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
     prepare(team, scratch, x, m, group);
     compute(team, scratch, x, m, group);
 }
 
 /// The first half of [`multiply`]: makes and quantises `x` and brings it into the form of every kernel of `group`, once each.
-pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[(&Linear, &mut [f32])]) {
-    let Some(k) = group.first().map(|(first, _)| first.k()) else {
+pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
+    let Some(k) = group.first().map(|first| first.linear.k()) else {
         return;
     };
     let Scratch { rows, quantized, prepared } = scratch;
-    let is_dense = |(linear, _): &(&Linear, &mut [f32])| matches!(linear.weights, Weights::Dense { .. });
-    if let (Input::Made(make), true) = (x, group.iter().any(is_dense)) {
-        rows.resize(m * k, 0.0);
+    let linears = || group.iter().flat_map(Output::linears);
+    let is_dense = |linear: &Linear| matches!(linear.weights, Weights::Dense { .. });
+    if let (Input::Made(make), true) = (x, linears().any(is_dense)) {
+        rows.resize(m * k);
         ops::for_each_row(team, rows, k, make);
     }
-    if !group.iter().all(is_dense) {
+    if !linears().all(is_dense) {
         match x {
             Input::Rows(rows) => {
                 ops::quantize(team, m, k, &|token, row| row.copy_from_slice(&rows[token * k..][..k]), quantized)
@@ -251,7 +344,7 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
         }
     }
     let mut n_prepared = 0;
-    for (linear, _) in group {
+    for linear in linears() {
         let Weights::Ternary(ternary) = &linear.weights else { continue };
         let (kernel, _) = ternary.at(m);
         let name = kernel.info().name;
@@ -269,8 +362,8 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
 }
 
 /// The second half: multiplies what [`prepare`] left in `scratch` for the same input and group, adds the biases, applies the scales.
-pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &mut [(&Linear, &mut [f32])]) {
-    let Some(k) = group.first().map(|(first, _)| first.k()) else {
+pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
+    let Some(k) = group.first().map(|first| first.linear.k()) else {
         return;
     };
     let x = match x {
@@ -282,76 +375,81 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
     };
     let mut outputs = Vec::with_capacity(group.len());
     let (mut n_tiles, mut per_call) = (0, 1);
-    for (linear, y) in group.iter_mut() {
-        assert_eq!(linear.k(), k, "the matrices of a group share one input");
-        assert_eq!(y.len(), m * linear.n(), "an output does not hold m * n values");
+    for output in group {
+        assert!(output.linears().all(|linear| linear.k() == k), "the matrices of a group share one input");
+        assert_eq!(output.y.len(), m * output.linear.n(), "an output does not hold m * n values");
         let first_tile = n_tiles;
-        n_tiles += linear.n().div_ceil(linear.row_tile(m));
-        per_call = per_call.max(linear.tiles_per_call(m));
-        outputs.push((first_tile..n_tiles, *linear, SharedMut::new(y)));
+        n_tiles += output.linear.n().div_ceil(output.row_tile(m));
+        per_call = per_call.max(output.tiles_per_call(m));
+        outputs.push((first_tile..n_tiles, output));
     }
     // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. In whole calls of the kernel, and
     // one for every worker.
     let grain =
         n_tiles.div_ceil(team.n_threads() * 8).next_multiple_of(per_call).min(n_tiles.div_ceil(team.n_threads()));
     team.split(n_tiles, grain, |tiles| {
-        for (range, linear, output) in &outputs {
+        for (range, output) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {
-                rows_of(linear, x, m, scratch, tiles.start - range.start..tiles.end - range.start, output);
+                output.compute(x, m, scratch, tiles.start - range.start..tiles.end - range.start);
             }
         }
     });
+}
+
+/// Products of some rows of a matrix with all tokens, before scales and biases.
+#[derive(Default)]
+struct Sums {
+    ternary: Aligned<i32>,
+    dense: Aligned<f32>,
+    /// From token to token.
+    stride: usize,
+}
+
+/// What a thread needs to compute an [`Output`].
+#[derive(Default)]
+struct Buffers {
+    sums: [Sums; 2],
+    row: Aligned<f32>,
 }
 
 thread_local! {
-    static ACC: RefCell<(Vec<i32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// Computes the row tiles `tiles` of one matrix, a few at a time so that the sums stay in the L2 cache (or as many as the kernel
-/// wants).
-fn rows_of(linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, output: &SharedMut<'_, f32>) {
-    const ACC_VALUES: usize = 32 * 1024;
-    let tile = linear.row_tile(m);
-    let step = (ACC_VALUES / (tile * m).max(1)).max(linear.tiles_per_call(m));
-    ACC.with_borrow_mut(|(acc, sums)| {
-        let mut start = tiles.start;
-        while start < tiles.end {
-            let end = (start + step).min(tiles.end);
-            let padded = start * tile..end * tile;
-            let rows = padded.start..padded.end.min(linear.n());
-            let at = |token: usize| token * linear.n() + rows.start..token * linear.n() + rows.end;
-            match &linear.weights {
-                Weights::Ternary(ternary) => {
-                    acc.resize(m * padded.len(), 0);
-                    let (kernel, packed) = ternary.at(m);
-                    let name = kernel.info().name;
-                    let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
-                    let (_, prepared) = prepared.expect("`prepare` ran for this group");
-                    kernel.compute(packed, prepared, padded.clone(), acc);
-                    for (token, acc) in acc.chunks_exact(padded.len()).enumerate() {
-                        // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
-                        let y = unsafe { output.slice(at(token)) };
-                        ops::scale(acc, ternary.about.scale / scratch.quantized.scales[token], y);
-                    }
-                }
-                Weights::Dense { kernel, matrix } => {
-                    sums.resize(m * rows.len(), 0.0);
-                    kernel.compute(matrix, x, m, rows.clone(), sums);
-                    for (token, sums) in sums.chunks_exact(rows.len()).enumerate() {
-                        // SAFETY: as above.
-                        unsafe { output.slice(at(token)) }.copy_from_slice(sums);
-                    }
-                }
+impl Sums {
+    /// Multiplies `rows` of `linear`, which begin with a tile of its kernel and end with one or with the matrix.
+    fn compute(&mut self, linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, rows: Range<usize>) {
+        match &linear.weights {
+            Weights::Ternary(ternary) => {
+                let (kernel, packed) = ternary.at(m);
+                let padded = rows.start..rows.end.next_multiple_of(kernel.info().row_tile);
+                self.stride = padded.len();
+                self.ternary.resize(m * self.stride);
+                let name = kernel.info().name;
+                let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
+                let (_, prepared) = prepared.expect("`prepare` ran for this group");
+                kernel.compute(packed, prepared, padded, &mut self.ternary);
             }
-            if let Some(bias) = &linear.bias {
-                for token in 0..m {
-                    // SAFETY: as above; the slices of the match are gone.
-                    let y = unsafe { output.slice(at(token)) };
-                    y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
-                }
+            Weights::Dense { kernel, matrix } => {
+                self.stride = rows.len();
+                self.dense.resize(m * self.stride);
+                kernel.compute(matrix, x, m, rows, &mut self.dense);
             }
-            start = end;
         }
-    });
+    }
+
+    /// Writes what was computed for a token, scaled and with its biases, the first of which is that of row `first`.
+    fn write(&self, linear: &Linear, scratch: &Scratch, token: usize, first: usize, y: &mut [f32]) {
+        let start = token * self.stride;
+        match &linear.weights {
+            Weights::Ternary(ternary) => {
+                ops::scale(&self.ternary[start..][..y.len()], ternary.about.scale / scratch.quantized.scales[token], y);
+            }
+            Weights::Dense { .. } => y.copy_from_slice(&self.dense[start..][..y.len()]),
+        }
+        if let Some(bias) = &linear.bias {
+            ops::add(&bias[first..][..y.len()], y);
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod support;
 use std::ops::Range;
 
 use support::{inputs, sample};
-use ternbench_kernels::driver::{Input, Scratch, multiply};
+use ternbench_kernels::driver::{Input, Output, Scratch, multiply};
 use ternbench_kernels::layout::LAYOUTS;
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{
@@ -126,7 +126,9 @@ fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
             let linear = Linear::ternary(kernel, &w);
             for pool in &pools {
                 let mut y = vec![f32::NAN; m * n];
-                pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)]));
+                pool.run(|team| {
+                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &[Output::store(&linear, &mut y)])
+                });
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 if kernel.info().exactness == Exactness::Exact {
                     assert!(

@@ -4,7 +4,7 @@ mod support;
 
 use half::{bf16, f16};
 use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
-use ternbench_kernels::driver::{Input, Scratch, Weights, multiply};
+use ternbench_kernels::driver::{Input, Output, Scratch, Weights, multiply};
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
@@ -188,7 +188,9 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
             let linear = Linear { weights: Weights::Dense { kernel, matrix: w.clone() }, bias: None };
             for pool in &pools {
                 let mut y = vec![f32::NAN; m * n];
-                pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [(&linear, &mut y)]));
+                pool.run(|team| {
+                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &[Output::store(&linear, &mut y)])
+                });
                 assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
             }
         }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use ternbench_kernels::bytes::Aligned;
 use ternbench_kernels::dense::Activations;
-use ternbench_kernels::driver::{self, Input, Scratch};
+use ternbench_kernels::driver::{self, Input, Output, Scratch};
 use ternbench_kernels::ops::for_each_row;
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
@@ -77,16 +78,15 @@ impl WeightBytes {
 /// The activations of a pass, kept between passes.
 #[derive(Default)]
 pub(crate) struct Buffers {
-    hidden: Vec<f32>,
-    normed: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attention: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    out: Vec<f32>,
-    logits: Vec<f32>,
+    hidden: Aligned<f32>,
+    normed: Aligned<f32>,
+    q: Aligned<f32>,
+    k: Aligned<f32>,
+    v: Aligned<f32>,
+    attention: Aligned<f32>,
+    gated: Aligned<f32>,
+    out: Aligned<f32>,
+    logits: Aligned<f32>,
     pub(crate) head: HeadSearch,
     angles: Vec<(f32, f32)>,
     local_angles: Vec<(f32, f32)>,
@@ -101,23 +101,10 @@ impl Buffers {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        let floats = [
-            &self.hidden,
-            &self.normed,
-            &self.q,
-            &self.k,
-            &self.v,
-            &self.attention,
-            &self.gate,
-            &self.up,
-            &self.out,
-            &self.logits,
-        ];
+        let Self { hidden, normed, q, k, v, attention, gated, out, logits, .. } = self;
+        let floats = [hidden, normed, q, k, v, attention, gated, out, logits].map(Aligned::bytes);
         let angles = (self.angles.capacity() + self.local_angles.capacity()) * 8;
-        floats.iter().map(|floats| floats.capacity() * 4).sum::<usize>()
-            + angles
-            + self.scratch.bytes()
-            + self.head.bytes()
+        floats.iter().sum::<usize>() + angles + self.scratch.bytes() + self.head.bytes()
     }
 }
 
@@ -345,7 +332,7 @@ impl Transformer {
     /// `h = E[ids]`, and the RoPE angles of every token's position.
     fn embed(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], m: usize) {
         let width = self.config.hidden;
-        resize(&mut b.hidden, m * width);
+        b.hidden.resize(m * width);
         b.angles.clear();
         b.local_angles.clear();
         let mut ids = Vec::with_capacity(m);
@@ -372,7 +359,7 @@ impl Transformer {
         scratch: &mut Scratch,
         x: Input<'_>,
         m: usize,
-        outputs: &mut [(&Linear, &mut [f32])],
+        outputs: &[Output<'_>],
         part: Part,
         time: &mut Breakdown,
     ) {
@@ -395,15 +382,21 @@ impl Transformer {
         time: &mut Breakdown,
     ) {
         let (q_dim, kv_dim) = (self.config.q_dim(), self.config.kv_dim());
-        let (width, eps) = (self.config.hidden, self.config.norm_eps);
-        resize(&mut b.q, m * q_dim);
-        resize(&mut b.k, m * kv_dim);
-        resize(&mut b.v, m * kv_dim);
-        let normed = |token: usize, out: &mut [f32]| {
-            ops::rms_norm(&b.hidden[token * width..][..width], &layer.attn_norm, eps, out);
-        };
-        let qkv = &mut [(&layer.q, &mut b.q[..]), (&layer.k, &mut b.k[..]), (&layer.v, &mut b.v[..])];
-        Self::linear(team, &mut b.scratch, Input::Made(&normed), m, qkv, Part::Qkv, time);
+        let eps = self.config.norm_eps;
+        b.q.resize(m * q_dim);
+        b.k.resize(m * kv_dim);
+        b.v.resize(m * kv_dim);
+        let qkv =
+            &[Output::store(&layer.q, &mut b.q), Output::store(&layer.k, &mut b.k), Output::store(&layer.v, &mut b.v)];
+        Self::linear(
+            team,
+            &mut b.scratch,
+            Input::Made(&normed(&b.hidden, &layer.attn_norm, eps)),
+            m,
+            qkv,
+            Part::Qkv,
+            time,
+        );
 
         let local = self.config.window(index);
         let (rope, angles) = match (&self.local_rope, local) {
@@ -418,86 +411,96 @@ impl Transformer {
             segment.cache.store(index, &b.k[rows.clone()], &b.v[rows]);
             first += segment.tokens.len();
         }
-        resize(&mut b.attention, m * q_dim);
+        b.attention.resize(m * q_dim);
         let window = local.map(|local| local.window);
         attention::attend(team, &self.config, segments, index, window, &b.q, &mut b.attention);
         time.end(Part::Attention);
 
-        let normed = |gain: &[f32], token: usize, out: &mut [f32]| {
-            ops::rms_norm(&b.attention[token * q_dim..][..q_dim], gain, eps, out);
-        };
-        let normed =
-            layer.attn_sub_norm.as_ref().map(|gain| move |token: usize, out: &mut [f32]| normed(gain, token, out));
-        let attended = normed.as_ref().map_or(Input::Rows(&b.attention), |normed| Input::Made(normed));
-        resize(&mut b.out, m * width);
-        Self::linear(team, &mut b.scratch, attended, m, &mut [(&layer.o, &mut b.out[..])], Part::O, time);
-        self.add_to_residual(team, b, layer.post_attn_norm.as_deref());
-        time.end(Part::Other);
+        let sub_normed = layer.attn_sub_norm.as_deref().map(|gain| normed(&b.attention, gain, eps));
+        let x = sub_normed.as_ref().map_or(Input::Rows(&b.attention), |sub_normed| Input::Made(sub_normed));
+        let residual = Residual { hidden: &mut b.hidden, out: &mut b.out, post_norm: layer.post_attn_norm.as_deref() };
+        self.add(team, &mut b.scratch, x, m, &layer.o, residual, Part::O, time);
     }
 
     /// `h += Wdown · sub_norm(act(Wgate · norm(h)) * (Wup · norm(h)))`.
     fn ffn_block(&self, team: &Team, b: &mut Buffers, m: usize, layer: &Layer, time: &mut Breakdown) {
-        let (width, ffn, eps) = (self.config.hidden, self.config.ffn, self.config.norm_eps);
-        resize(&mut b.gate, m * ffn);
-        resize(&mut b.up, m * ffn);
-        let normed = |token: usize, out: &mut [f32]| {
-            ops::rms_norm(&b.hidden[token * width..][..width], &layer.ffn_norm, eps, out);
-        };
-        let gate_up = &mut [(&layer.gate, &mut b.gate[..]), (&layer.up, &mut b.up[..])];
-        Self::linear(team, &mut b.scratch, Input::Made(&normed), m, gate_up, Part::GateUp, time);
-
+        let eps = self.config.norm_eps;
         let activate = match self.config.activation {
             Activation::Relu2 => ops::relu2_gate,
             Activation::Silu => ops::silu_gate,
             Activation::GeluTanh => ops::gelu_gate,
         };
-        let gated = |token: usize, out: &mut [f32]| {
-            out.copy_from_slice(&b.gate[token * ffn..][..ffn]);
-            activate(out, &b.up[token * ffn..][..ffn]);
-            if let Some(gain) = &layer.ffn_sub_norm {
-                ops::rms_norm_in_place(out, gain, eps);
-            }
-        };
-        resize(&mut b.out, m * width);
+        b.gated.resize(m * self.config.ffn);
+        let gated = &[Output::gated(&layer.gate, &layer.up, activate, &mut b.gated)];
         Self::linear(
             team,
             &mut b.scratch,
-            Input::Made(&gated),
+            Input::Made(&normed(&b.hidden, &layer.ffn_norm, eps)),
             m,
-            &mut [(&layer.down, &mut b.out[..])],
-            Part::Down,
+            gated,
+            Part::GateUp,
             time,
         );
-        self.add_to_residual(team, b, layer.post_ffn_norm.as_deref());
+
+        let sub_normed = layer.ffn_sub_norm.as_deref().map(|gain| normed(&b.gated, gain, eps));
+        let x = sub_normed.as_ref().map_or(Input::Rows(&b.gated), |sub_normed| Input::Made(sub_normed));
+        let residual = Residual { hidden: &mut b.hidden, out: &mut b.out, post_norm: layer.post_ffn_norm.as_deref() };
+        self.add(team, &mut b.scratch, x, m, &layer.down, residual, Part::Down, time);
+    }
+
+    /// `h += residual_scale · post_norm(W · x)`.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass")]
+    fn add(
+        &self,
+        team: &Team,
+        scratch: &mut Scratch,
+        x: Input<'_>,
+        m: usize,
+        linear: &Linear,
+        Residual { hidden, out, post_norm }: Residual<'_>,
+        part: Part,
+        time: &mut Breakdown,
+    ) {
+        let scale = self.config.residual_scale;
+        let Some(gain) = post_norm else {
+            return Self::linear(team, scratch, x, m, &[Output::add(linear, scale, hidden)], part, time);
+        };
+        out.resize(hidden.len());
+        Self::linear(team, scratch, x, m, &[Output::store(linear, out)], part, time);
+        let width = gain.len();
+        for_each_row(team, out, width, |_, out| ops::rms_norm_in_place(out, gain, self.config.norm_eps));
+        for_each_row(team, hidden, width, |token, hidden| ops::axpy(scale, &out[token * width..][..width], hidden));
         time.end(Part::Other);
     }
 
     /// `logits = norm(h) · Eᵀ` at the positions asked for.
     fn logits(&self, team: &Team, b: &mut Buffers, segments: &[Segment<'_>], top: Option<usize>, time: &mut Breakdown) {
         let width = self.config.hidden;
-        b.out.clear();
+        let starts_at = |segment: &Segment<'_>| match segment.logits {
+            Logits::None => segment.tokens.len(),
+            Logits::Last => segment.tokens.len() - 1,
+            Logits::From(index) => index.min(segment.tokens.len()),
+        };
+        let rows = segments.iter().map(|segment| segment.tokens.len() - starts_at(segment)).sum();
+        b.normed.resize(rows * width);
+        let mut wanted = Vec::with_capacity(rows);
         let mut first = 0;
         for segment in segments {
-            let len = segment.tokens.len();
-            let from = match segment.logits {
-                Logits::None => len,
-                Logits::Last => len - 1,
-                Logits::From(index) => index.min(len),
-            };
-            b.out.extend_from_slice(&b.hidden[(first + from) * width..(first + len) * width]);
-            first += len;
+            wanted.extend(first + starts_at(segment)..first + segment.tokens.len());
+            first += segment.tokens.len();
         }
-        let rows = b.out.len() / width;
-        self.norm(team, &b.out, &self.output_norm, &mut b.normed);
+        for_each_row(team, &mut b.normed, width, |row, out| {
+            ops::rms_norm(&b.hidden[wanted[row] * width..][..width], &self.output_norm, self.config.norm_eps, out);
+        });
         time.end(Part::Other);
-        b.logits.clear();
+        b.logits.resize(0);
         if let (Some(k), Some(screen)) = (top.filter(|_| rows > 0), &self.screen)
             && b.head.search(screen, team, &b.normed, rows, self.config.logit_scale, k)
         {
             time.end(Part::Head);
             return;
         }
-        resize(&mut b.logits, rows * self.config.vocab);
+        b.logits.resize(rows * self.config.vocab);
         if rows > 0 {
             b.head.count.positions += rows as u64;
             b.head.count.whole += 1;
@@ -507,7 +510,7 @@ impl Transformer {
                 &mut b.scratch,
                 Input::Rows(&b.normed),
                 rows,
-                &mut [(&self.head, &mut b.logits[..])],
+                &[Output::store(&self.head, &mut b.logits)],
             );
         }
         if self.config.logit_scale != 1.0 {
@@ -517,14 +520,6 @@ impl Transformer {
             b.head.take_from(&b.logits, self.config.vocab, k);
         }
         time.end(Part::Head);
-    }
-
-    /// RMSNorm of every row of `x`; rows are as wide as the gain.
-    fn norm(&self, team: &Team, x: &[f32], gain: &[f32], out: &mut Vec<f32>) {
-        resize(out, x.len());
-        let width = gain.len();
-        let eps = self.config.norm_eps;
-        for_each_row(team, out, width, |row, out| ops::rms_norm(&x[row * width..(row + 1) * width], gain, eps, out));
     }
 
     /// Normalises (Gemma) and rotates every head of `x`, `width` values a token.
@@ -550,24 +545,17 @@ impl Transformer {
             }
         });
     }
-
-    /// `h += residual_scale · post_norm(out)`.
-    fn add_to_residual(&self, team: &Team, b: &mut Buffers, post_norm: Option<&[f32]>) {
-        let out = match post_norm {
-            Some(gain) => {
-                self.norm(team, &b.out, gain, &mut b.normed);
-                &b.normed
-            }
-            None => &b.out,
-        };
-        let width = self.config.hidden;
-        let scale = self.config.residual_scale;
-        for_each_row(team, &mut b.hidden, width, |token, hidden| {
-            ops::axpy(scale, &out[token * width..(token + 1) * width], hidden);
-        });
-    }
 }
 
-fn resize(buffer: &mut Vec<f32>, len: usize) {
-    buffer.resize(len, 0.0);
+/// Where [`Transformer::add`] adds, and how.
+struct Residual<'b> {
+    hidden: &'b mut Aligned<f32>,
+    /// For the products, where they are normalised first.
+    out: &'b mut Aligned<f32>,
+    post_norm: Option<&'b [f32]>,
+}
+
+/// Makes rows of `x` with an RMSNorm over them; they are as wide as the gain.
+fn normed<'x>(x: &'x [f32], gain: &'x [f32], eps: f32) -> impl Fn(usize, &mut [f32]) + Sync + 'x {
+    move |token, out| ops::rms_norm(&x[token * gain.len()..][..gain.len()], gain, eps, out)
 }

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ternbench_kernels::driver::{self, Input, Scratch};
+use ternbench_kernels::bytes::Aligned;
+use ternbench_kernels::driver::{self, Input, Output, Scratch};
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{Bytes, Linear, Pool, TernaryKernel, TernaryMatrix};
 use ternbench_measure::{Contender, Plan, interleave, record, stats};
@@ -113,11 +114,14 @@ pub fn time(
     struct State {
         next: usize,
         prepare_ns: Vec<u64>,
-        y: Vec<f32>,
+        y: Aligned<f32>,
         scratch: Scratch,
     }
-    let new_state =
-        |_: &&Packed| State { next: 0, prepare_ns: Vec::new(), y: vec![0.0; m * n], scratch: Scratch::default() };
+    let new_state = |_: &&Packed| {
+        let mut y = Aligned::default();
+        y.resize(m * n);
+        State { next: 0, prepare_ns: Vec::new(), y, scratch: Scratch::default() }
+    };
     let mut states: Vec<State> = packed.iter().map(new_state).collect();
     let mut contenders = Vec::with_capacity(packed.len());
     for (state, packed) in states.iter_mut().zip(packed) {
@@ -127,7 +131,7 @@ pub fn time(
             let linear = &copies[*next % copies.len()];
             *next += usize::from(cache == Cache::Cold);
             let (prepare, compute) = pool.run(|team| {
-                let group = &mut [(linear, &mut y[..])];
+                let group = &[Output::store(linear, y)];
                 let start = Instant::now();
                 driver::prepare(team, scratch, Input::Rows(x), m, group);
                 let prepared = Instant::now();

@@ -17,6 +17,10 @@ use crate::segment::Segment;
 /// Positions that are answered for at once: their scores stay in the L1 cache, and a long sequence is work for many threads.
 const CHUNK: usize = 16 * BLOCK;
 
+/// Weights that a query has room for: the numbers of a head, or the positions of a chunk.
+const WEIGHTS: usize = size_of::<ops::Weights>() / size_of::<f32>();
+const _: () = assert!(CHUNK <= WEIGHTS);
+
 /// Queries (a head of a token) that one work item answers: they share keys and values while those are in the L1 cache.
 const QUERIES: usize = 16;
 
@@ -125,8 +129,8 @@ struct Item<'c> {
 
 #[derive(Default)]
 struct Scratch {
-    queries: Vec<f32>,
-    scores: Vec<f32>,
+    queries: Vec<ops::Weights>,
+    scores: Vec<ops::Weights>,
     answers: Vec<f32>,
 }
 
@@ -172,29 +176,30 @@ impl Item<'_> {
     fn answer(&self, chunk: usize, q: &[f32], scratch: &mut Scratch) {
         let (n, width) = (self.n_queries(), self.head_dim);
         let Scratch { queries, scores, answers } = scratch;
-        queries.clear();
+        queries.resize(n, [0.0; _]);
+        scores.resize(n, [0.0; _]);
         let scale = 1.0 / (width as f32).sqrt();
-        (0..self.n_tokens).for_each(|token| queries.extend(q[self.heads(token)].iter().map(|q| q * scale)));
+        for (token, queries) in queries.chunks_exact_mut(self.n_heads).enumerate() {
+            for (query, q) in queries.iter_mut().zip(q[self.heads(token)].chunks_exact(width)) {
+                query.iter_mut().zip(q).for_each(|(scaled, q)| *scaled = q * scale);
+            }
+        }
 
         let all = common(&(self.seen(0).start..self.seen(n - 1).end), &(chunk * CHUNK..(chunk + 1) * CHUNK));
         let blocks = all.start / BLOCK..all.end.div_ceil(BLOCK);
         // A query's scores of the blocks' positions, those that it does not see among them.
         let first = blocks.start * BLOCK;
-        let stride = blocks.len() * BLOCK;
-        scores.clear();
-        scores.resize(n * stride, 0.0);
+        scores.iter_mut().for_each(|scores| scores[..blocks.len() * BLOCK].fill(0.0));
         let head = |block| self.cache.head(self.layer, self.kv_head, block);
         for (i, block) in blocks.clone().enumerate() {
             let keys = head(block).0;
             let next = if block + 1 < blocks.end { head(block + 1).0 } else { head(blocks.start).1 };
-            keys.add_products(next, queries, width, 0..width, &mut scores[i * BLOCK..], stride);
+            keys.add_products(next, queries, 0, 0..width, &mut scores.as_flattened_mut()[i * BLOCK..], WEIGHTS);
         }
         let answer_len = self.answer_len();
         answers.clear();
         answers.resize(n * answer_len, 0.0);
-        for ((query, scores), answer) in
-            scores.chunks_exact_mut(stride).enumerate().zip(answers.chunks_exact_mut(answer_len))
-        {
+        for ((query, scores), answer) in scores.iter_mut().enumerate().zip(answers.chunks_exact_mut(answer_len)) {
             let seen = common(&self.seen(query), &all);
             let (max, sum) = ops::exponentials(&mut scores[seen.start - first..seen.end - first]);
             answer[answer_len - 2..].copy_from_slice(&[max, sum]);
@@ -204,15 +209,15 @@ impl Item<'_> {
             let next = if block + 1 < blocks.end { head(block + 1).1 } else { values };
             let positions = block * BLOCK..(block + 1) * BLOCK;
             if (0..n).all(|query| common(&self.seen(query), &positions) == positions) {
-                values.add_products(next, &scores[i * BLOCK..], stride, 0..BLOCK, answers, answer_len);
+                values.add_products(next, scores, i * BLOCK, 0..BLOCK, answers, answer_len);
                 continue;
             }
             // The heads of a token see the same.
             for (token, answers) in answers.chunks_exact_mut(self.n_heads * answer_len).enumerate() {
                 let seen = common(&self.seen(token * self.n_heads), &positions);
-                let weights = &scores[token * self.n_heads * stride + seen.start - first..];
+                let weights = &scores[token * self.n_heads..];
                 let rows = seen.start - positions.start..seen.end - positions.start;
-                values.add_products(next, weights, stride, rows, answers, answer_len);
+                values.add_products(next, weights, seen.start - first, rows, answers, answer_len);
             }
         }
     }

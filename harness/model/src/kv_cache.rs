@@ -86,8 +86,8 @@ impl Panels<'_> {
     pub(crate) fn add_products(
         self,
         next: Self,
-        weights: &[f32],
-        weights_stride: usize,
+        weights: &[ops::Weights],
+        from: usize,
         rows: Range<usize>,
         out: &mut [f32],
         out_stride: usize,
@@ -95,10 +95,10 @@ impl Panels<'_> {
         use Slice::{F16, F32};
         match (self.numbers, next.numbers) {
             (F32(panels), F32(next)) => {
-                ops::add_products_f32(weights, weights_stride, [panels, next], self.height, rows, out, out_stride);
+                ops::add_products_f32(weights, from, [panels, next], self.height, rows, out, out_stride);
             }
             (F16(panels), F16(next)) => {
-                ops::add_products_f16(weights, weights_stride, [panels, next], self.height, rows, out, out_stride);
+                ops::add_products_f16(weights, from, [panels, next], self.height, rows, out, out_stride);
             }
             _ => unreachable!("a cache has one type"),
         }
@@ -312,10 +312,10 @@ mod tests {
                     let (mut key, mut value) = ([0.0; 3], [0.0; LANES]);
                     for (i, key) in key.iter_mut().enumerate() {
                         let mut lanes = [0.0; BLOCK];
-                        keys.add_products(keys, &[1.0], 1, i..i + 1, &mut lanes, BLOCK);
+                        keys.add_products(keys, &[[1.0; _]], 0, i..i + 1, &mut lanes, BLOCK);
                         *key = lanes[lane];
                     }
-                    values.add_products(values, &[-1.0], 1, lane..lane + 1, &mut value, LANES);
+                    values.add_products(values, &[[-1.0; _]], 0, lane..lane + 1, &mut value, LANES);
                     assert_eq!(key, value[..3]);
                     all.extend(key);
                 }

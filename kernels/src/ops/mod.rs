@@ -44,7 +44,7 @@ macro_rules! per_isa {
 
 mod attention;
 
-pub use attention::{add_products_f16, add_products_f32, exponentials, mix};
+pub use attention::{Weights, add_products_f16, add_products_f32, exponentials, mix};
 
 #[inline(always)]
 fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {

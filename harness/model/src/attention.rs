@@ -5,6 +5,7 @@
 //! depends on its query and its sequence alone: chunks begin at fixed positions, and a chunk's positions are taken in order, however
 //! queries are put together and work is split.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use ternbench_kernels::team::SharedMut;
@@ -70,15 +71,16 @@ pub(crate) fn attend(
     let n_chunks = items.iter().map(|item| item.chunks().len()).max().unwrap_or(0);
     if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
-            let mut scratch = Scratch::default();
-            for item in &items[range] {
-                let mut answers = item.no_answers();
-                for chunk in item.chunks() {
-                    item.answer(chunk, q, &mut scratch);
-                    item.fold(&mut answers, &scratch.answers);
+            SCRATCH.with_borrow_mut(|scratch| {
+                for item in &items[range] {
+                    let mut answers = item.no_answers();
+                    for chunk in item.chunks() {
+                        item.answer(chunk, q, scratch);
+                        item.fold(&mut answers, &scratch.answers);
+                    }
+                    item.finish(&answers, &out);
                 }
-                item.finish(&answers, &out);
-            }
+            });
         });
         return;
     }
@@ -89,13 +91,14 @@ pub(crate) fn attend(
     let mut parts = vec![0.0; work.len() * len];
     let shared = SharedMut::new(&mut parts);
     team.split(work.len(), 1, |range| {
-        let mut scratch = Scratch::default();
-        for i in range {
-            let (item, chunk) = (&items[work[i].0], work[i].1);
-            item.answer(chunk, q, &mut scratch);
-            // SAFETY: each piece of work is handed out once, and this is its own part.
-            unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&scratch.answers);
-        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            for i in range {
+                let (item, chunk) = (&items[work[i].0], work[i].1);
+                item.answer(chunk, q, scratch);
+                // SAFETY: each piece of work is handed out once, and this is its own part.
+                unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&scratch.answers);
+            }
+        });
     });
     team.split(items.len(), 1, |range| {
         for i in range {
@@ -125,6 +128,10 @@ struct Item<'c> {
     at: usize,
     token_stride: usize,
     head_dim: usize,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 #[derive(Default)]

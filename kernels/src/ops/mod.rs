@@ -3,7 +3,10 @@
 //! Each is a plain loop over a fixed number of lanes, compiled once for the baseline and once for AVX2 with FMA and F16C. Sums run in an
 //! order that depends on the length alone, so results change neither with the batch nor with the number of threads.
 
+use std::cell::RefCell;
+
 use crate::activation::QuantizedActivations;
+use crate::bytes::Aligned;
 use crate::team::{SharedMut, Team};
 
 /// Lanes of a running sum: two AVX2 registers, four NEON ones.
@@ -232,6 +235,11 @@ pub fn for_each_row(team: &Team, x: &mut [f32], width: usize, f: impl Fn(usize, 
 /// Rows that a worker takes at once: a few tokens are done before another worker has woken up.
 const ROWS: usize = 8;
 
+thread_local! {
+    /// The row that is being quantised.
+    static ROW: RefCell<Aligned<f32>> = RefCell::default();
+}
+
 /// Quantises `m` rows of `k` values that `make(token, row)` writes, split over the team.
 pub fn quantize(
     team: &Team,
@@ -244,13 +252,16 @@ pub fn quantize(
     let values = SharedMut::new(&mut out.values);
     let scales = SharedMut::new(&mut out.scales);
     team.split(m, ROWS, |tokens| {
-        let mut row = vec![0.0; k];
-        for token in tokens {
-            make(token, &mut row);
-            // SAFETY: every token is visited once, and its values and its scale are its own.
-            let (values, scale) = unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
-            scale[0] = quantize_row(&row, values);
-        }
+        ROW.with_borrow_mut(|row| {
+            row.resize(k);
+            for token in tokens {
+                make(token, row);
+                // SAFETY: every token is visited once, and its values and its scale are its own.
+                let (values, scale) =
+                    unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
+                scale[0] = quantize_row(row, values);
+            }
+        });
     });
 }
 

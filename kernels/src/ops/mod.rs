@@ -12,6 +12,9 @@ use crate::team::{SharedMut, Team};
 /// Lanes of a running sum: two AVX2 registers, four NEON ones.
 pub const LANES: usize = 16;
 
+/// Sums or maxima that are kept side by side where each is one long chain, so that an operation need not wait for the one before.
+const CHAINS: usize = 4;
+
 /// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512, and picks at run time. Inside, `FMA` says that it is
 /// compiled for one of the latter, or for NEON, and `WIDE` for AVX-512, with 32 registers of 16 floats; `madd::<FMA>` is `a * b + c`,
 /// fused where the instruction exists.
@@ -97,9 +100,15 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [start; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
+    let mut lanes = [start; CHAINS * LANES];
+    let (together, rest) = x.as_chunks::<{ CHAINS * LANES }>();
+    for chunk in together {
+        for i in 0..CHAINS * LANES {
+            lanes[i] = larger(lanes[i], f(chunk[i]));
+        }
+    }
+    let (alone, rest) = rest.as_chunks::<LANES>();
+    for chunk in alone {
         for i in 0..LANES {
             lanes[i] = larger(lanes[i], f(chunk[i]));
         }
@@ -111,18 +120,25 @@ fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
 per_isa! {
     /// `Σ a·b`; the slices have one length.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-        let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
-        for (a, b) in a_chunks.zip(b_chunks) {
-            for i in 0..LANES {
-                lanes[i] = madd::<FMA>(a[i], b[i], lanes[i]);
+        let mut lanes = [[0f32; LANES]; CHAINS];
+        let (a_chunks, a_rest) = a.as_chunks::<{ CHAINS * LANES }>();
+        let (b_chunks, b_rest) = b.as_chunks::<{ CHAINS * LANES }>();
+        for (a, b) in a_chunks.iter().zip(b_chunks) {
+            for i in 0..CHAINS * LANES {
+                let lane = &mut lanes.as_flattened_mut()[i];
+                *lane = madd::<FMA>(a[i], b[i], *lane);
             }
         }
-        for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-            lanes[i] = madd::<FMA>(*a, *b, lanes[i]);
+        for ((a, b), lane) in a_rest.iter().zip(b_rest).zip(lanes.as_flattened_mut()) {
+            *lane = madd::<FMA>(*a, *b, *lane);
         }
-        sum_lanes(lanes)
+        let [mut sum, others @ ..] = lanes;
+        for other in others {
+            for i in 0..LANES {
+                sum[i] += other[i];
+            }
+        }
+        sum_lanes(sum)
     }
 
     /// `y += alpha · x`.

@@ -10,9 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use ternbench_measure::energy::Counters;
+use ternbench_measure::limits::Work;
 use ternbench_measure::{Cost, interrupt, record};
+use ternbench_model::breakdown::Part;
 use ternbench_model::kv_cache::KvCache;
 use ternbench_model::speculate::{DraftUse, Speculator};
+use ternbench_model::weights::LinearName;
 use ternbench_model::{Engine, Logits, ModelConfig, Segment};
 
 /// What is timed.
@@ -235,37 +238,73 @@ impl<'m> Bench<'m> {
         &mut self.engine
     }
 
-    /// Bytes read per token, by part: what all passes of the runs so far read, over their tokens. The KV cache of a sequence counts at its
-    /// mean length, in layers with a sliding window at no more than the window; the sequence's queries in a pass read it together.
+    /// Bytes read per token: what all passes of the runs so far read, over their tokens. The KV cache of a sequence counts at its mean
+    /// length; the sequence's queries in a pass read it together.
     pub fn bytes_per_token(&self) -> BTreeMap<String, u64> {
         let (model, count) = (self.engine.model(), self.count);
         let (config, weights, head) = (model.config(), model.weight_bytes(), self.engine.head_use());
-        let mean_context = self.workload.depth + (self.workload.n_prompt + self.workload.n_gen) / 2;
-        let n_global = config.sliding.map_or(config.n_layers, |sliding| config.n_layers / sliding.pattern.max(1));
-        let in_window = config.sliding.map_or(0, |sliding| mean_context.min(sliding.window));
-        let positions = n_global * mean_context + (config.n_layers - n_global) * in_window;
-        let per_position = self.engine.kv().ty().bytes_for(config, 1) / config.n_layers.max(1);
+        let per_position = (self.engine.kv().ty().bytes_for(config, 1) / config.n_layers.max(1)) as u64;
         let row = |bytes: u64| bytes / config.vocab.max(1) as u64;
         let of_head = head.whole * weights.head + head.screened * weights.screen + head.rescored * row(weights.head);
         let of_passes = [
             ("linear", weights.linear * count.passes),
             ("lm_head", of_head),
             ("norms", weights.vectors * count.passes),
-            ("kv", (positions * per_position * self.workload.n_parallel) as u64 * count.passes),
+            ("kv", self.positions_seen() * per_position * self.workload.n_parallel as u64 * count.passes),
             ("embedding", row(model.embedding_bytes()) * count.inputs),
         ];
         of_passes.into_iter().map(|(part, bytes)| (part.to_owned(), bytes / count.tokens.max(1))).collect()
     }
 
-    /// Multiply-adds per token in the linear layers and the head, counted in the same way. Scores of a screened head are int8
-    /// multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
-    pub fn macs_per_token(&self) -> u64 {
+    /// Positions that a token attends to, itself included: the mean over the workload's tokens, summed over the layers.
+    fn positions_seen(&self) -> u64 {
+        let (config, depth) = (self.engine.model().config(), self.workload.depth);
+        let new = self.workload.positions() - depth;
+        let in_layer = |window: usize| (depth + 1..=depth + new).map(|end| end.min(window)).sum::<usize>();
+        let windows = (0..config.n_layers).map(|i| config.window(i).map_or(usize::MAX, |local| local.window));
+        (windows.map(in_layer).sum::<usize>() / new.max(1)) as u64
+    }
+
+    /// What a part of the forward pass costs per token, counted in the same way. Work that is no product of matrices (norms, softmax,
+    /// quantising) counts with its bytes alone.
+    pub fn work_of(&self, part: Part) -> Work {
         let (model, count, head) = (self.engine.model(), self.count, self.engine.head_use());
-        let (linear, whole) = model.macs_per_token();
-        let scores = if model.weights_name() == "ternary" { whole } else { 0 };
-        let row = whole / model.config().vocab.max(1) as u64;
-        let of_head = head.in_whole * whole + head.in_screened * scores + head.rescored * row;
-        (linear * count.inputs + of_head) / count.tokens.max(1)
+        let (config, bytes) = (model.config(), self.bytes_per_token());
+        let per_token = |n: u64| n / count.tokens.max(1);
+        let read = |names: &[&str]| names.iter().filter_map(|name| bytes.get(*name)).sum();
+        let linear = |names: &[LinearName]| {
+            let sizes =
+                names.iter().map(|&name| config.linear_shape(name)).map(|(n, k)| (n * k * config.n_layers) as u64);
+            Work {
+                bytes_per_token: per_token(model.linear_bytes(part) * count.passes),
+                macs_per_token: per_token(sizes.sum::<u64>() * count.inputs),
+                fmas_per_token: 0,
+            }
+        };
+        match part {
+            Part::Qkv => linear(&[LinearName::Q, LinearName::K, LinearName::V]),
+            Part::O => linear(&[LinearName::O]),
+            Part::GateUp => linear(&[LinearName::Gate, LinearName::Up]),
+            Part::Down => linear(&[LinearName::Down]),
+            Part::Attention => Work {
+                bytes_per_token: read(&["kv"]),
+                macs_per_token: 0,
+                fmas_per_token: per_token(2 * config.q_dim() as u64 * self.positions_seen() * count.inputs),
+            },
+            Part::Head => {
+                let (_, whole) = model.macs_per_token();
+                let exact = per_token(head.in_whole * whole + head.rescored * config.hidden as u64);
+                let bytes_per_token = read(&["lm_head"]);
+                if model.weights_name() == "ternary" {
+                    let macs_per_token = per_token(head.in_screened * whole);
+                    Work { bytes_per_token, macs_per_token, fmas_per_token: exact }
+                } else {
+                    // Scores are int8 multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
+                    Work { bytes_per_token, macs_per_token: exact, fmas_per_token: 0 }
+                }
+            }
+            Part::Other => Work { bytes_per_token: read(&["norms", "embedding"]), ..Work::default() },
+        }
     }
 
     /// What became of the drafts, where there are any.
@@ -322,6 +361,7 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
     let (model, workload) = (&loaded.model, bench.workload);
     let head = bench.engine.head_use();
     let parts = bench.bytes_per_token();
+    let works = Part::ALL.map(|part| bench.work_of(part));
     let share = head.rescored as f64 / (head.in_screened.max(1) * model.config().vocab.max(1) as u64) as f64;
     record::Speed {
         model: loaded.info.clone(),
@@ -334,7 +374,8 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
         n_depth: workload.depth as u64,
         bytes_per_token: parts.values().sum(),
         bytes_per_token_parts: parts,
-        macs_per_token: bench.macs_per_token(),
+        macs_per_token: works.iter().map(|work| work.macs_per_token).sum(),
+        fmas_per_token: works.iter().map(|work| work.fmas_per_token).sum(),
         head: Some(record::Head {
             head: if head.screened > 0 { "screened" } else { "full" }.to_owned(),
             head_rescored_share: (head.screened > 0).then_some(share),

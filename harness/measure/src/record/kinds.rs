@@ -42,8 +42,12 @@ pub struct Speed {
     /// `bytes_per_token` in parts: `linear`, `lm_head`, `kv`, `norms` (norms and biases), `embedding` (one row).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bytes_per_token_parts: BTreeMap<String, u64>,
-    /// Multiply-adds per token.
+    /// Multiply-adds per token in the arithmetic of the linear layers.
     pub macs_per_token: u64,
+    /// Multiply-adds of floats beside those: attention (scores and sums of values), and what a ternary model's head does in floats. 0 in
+    /// older records, which left them out.
+    #[serde(default)]
+    pub fmas_per_token: u64,
     /// How the lm head was read.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
@@ -107,7 +111,11 @@ impl Speed {
 
     /// What a token costs.
     pub fn work(&self) -> Work {
-        Work { bytes_per_token: self.bytes_per_token, macs_per_token: self.macs_per_token }
+        Work {
+            bytes_per_token: self.bytes_per_token,
+            macs_per_token: self.macs_per_token,
+            fmas_per_token: self.fmas_per_token,
+        }
     }
 
     /// Refuses the result if its fastest sample beats the measured peaks.

@@ -142,6 +142,7 @@ impl Row {
             workload: self.workload(),
             n_prompt: self.n_prompt,
             n_gen: self.n_gen,
+            n_parallel: 1,
             n_depth: self.n_depth,
             opponent: Some(record::Opponent {
                 program: "llama-bench".into(),

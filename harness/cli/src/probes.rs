@@ -52,6 +52,7 @@ impl Probes {
                 Arithmetic::F32 => f32,
                 Arithmetic::Bf16 => bf16,
             },
+            f32_fmas_per_s: f32,
             cache_bytes: self.cache_bytes,
         }
     }

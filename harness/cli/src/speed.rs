@@ -71,7 +71,7 @@ pub struct Args {
     /// Context depths to measure at
     #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
-    /// Workloads by name, instead of -p, -n and -d: pp512, tg128, tg128@d512
+    /// Workloads by name, instead of -p, -n and -d: pp512, tg128, tg128@d512, tg32x8 (32 tokens of each of 8 sequences at once)
     #[arg(short, long, value_delimiter = ',', conflicts_with_all = ["n_prompt", "n_gen", "depth"])]
     workload: Vec<Workload>,
     /// Repetitions [default: 5]
@@ -218,6 +218,9 @@ impl Args {
 
     fn workloads(&self) -> Result<Vec<Workload>> {
         if !self.workload.is_empty() {
+            if let Some(workload) = self.workload.iter().find(|w| w.n_parallel > 1 && !self.opponent.is_empty()) {
+                bail!("{workload}: llama-bench decodes one sequence at a time, so --opponent has no such workload");
+            }
             return Ok(self.workload.clone());
         }
         let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
@@ -226,7 +229,8 @@ impl Args {
 
     /// How many tokens to draft a pass in the ways to run `workload`.
     fn drafts(&self, workload: Workload) -> Vec<usize> {
-        let speculating = self.speculate.filter(|_| workload.n_gen > 0).map(|n| n.get().into());
+        let speculates = workload.n_gen > 0 && workload.n_parallel == 1;
+        let speculating = self.speculate.filter(|_| speculates).map(|n| n.get().into());
         let mut ways: Vec<usize> = [workload.draft].into_iter().chain(speculating).collect();
         ways.dedup();
         ways

@@ -1,16 +1,21 @@
 //! The workloads, named as llama-bench names them: `pp512` (prefill 512 tokens), `tg128` (decode 128 tokens one by one),
-//! `tg128@d512` (the same behind 512 tokens of context); `tg128+draft4` (the same with up to 4 drafted tokens a pass).
+//! `tg128@d512` (the same behind 512 tokens of context); `tg128+draft4` (the same with up to 4 drafted tokens a pass); `tg32x8` (32 tokens
+//! of each of 8 sequences, one of each a pass: what llama-batched-bench decodes).
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use ternbench_measure::energy::Counters;
+use ternbench_measure::limits::Work;
 use ternbench_measure::{Cost, interrupt, record};
+use ternbench_model::breakdown::Part;
 use ternbench_model::kv_cache::KvCache;
 use ternbench_model::speculate::{DraftUse, Speculator};
+use ternbench_model::weights::LinearName;
 use ternbench_model::{Engine, Logits, ModelConfig, Segment};
 
 /// What is timed.
@@ -18,9 +23,11 @@ use ternbench_model::{Engine, Logits, ModelConfig, Segment};
 pub struct Workload {
     /// Tokens prefilled in one pass; 0 in decode.
     pub n_prompt: usize,
-    /// Tokens decoded one by one; 0 in prefill.
+    /// Tokens decoded one by one, of every sequence; 0 in prefill.
     pub n_gen: usize,
-    /// Tokens in the cache before.
+    /// Sequences decoded together.
+    pub n_parallel: usize,
+    /// Tokens in the cache of each before.
     pub depth: usize,
     /// Tokens drafted at most per pass of decode; 0 is one token a pass.
     pub draft: usize,
@@ -29,22 +36,22 @@ pub struct Workload {
 impl Workload {
     /// Prefill of `n` tokens.
     pub const fn prefill(n: usize) -> Self {
-        Self { n_prompt: n, n_gen: 0, depth: 0, draft: 0 }
+        Self { n_prompt: n, n_gen: 0, n_parallel: 1, depth: 0, draft: 0 }
     }
 
     /// Decode of `n` tokens.
     pub const fn decode(n: usize) -> Self {
-        Self { n_prompt: 0, n_gen: n, depth: 0, draft: 0 }
+        Self { n_prompt: 0, n_gen: n, n_parallel: 1, depth: 0, draft: 0 }
     }
 
     /// Tokens that one run makes.
     pub fn tokens(self) -> usize {
-        self.n_prompt + self.n_gen
+        self.n_prompt + self.n_gen * self.n_parallel
     }
 
-    /// Positions that the KV cache needs.
+    /// Positions that the KV cache of a sequence needs.
     pub fn positions(self) -> usize {
-        self.depth + self.tokens()
+        self.depth + self.n_prompt + self.n_gen
     }
 }
 
@@ -53,6 +60,9 @@ impl fmt::Display for Workload {
         match (self.n_prompt, self.n_gen) {
             (n, 0) => write!(f, "pp{n}")?,
             (_, n) => write!(f, "tg{n}")?,
+        }
+        if self.n_parallel > 1 {
+            write!(f, "x{}", self.n_parallel)?;
         }
         if self.depth > 0 {
             write!(f, "@d{}", self.depth)?;
@@ -67,13 +77,17 @@ impl FromStr for Workload {
     fn from_str(text: &str) -> Result<Self> {
         let (rest, draft) = text.split_once("+draft").unwrap_or((text, "0"));
         let (what, depth) = rest.split_once("@d").unwrap_or((rest, "0"));
+        let (what, n_parallel) = what.split_once('x').unwrap_or((what, "1"));
         let parse = |digits: &str| digits.parse::<usize>().ok();
-        let n = what.get(2..).and_then(parse).filter(|&n| n > 0);
-        match (what.get(..2), n, parse(depth), parse(draft)) {
-            (Some("pp"), Some(n), Some(depth), Some(0)) => Ok(Self { depth, ..Self::prefill(n) }),
-            (Some("tg"), Some(n), Some(depth), Some(draft)) => Ok(Self { depth, draft, ..Self::decode(n) }),
+        let above_0 = |digits: &str| parse(digits).filter(|&n| n > 0);
+        let n = what.get(2..).and_then(above_0);
+        match (what.get(..2), n, above_0(n_parallel), parse(depth), parse(draft)) {
+            (Some("pp"), Some(n), Some(1), Some(depth), Some(0)) => Ok(Self { depth, ..Self::prefill(n) }),
+            (Some("tg"), Some(n), Some(n_parallel), Some(depth), Some(draft)) if draft == 0 || n_parallel == 1 => {
+                Ok(Self { n_parallel, depth, draft, ..Self::decode(n) })
+            }
             _ => bail!(
-                "'{text}' is no workload: expected ppN, tgN, tgN@dD or tgN+draftM, like pp512, tg128@d512 or tg128+draft4"
+                "'{text}' is no workload: expected ppN, tgN, tgNxB, tgN@dD or tgN+draftM, like pp512, tg32x8, tg128@d512 or tg128+draft4"
             ),
         }
     }
@@ -82,12 +96,19 @@ impl FromStr for Workload {
 /// One workload on one model and pool, with its cache: what is run again and again.
 pub struct Bench<'m> {
     engine: Engine<'m>,
-    cache: KvCache,
     workload: Workload,
-    prompt: Vec<u32>,
+    sequences: Vec<Sequence>,
     speculator: Speculator,
     count: Count,
     checksum: Option<u64>,
+}
+
+/// A text, what of it is in its cache, and the logit of its last token.
+struct Sequence {
+    cache: KvCache,
+    prompt: Vec<u32>,
+    text: Vec<u32>,
+    logit: f32,
 }
 
 /// What went through the model in all runs.
@@ -108,20 +129,18 @@ impl<'m> Bench<'m> {
         if workload.positions() > config.context {
             bail!("{workload} needs {} positions, the model has {}", workload.positions(), config.context);
         }
-        let prompt = prompt(config, workload.depth + workload.n_prompt.max(1), 1);
-        let mut bench = Self {
+        let sequence = |i| Sequence {
             cache: engine.new_cache(workload.positions()),
-            engine,
-            workload,
-            prompt,
-            speculator: Speculator::new(workload.draft),
-            count: Count::default(),
-            checksum: None,
+            prompt: prompt(config, workload.depth + workload.n_prompt.max(1), i),
+            text: Vec::new(),
+            logit: 0.0,
         };
-        if workload.depth > 0 {
-            let tokens = &bench.prompt[..workload.depth];
-            let segment = Segment { cache: &mut bench.cache, tokens, logits: Logits::None };
-            bench.engine.forward(&mut [segment])?;
+        let sequences = (1..=workload.n_parallel as u64).map(sequence).collect();
+        let speculator = Speculator::new(workload.draft);
+        let mut bench = Self { engine, workload, sequences, speculator, count: Count::default(), checksum: None };
+        for Sequence { cache, prompt, .. } in bench.sequences.iter_mut().filter(|_| workload.depth > 0) {
+            let tokens = &prompt[..workload.depth];
+            bench.engine.forward(&mut [Segment { cache, tokens, logits: Logits::None }])?;
         }
         Ok(bench)
     }
@@ -133,46 +152,79 @@ impl<'m> Bench<'m> {
 
     /// The same, with the joules that `counters` counted meanwhile.
     pub fn run_metered(&mut self, counters: Option<&Counters>) -> Result<Cost> {
-        let Workload { n_prompt, n_gen, depth, .. } = self.workload;
-        self.cache.truncate(depth);
-        let mut text = self.prompt[..=depth].to_vec();
-        let mut last = 0.0f32;
+        let Workload { n_prompt, n_gen, depth, draft, .. } = self.workload;
+        for sequence in &mut self.sequences {
+            sequence.cache.truncate(depth);
+            sequence.text.clear();
+            sequence.text.extend_from_slice(&sequence.prompt[..=depth]);
+        }
         let drafts = self.speculator.count();
         let before = counters.and_then(Counters::read);
         let start = Instant::now();
+        let mut passes = 0;
         if n_prompt > 0 {
-            let tokens = &self.prompt[depth..depth + n_prompt];
-            let segment = Segment { cache: &mut self.cache, tokens, logits: Logits::Last };
-            let best = self.engine.top(&mut [segment], 1)?;
-            let &(token, logit) = best.first().and_then(|best| best.first()).context("the model has no tokens")?;
-            text.push(token);
-            last = logit;
-        }
-        while text.len() <= depth + n_gen {
-            interrupt::check()?;
-            let most = depth + 1 + n_gen - text.len();
-            let best = self.speculator.next(&mut self.engine, &mut self.cache, &text, most)?;
-            let &(_, logit) = best.last().context("the model has no tokens")?;
-            text.extend(best.iter().map(|&(token, _)| token));
-            last = logit;
+            self.pass(depth..depth + n_prompt)?;
+            passes += 1;
+        } else if draft > 0 {
+            self.speculate()?;
+        } else {
+            for at in depth..depth + n_gen {
+                self.pass(at..at + 1)?;
+                passes += 1;
+            }
         }
         let ns = start.elapsed().as_nanos() as u64;
         let after = counters.and_then(Counters::read);
         let made = self.speculator.count();
-        self.count.tokens += (n_prompt + n_gen) as u64;
-        self.count.inputs +=
-            (n_prompt + n_gen) as u64 + (made.drafted - drafts.drafted) - (made.accepted - drafts.accepted);
-        self.count.passes += u64::from(n_prompt > 0) + made.passes - drafts.passes;
+        let tokens = self.workload.tokens() as u64;
+        self.count.tokens += tokens;
+        self.count.inputs += tokens + (made.drafted - drafts.drafted) - (made.accepted - drafts.accepted);
+        self.count.passes += passes + made.passes - drafts.passes;
         let joules =
             counters.zip(before).zip(after).map(|((counters, before), after)| counters.joules(&before, &after));
         let mut hash = Fnv::default();
-        text[depth + 1..].iter().for_each(|&token| hash.add(u64::from(token)));
-        hash.add(u64::from(last.to_bits()));
+        for Sequence { text, logit, .. } in &self.sequences {
+            text[depth + 1..].iter().for_each(|&token| hash.add(u64::from(token)));
+            hash.add(u64::from(logit.to_bits()));
+        }
         let checksum = *self.checksum.get_or_insert(hash.0);
         if checksum != hash.0 {
             bail!("wrong: two runs gave different results: the kernel or the memory is faulty");
         }
         Ok(Cost { ns, joules })
+    }
+
+    /// One pass over these positions of every sequence, and the token behind each.
+    fn pass(&mut self, positions: Range<usize>) -> Result<()> {
+        interrupt::check()?;
+        let in_prompt = self.workload.n_prompt > 0;
+        let sequences = self.sequences.iter_mut();
+        let segments = sequences.map(|Sequence { cache, prompt, text, .. }| {
+            let tokens = if in_prompt { &prompt[positions.clone()] } else { &text[positions.clone()] };
+            Segment { cache, tokens, logits: Logits::Last }
+        });
+        let mut segments: Vec<Segment<'_>> = segments.collect();
+        let best = self.engine.top(&mut segments, 1)?;
+        for (sequence, best) in self.sequences.iter_mut().zip(best) {
+            let &(token, logit) = best.first().context("the model has no tokens")?;
+            sequence.text.push(token);
+            sequence.logit = logit;
+        }
+        Ok(())
+    }
+
+    /// The whole decode with drafted tokens.
+    fn speculate(&mut self) -> Result<()> {
+        let len = self.workload.depth + 1 + self.workload.n_gen;
+        for Sequence { cache, text, logit, .. } in &mut self.sequences {
+            while text.len() < len {
+                interrupt::check()?;
+                let best = self.speculator.next(&mut self.engine, cache, text, len - text.len())?;
+                *logit = best.last().context("the model has no tokens")?.1;
+                text.extend(best.iter().map(|&(token, _)| token));
+            }
+        }
+        Ok(())
     }
 
     /// A checksum of every token decoded (in prefill, the first behind the prompt) and of the bits of the last one's logit, after the first
@@ -186,37 +238,73 @@ impl<'m> Bench<'m> {
         &mut self.engine
     }
 
-    /// Bytes read per token, by part: what all passes of the runs so far read, over their tokens. The KV cache counts at its mean
-    /// length, in layers with a sliding window at no more than the window; the queries of a pass read it together.
+    /// Bytes read per token: what all passes of the runs so far read, over their tokens. The KV cache of a sequence counts at its mean
+    /// length; the sequence's queries in a pass read it together.
     pub fn bytes_per_token(&self) -> BTreeMap<String, u64> {
         let (model, count) = (self.engine.model(), self.count);
         let (config, weights, head) = (model.config(), model.weight_bytes(), self.engine.head_use());
-        let mean_context = self.workload.depth + self.workload.tokens() / 2;
-        let n_global = config.sliding.map_or(config.n_layers, |sliding| config.n_layers / sliding.pattern.max(1));
-        let in_window = config.sliding.map_or(0, |sliding| mean_context.min(sliding.window));
-        let positions = n_global * mean_context + (config.n_layers - n_global) * in_window;
-        let per_position = self.engine.kv().ty().bytes_for(config, 1) / config.n_layers.max(1);
+        let per_position = (self.engine.kv().ty().bytes_for(config, 1) / config.n_layers.max(1)) as u64;
         let row = |bytes: u64| bytes / config.vocab.max(1) as u64;
         let of_head = head.whole * weights.head + head.screened * weights.screen + head.rescored * row(weights.head);
         let of_passes = [
             ("linear", weights.linear * count.passes),
             ("lm_head", of_head),
             ("norms", weights.vectors * count.passes),
-            ("kv", (positions * per_position) as u64 * count.passes),
+            ("kv", self.positions_seen() * per_position * self.workload.n_parallel as u64 * count.passes),
             ("embedding", row(model.embedding_bytes()) * count.inputs),
         ];
         of_passes.into_iter().map(|(part, bytes)| (part.to_owned(), bytes / count.tokens.max(1))).collect()
     }
 
-    /// Multiply-adds per token in the linear layers and the head, counted in the same way. Scores of a screened head are int8
-    /// multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
-    pub fn macs_per_token(&self) -> u64 {
+    /// Positions that a token attends to, itself included: the mean over the workload's tokens, summed over the layers.
+    fn positions_seen(&self) -> u64 {
+        let (config, depth) = (self.engine.model().config(), self.workload.depth);
+        let new = self.workload.positions() - depth;
+        let in_layer = |window: usize| (depth + 1..=depth + new).map(|end| end.min(window)).sum::<usize>();
+        let windows = (0..config.n_layers).map(|i| config.window(i).map_or(usize::MAX, |local| local.window));
+        (windows.map(in_layer).sum::<usize>() / new.max(1)) as u64
+    }
+
+    /// What a part of the forward pass costs per token, counted in the same way. Work that is no product of matrices (norms, softmax,
+    /// quantising) counts with its bytes alone.
+    pub fn work_of(&self, part: Part) -> Work {
         let (model, count, head) = (self.engine.model(), self.count, self.engine.head_use());
-        let (linear, whole) = model.macs_per_token();
-        let scores = if model.weights_name() == "ternary" { whole } else { 0 };
-        let row = whole / model.config().vocab.max(1) as u64;
-        let of_head = head.in_whole * whole + head.in_screened * scores + head.rescored * row;
-        (linear * count.inputs + of_head) / count.tokens.max(1)
+        let (config, bytes) = (model.config(), self.bytes_per_token());
+        let per_token = |n: u64| n / count.tokens.max(1);
+        let read = |names: &[&str]| names.iter().filter_map(|name| bytes.get(*name)).sum();
+        let linear = |names: &[LinearName]| {
+            let sizes =
+                names.iter().map(|&name| config.linear_shape(name)).map(|(n, k)| (n * k * config.n_layers) as u64);
+            Work {
+                bytes_per_token: per_token(model.linear_bytes(part) * count.passes),
+                macs_per_token: per_token(sizes.sum::<u64>() * count.inputs),
+                fmas_per_token: 0,
+            }
+        };
+        match part {
+            Part::Qkv => linear(&[LinearName::Q, LinearName::K, LinearName::V]),
+            Part::O => linear(&[LinearName::O]),
+            Part::GateUp => linear(&[LinearName::Gate, LinearName::Up]),
+            Part::Down => linear(&[LinearName::Down]),
+            Part::Attention => Work {
+                bytes_per_token: read(&["kv"]),
+                macs_per_token: 0,
+                fmas_per_token: per_token(2 * config.q_dim() as u64 * self.positions_seen() * count.inputs),
+            },
+            Part::Head => {
+                let (_, whole) = model.macs_per_token();
+                let exact = per_token(head.in_whole * whole + head.rescored * config.hidden as u64);
+                let bytes_per_token = read(&["lm_head"]);
+                if model.weights_name() == "ternary" {
+                    let macs_per_token = per_token(head.in_screened * whole);
+                    Work { bytes_per_token, macs_per_token, fmas_per_token: exact }
+                } else {
+                    // Scores are int8 multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
+                    Work { bytes_per_token, macs_per_token: exact, fmas_per_token: 0 }
+                }
+            }
+            Part::Other => Work { bytes_per_token: read(&["norms", "embedding"]), ..Work::default() },
+        }
     }
 
     /// What became of the drafts, where there are any.
@@ -273,6 +361,7 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
     let (model, workload) = (&loaded.model, bench.workload);
     let head = bench.engine.head_use();
     let parts = bench.bytes_per_token();
+    let works = Part::ALL.map(|part| bench.work_of(part));
     let share = head.rescored as f64 / (head.in_screened.max(1) * model.config().vocab.max(1) as u64) as f64;
     record::Speed {
         model: loaded.info.clone(),
@@ -281,10 +370,12 @@ pub fn speed_record(loaded: &crate::open::Loaded, bench: &Bench<'_>, limits: rec
         workload: workload.to_string(),
         n_prompt: workload.n_prompt as u64,
         n_gen: workload.n_gen as u64,
+        n_parallel: workload.n_parallel as u64,
         n_depth: workload.depth as u64,
         bytes_per_token: parts.values().sum(),
         bytes_per_token_parts: parts,
-        macs_per_token: bench.macs_per_token(),
+        macs_per_token: works.iter().map(|work| work.macs_per_token).sum(),
+        fmas_per_token: works.iter().map(|work| work.fmas_per_token).sum(),
         head: Some(record::Head {
             head: if head.screened > 0 { "screened" } else { "full" }.to_owned(),
             head_rescored_share: (head.screened > 0).then_some(share),
@@ -316,12 +407,58 @@ pub fn workloads(prompts: &[usize], gens: &[usize], depths: &[usize]) -> Result<
 mod tests {
     use super::*;
 
+    /// A sequence's tokens, and its last logit to the bit, are those that it gets alone.
+    #[test]
+    fn sequences_decoded_together_get_what_each_gets_alone() {
+        let pool = crate::open::pool(2).expect("a pool");
+        for (model, depth) in [("synthetic:bitnet-tiny", 0), ("synthetic:bitnet-tiny", 40), ("synthetic:llama-tiny", 3)]
+        {
+            let source = crate::open::source(model, Default::default()).expect("a model");
+            let kernel = ternbench_kernels::registry::find("auto").expect("a kernel");
+            let loaded =
+                crate::open::Loaded::new(&*source, ternbench_kernels::Dispatch::from(kernel), &pool).expect("loads");
+            let loaded = loaded.with_head(crate::open::HeadArg { head: crate::open::Head::Screened }, &pool, None);
+            let workload = Workload { n_parallel: 9, depth, ..Workload::decode(6) };
+            let mut bench = Bench::new(loaded.engine(&pool), workload).expect("a bench");
+            bench.run().expect("runs");
+            bench.run().expect("runs again, with the same checksum");
+            assert_eq!((bench.count.tokens, bench.count.passes), (2 * 54, 2 * 6));
+            let mut alone = Bench::new(loaded.engine(&pool), Workload { n_parallel: 1, ..workload }).expect("a bench");
+            for Sequence { prompt, text, logit, .. } in &bench.sequences {
+                alone.checksum = None;
+                alone.sequences[0].cache.truncate(0);
+                alone.sequences[0].prompt.clone_from(prompt);
+                let segment =
+                    Segment { cache: &mut alone.sequences[0].cache, tokens: &prompt[..depth], logits: Logits::None };
+                (depth > 0).then(|| alone.engine.forward(&mut [segment]).map(|_| ())).transpose().expect("the depth");
+                alone.run().expect("runs");
+                assert_eq!((&alone.sequences[0].text, alone.sequences[0].logit), (text, *logit), "{model}@{depth}");
+            }
+            assert!(bench.sequences.iter().skip(1).all(|other| other.prompt != bench.sequences[0].prompt));
+        }
+    }
+
     #[test]
     fn workloads_read_and_write_the_same() {
-        for name in ["pp512", "tg128", "tg128@d2048", "tg128+draft4", "tg8@d16+draft2"] {
+        for name in ["pp512", "tg128", "tg128@d2048", "tg128+draft4", "tg8@d16+draft2", "tg32x8", "tg4x64@d512"] {
             assert_eq!(name.parse::<Workload>().unwrap().to_string(), name);
         }
-        for name in ["", "pp", "pp0", "tg-1", "xx5", "tg5@d", "pp5+draft2", "tg5+draft", "é"] {
+        assert_eq!("tg32x1".parse::<Workload>().unwrap(), Workload::decode(32));
+        for name in [
+            "",
+            "pp",
+            "pp0",
+            "tg-1",
+            "xx5",
+            "tg5@d",
+            "pp5+draft2",
+            "tg5+draft",
+            "é",
+            "pp5x2",
+            "tg5x",
+            "tg5x0",
+            "tg5x2+draft2",
+        ] {
             assert!(name.parse::<Workload>().is_err(), "{name}");
         }
     }

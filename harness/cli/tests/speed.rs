@@ -75,6 +75,25 @@ fn speculation_stands_beside_plain_decoding_and_agrees_with_it() {
     }
 }
 
+/// All tokens of all sequences count, and weights are read once a pass.
+#[test]
+fn sequences_are_decoded_together() {
+    let out = speed(&[&TINY[..], &["-w", "tg6,tg6x8@d9", "-r", "2", "--speculate", "4", "-o", "jsonl"]].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let records = records(&text(&out.stdout));
+    assert_eq!(records.len(), 3, "a batch is not drafted for");
+    let batch = records.iter().find(|record| record["workload"] == "tg6x8@d9").expect("the batch");
+    let one = records.iter().find(|record| record["workload"] == "tg6").expect("one sequence");
+    let shown = ["n_gen", "n_parallel", "n_depth", "tokens_per_sample"];
+    assert_eq!(shown.map(|name| batch[name].as_u64()), [6, 8, 9, 48].map(Some));
+    assert_eq!(shown.map(|name| one[name].as_u64()), [6, 1, 0, 6].map(Some));
+    let linear = |record: &Value| record["bytes_per_token_parts"]["linear"].as_u64().expect("bytes");
+    assert_eq!(linear(one) / 8, linear(batch));
+    let refused = speed(&[&TINY[..], &["-w", "tg6x8", "--opponent", "llama-bench=x:y.gguf"]].concat());
+    assert_eq!((refused.status.code(), text(&refused.stderr).lines().count()), (Some(1), 1));
+    assert!(text(&refused.stderr).contains("tg6x8: llama-bench decodes one sequence at a time"), "{refused:?}");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_opponent_runs_in_the_same_rounds() {

@@ -228,6 +228,9 @@ pub struct Limits {
     pub bandwidth_bytes_per_s: f64,
     /// Best sample of the MAC probe with the same threads.
     pub macs_per_s: f64,
+    /// Best sample of the probe of f32 fused multiply-adds with the same threads; 0 in records that left attention out of the limit.
+    #[serde(default)]
+    pub f32_fmas_per_s: f64,
     /// Last-level cache.
     #[serde(default)]
     pub cache_bytes: u64,
@@ -235,7 +238,7 @@ pub struct Limits {
 
 impl From<Limits> for Peaks {
     fn from(limits: Limits) -> Self {
-        let Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes } = limits;
-        Self { bandwidth_bytes_per_s, macs_per_s, cache_bytes }
+        let Limits { bandwidth_bytes_per_s, macs_per_s, f32_fmas_per_s, cache_bytes } = limits;
+        Self { bandwidth_bytes_per_s, macs_per_s, f32_fmas_per_s, cache_bytes }
     }
 }

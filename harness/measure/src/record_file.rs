@@ -209,7 +209,7 @@ mod tests {
             },
             bytes_per_token: 1_178_000_000,
             macs_per_token: 2_412_000_000,
-            limits: Limits { bandwidth_bytes_per_s: 28.25e9, macs_per_s: 1e12, cache_bytes: 0 },
+            limits: Limits { bandwidth_bytes_per_s: 28.25e9, macs_per_s: 1e12, ..Limits::default() },
             output_checksum: "abc".into(),
             ..Speed::default()
         }

@@ -38,7 +38,9 @@ fn models(records: &[Record], gates: &[&Gate]) -> Section {
             percent(stats::proportion(*accuracy.correct.get(metric)?, accuracy.n)?).into()
         };
         let speed = |decode: bool| {
-            let fits = |s: &&&Speed| s.model.model == *name && (s.n_gen > 0) == decode && s.refused.is_none();
+            let fits = |s: &&&Speed| {
+                s.model.model == *name && (s.n_gen > 0) == decode && s.n_parallel <= 1 && s.refused.is_none()
+            };
             let median = stats::median(&speeds.iter().find(fits)?.samples.tokens_per_s())?;
             Some(format!("{median:.0}"))
         };

@@ -268,7 +268,7 @@ fn make_frozen_records() -> String {
                 bytes_per_token_parts: [("linear", work.0 / 10 * 7), ("lm_head", work.0 / 10 * 2), ("kv", work.0 / 10)]
                     .map(|(part, bytes)| (part.to_owned(), if prefill { bytes / 128 } else { bytes }))
                     .into(),
-                limits: Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes: 32 << 20 },
+                limits: Limits { bandwidth_bytes_per_s, macs_per_s, cache_bytes: 32 << 20, ..Limits::default() },
                 output_checksum: "0".repeat(16),
                 ..Speed::default()
             };
@@ -370,7 +370,12 @@ fn make_frozen_records() -> String {
                 compute_ns: [1.0, 1.02, 0.99, 1.01, 1.05].map(|noise| (ns * noise) as u64).into(),
                 samples_round: (0..5).collect(),
                 packed_bytes: (n * k / 4) as u64,
-                limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 32 << 20 },
+                limits: Limits {
+                    bandwidth_bytes_per_s: 33e9,
+                    macs_per_s: 466e9,
+                    cache_bytes: 32 << 20,
+                    ..Limits::default()
+                },
                 output_checksum: "0".repeat(16),
                 ..Kernel::default()
             };

@@ -60,7 +60,7 @@ struct Unpacked {
 }
 
 #[target_feature(enable = "avx2,fma")]
-pub fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
     let n_rows = scores.len() / queries.len();
     let mut unpacked = Vec::new();
     for group in groups.clone() {
@@ -158,7 +158,7 @@ fn add_block(sums: __m256, products: __m256i, scales: __m256i, block: &QueryBloc
 /// The codes 0..=31 of every quad.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
+pub fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
     let low_half = _mm256_set1_epi8(15);
     let fifth_bit = _mm256_set1_epi8(16);
     let fifth = load(tile, FIFTH_BITS.start);
@@ -215,7 +215,7 @@ fn load_bytes(bytes: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
+pub fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), values) };
 }
@@ -234,7 +234,7 @@ pub fn finish(query: &Query, factors: &Factors, sums: __m256, group: usize, scor
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn floats(values: &[f32; GROUP_ROWS]) -> __m256 {
+pub fn floats(values: &[f32; GROUP_ROWS]) -> __m256 {
     // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
     unsafe { _mm256_loadu_ps(values.as_ptr()) }
 }

@@ -320,6 +320,8 @@ struct QueryBlock {
     /// What turns sums over the rows' codes 0..=31 into sums over -16..=15: -16 Σx over the even and over the odd pairs of columns
     /// (that is how the vector code adds them up).
     offsets: [i16; 2],
+    /// Their sum.
+    offset: i32,
 }
 
 impl Query {
@@ -333,7 +335,7 @@ impl Query {
             let per_unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             // One over a subnormal may be infinite: such a block counts as zero, and all of it as error.
             let (scale, per_unit) = if per_unit.is_finite() { (scale, per_unit) } else { (0.0, 0.0) };
-            let mut block = QueryBlock { x: [0; BLOCK], scale, offsets: [0; 2] };
+            let mut block = QueryBlock { x: [0; BLOCK], scale, offsets: [0; 2], offset: 0 };
             for i in 0..BLOCK {
                 let h = h.get(i).copied().unwrap_or(0.0);
                 let code = rows::rounded((h * per_unit).clamp(-127.0, 127.0)) as i8;
@@ -344,6 +346,7 @@ impl Query {
                 block.offsets[i / 2 % 2] -= 16 * i16::from(code);
                 block.x[i] = code;
             }
+            block.offset = block.offsets.map(i32::from).iter().sum();
             self.blocks.push(block);
         }
         let (norm, error) = (norm.sqrt() * (1.0 + 1e-9), error.sqrt() * (1.0 + 1e-9));

@@ -80,7 +80,7 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
     paths()
         .map(|path| {
             let alone = run(path, &[query(x)]);
-            for n_queries in 2..=6 {
+            for n_queries in 2..=10 {
                 let others = others(x, n_queries);
                 let together = run(path, &others.chunks_exact(x.len()).map(query).collect::<Vec<_>>());
                 let n = screen.head.n();
@@ -130,7 +130,7 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     for n_threads in [1, 3] {
         let pool = Pool::new(n_threads).unwrap();
         for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
-            for m in [1, 7] {
+            for m in [1, 7, 12] {
                 let (mut buffers, mut best) = (SearchBuffers::default(), vec![vec![(9, 9.0)]; m]);
                 let inputs = others(x, m);
                 let found = pool.run(|team| screen.search(team, &mut buffers, &inputs, scale, k, &mut best));

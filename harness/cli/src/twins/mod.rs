@@ -216,6 +216,7 @@ impl Referee<'_> {
                         n_threads: pool.n_threads(),
                         workload: workload.to_string(),
                         n_gen: workload.n_gen as u64,
+                        n_parallel: workload.n_parallel as u64,
                         group: format!("twins {workload}"),
                         refused: Some(format!("wrong: {reason}")),
                         ..record::Speed::default()

@@ -20,13 +20,16 @@ pub struct Speed {
     pub code: Code,
     /// Threads.
     pub n_threads: usize,
-    /// As llama-bench says it: `pp128`, `tg128`, `tg128@d512`.
+    /// As llama-bench says it: `pp128`, `tg128`, `tg128@d512`; `tg32x8` are 8 sequences.
     pub workload: String,
     /// Tokens prefilled, 0 in decode.
     pub n_prompt: u64,
-    /// Tokens decoded, 0 in prefill.
+    /// Tokens decoded of every sequence, 0 in prefill.
     pub n_gen: u64,
-    /// Tokens already in the KV cache.
+    /// Sequences decoded together; 1 in records older than the choice.
+    #[serde(default = "one")]
+    pub n_parallel: u64,
+    /// Tokens already in the KV cache of each.
     #[serde(default)]
     pub n_depth: u64,
     /// What was interleaved with what: records with the same group are comparable sample by sample.
@@ -39,8 +42,12 @@ pub struct Speed {
     /// `bytes_per_token` in parts: `linear`, `lm_head`, `kv`, `norms` (norms and biases), `embedding` (one row).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bytes_per_token_parts: BTreeMap<String, u64>,
-    /// Multiply-adds per token.
+    /// Multiply-adds per token in the arithmetic of the linear layers.
     pub macs_per_token: u64,
+    /// Multiply-adds of floats beside those: attention (scores and sums of values), and what a ternary model's head does in floats. 0 in
+    /// older records, which left them out.
+    #[serde(default)]
+    pub fmas_per_token: u64,
     /// How the lm head was read.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
@@ -97,9 +104,18 @@ pub struct Drafts {
 }
 
 impl Speed {
+    /// Whether it decoded one sequence, token by token, from a short prompt: what published decode speeds are of.
+    pub fn is_plain_decode(&self) -> bool {
+        self.n_gen > 0 && self.n_prompt == 0 && self.n_depth == 0 && self.n_parallel <= 1 && self.drafts.is_none()
+    }
+
     /// What a token costs.
     pub fn work(&self) -> Work {
-        Work { bytes_per_token: self.bytes_per_token, macs_per_token: self.macs_per_token }
+        Work {
+            bytes_per_token: self.bytes_per_token,
+            macs_per_token: self.macs_per_token,
+            fmas_per_token: self.fmas_per_token,
+        }
     }
 
     /// Refuses the result if its fastest sample beats the measured peaks.
@@ -177,6 +193,10 @@ pub struct Load {
     /// The linear weights by value, where they are ternary.
     #[serde(default)]
     pub trits: Option<TritCount>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// JSON has names for keys, and a record is read by way of its names: these are numbers.

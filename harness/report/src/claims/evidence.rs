@@ -41,7 +41,7 @@ impl<'a> Evidence<'a> {
             evidence.archs.insert(&record.arch);
             match &record.body {
                 Body::Speed(speed) if speed.refused.is_some() || speed.samples.ns.is_empty() => evidence.refused += 1,
-                Body::Speed(speed) if speed.drafts.is_some() => {}
+                Body::Speed(speed) if speed.drafts.is_some() || speed.n_parallel > 1 => {}
                 Body::Speed(speed) => evidence.speeds.push((record, speed)),
                 Body::Verify(verify) => evidence.verifies.push((record, verify)),
                 Body::Agreement(agreement) => evidence.agreements.push(agreement),
@@ -62,9 +62,8 @@ impl<'a> Evidence<'a> {
         right: impl Fn(&Speed) -> bool,
     ) -> Option<Comparison<'a>> {
         let decodes = |side: &dyn Fn(&Speed) -> bool| -> Vec<(&'a Record, &'a Speed, f64)> {
-            let plain = |speed: &Speed| speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0;
             let rate = |speed: &Speed| stats::median(&speed.samples.tokens_per_s()).unwrap_or(0.0);
-            let fits = self.speeds.iter().filter(|(_, speed)| plain(speed) && side(speed));
+            let fits = self.speeds.iter().filter(|(_, speed)| speed.is_plain_decode() && side(speed));
             fits.map(|(record, speed)| (*record, *speed, rate(speed))).collect()
         };
         let (lefts, rights) = (decodes(&left), decodes(&right));

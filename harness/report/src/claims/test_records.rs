@@ -49,7 +49,7 @@ pub(crate) fn speed(name: &str, weights: &str, n_threads: usize, group: &str, to
         },
         bytes_per_token: if weights == "ternary" { 1_178_000_000 } else { 2_470_000_000 },
         macs_per_token: 2_400_000_000,
-        limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 0 },
+        limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, ..Limits::default() },
         output_checksum: "0".into(),
         ..Speed::default()
     }
@@ -68,7 +68,7 @@ pub(crate) fn kernel(name: &str, n: usize, k: usize, m: usize, compute_ns: &[u64
         compute_ns: compute_ns.to_vec(),
         samples_round: (0..compute_ns.len() as u32).collect(),
         packed_bytes: (n * k / 4) as u64,
-        limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, cache_bytes: 0 },
+        limits: Limits { bandwidth_bytes_per_s: 33e9, macs_per_s: 466e9, ..Limits::default() },
         ..Kernel::default()
     }
 }

@@ -16,7 +16,8 @@ pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow], host:
     let mut add = |name: String, chart: Chart| plots.push(Plot { name, chart });
     let mut workloads: Vec<Workload<'_>> = speeds.iter().map(|row| Workload::of(&row.workload)).collect();
     // Decode first, the longest first: what is asked about most.
-    workloads.sort_by_key(|workload| (workload.prefill, std::cmp::Reverse(workload.n), workload.depth));
+    workloads
+        .sort_by_key(|workload| (workload.prefill, workload.n_parallel, std::cmp::Reverse(workload.n), workload.depth));
     workloads.dedup();
     for workload in workloads.iter().filter(|workload| workload.depth == 0) {
         add(format!("speed-{}", workload.slug()), Chart::Bars(speed::by_kernel(speeds, workload, host)));
@@ -41,12 +42,13 @@ pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow], host:
     plots
 }
 
-/// A workload, taken apart: `tg128@d512` decodes 128 tokens after 512.
+/// A workload, taken apart: `tg128@d512` decodes 128 tokens after 512, `tg32x8` 32 tokens of each of 8 sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Workload<'a> {
     name: &'a str,
     prefill: bool,
     n: u64,
+    n_parallel: u64,
     depth: u64,
     draft: u64,
 }
@@ -56,8 +58,16 @@ impl<'a> Workload<'a> {
         let (rest, draft) = name.split_once("+draft").unwrap_or((name, "0"));
         let (base, depth) = rest.split_once("@d").unwrap_or((rest, "0"));
         let number = |text: &str| text.parse().unwrap_or(0);
+        let (base, n_parallel) = base.split_once('x').unwrap_or((base, "1"));
         let n = number(base.trim_start_matches(|c: char| !c.is_ascii_digit()));
-        Self { name, prefill: base.starts_with("pp"), n, depth: number(depth), draft: number(draft) }
+        Self {
+            name,
+            prefill: base.starts_with("pp"),
+            n,
+            n_parallel: number(n_parallel),
+            depth: number(depth),
+            draft: number(draft),
+        }
     }
 
     fn slug(&self) -> String {
@@ -72,6 +82,9 @@ impl<'a> Workload<'a> {
         }
         match (self.prefill, self.name.starts_with("tg")) {
             (true, _) => format!("Prefill, {} tokens{after}", self.n),
+            (_, true) if self.n_parallel > 1 => {
+                format!("Decode, {} tokens of each of {} sequences{after}", self.n, self.n_parallel)
+            }
             (_, true) => format!("Decode, {} tokens{after}", self.n),
             _ => self.name.to_owned(),
         }
@@ -89,10 +102,14 @@ mod tests {
 
     #[test]
     fn workloads_in_words() {
-        let words = ["tg128@d512", "pp64", "tg8+draft4", "mix"].map(|name| Workload::of(name).words());
-        assert_eq!(
-            words,
-            ["Decode, 128 tokens after 512", "Prefill, 64 tokens", "Decode, 8 tokens, up to 4 drafted a pass", "mix"]
-        );
+        for (name, words) in [
+            ("tg128@d512", "Decode, 128 tokens after 512"),
+            ("pp64", "Prefill, 64 tokens"),
+            ("tg8+draft4", "Decode, 8 tokens, up to 4 drafted a pass"),
+            ("tg32x8@d64", "Decode, 32 tokens of each of 8 sequences after 64"),
+            ("mix", "mix"),
+        ] {
+            assert_eq!(Workload::of(name).words(), words);
+        }
     }
 }

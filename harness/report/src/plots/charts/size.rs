@@ -51,7 +51,7 @@ pub(super) fn memory(records: &[Record], host: &str) -> Option<BarChart> {
 /// Bytes that must be read for one token, in parts: the longest decode of each model without a context before it.
 pub(super) fn bytes_per_token(records: &[Record], host: &str) -> Option<BarChart> {
     let decodes = records.iter().filter_map(|record| match &record.body {
-        Body::Speed(speed) if speed.n_gen > 0 && speed.n_prompt == 0 && speed.n_depth == 0 => Some(speed),
+        Body::Speed(speed) if speed.is_plain_decode() => Some(speed),
         _ => None,
     });
     let mut rows: Vec<&Speed> = Vec::new();

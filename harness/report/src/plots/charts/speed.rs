@@ -155,7 +155,8 @@ pub(super) fn scaling(rows: &[SpeedRow], workload: &Workload<'_>, host: &str) ->
 /// Decode latency over the tokens that are in the context already.
 pub(super) fn latency_by_depth(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
     let depth = |row: &SpeedRow| Workload::of(&row.workload).depth;
-    let decodes = rows.iter().filter(|row| row.workload.starts_with("tg"));
+    let single = |row: &&SpeedRow| row.workload.starts_with("tg") && Workload::of(&row.workload).n_parallel == 1;
+    let decodes = rows.iter().filter(single);
     let name = |row: &SpeedRow| format!("{} {} · {}, {}", title(row), row.weights, kernel(row), threads(row.n_threads));
     let lines = lines(decodes, name, depth);
     let line = |(i, (name, of)): (usize, (String, Vec<&SpeedRow>))| XySeries {
@@ -190,11 +191,13 @@ pub(super) fn roofline(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
     let usable = |row: &&SpeedRow| {
         row.n_threads == most && row.bandwidth_bytes_per_s > 0.0 && row.macs_per_s > 0.0 && row.bytes_per_token > 0.0
     };
-    // The best of each model, decode and prefill apart.
+    // The best of each model, decode of one sequence and all else apart.
     let mut best: BTreeMap<(&str, &str, bool), &SpeedRow> = BTreeMap::new();
     for row in rows.iter().filter(usable) {
         let macs = |row: &SpeedRow| row.tokens_per_s.value * row.macs_per_token;
-        let kept = best.entry((&row.shape, &row.weights, Workload::of(&row.workload).prefill)).or_insert(row);
+        let workload = Workload::of(&row.workload);
+        let together = workload.prefill || workload.n_parallel > 1;
+        let kept = best.entry((&row.shape, &row.weights, together)).or_insert(row);
         if macs(row) > macs(kept) {
             *kept = row;
         }
@@ -203,9 +206,9 @@ pub(super) fn roofline(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
     let mut series = roofs(&best.values().copied().collect::<Vec<_>>(), intensity)?;
     let kinds = [
         ("ternary, decode", "ternary", false, TERNARY[0]),
-        ("ternary, prefill", "ternary", true, TERNARY[1]),
+        ("ternary, prefill or batch", "ternary", true, TERNARY[1]),
         ("others, decode", "", false, OTHERS[0]),
-        ("others, prefill", "", true, OTHERS[2]),
+        ("others, prefill or batch", "", true, OTHERS[2]),
     ];
     for (name, weights, prefill, color) in kinds {
         let members =

@@ -13,7 +13,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ternbench_kernels::dense::{Activations, DENSE_KERNELS};
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
-use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, Exactness, Prepared, oracle};
+use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, Exactness, Pool, Prepared, oracle};
 
 /// `n x k`: q and o; k and v; gate and up; down.
 const SHAPES: [(usize, usize); 4] = [(2560, 2560), (640, 2560), (6912, 2560), (2560, 6912)];
@@ -59,6 +59,7 @@ fn ternary(criterion: &mut Criterion) {
 
 fn dense(criterion: &mut Criterion) {
     let (n, k) = SHAPES[0];
+    let pool = Pool::new(1).expect("one thread");
     for entry in DENSE_KERNELS.iter().filter(|entry| entry.info.features.len() > 1) {
         let Ok(kernel) = entry.kernel() else { continue };
         let ty = kernel.info().ty;
@@ -75,7 +76,9 @@ fn dense(criterion: &mut Criterion) {
             let mut y = vec![0.0; m * n];
             let mut group = criterion.benchmark_group(format!("{n}x{k}, m = {m}"));
             group.throughput(Throughput::Elements((n * k * m) as u64));
-            kernel.compute(&w, &x, m, 0..n, &mut y);
+            let mut prepared = AlignedBytes::zeroed(0);
+            pool.run(|team| kernel.prepare(team, &x, m, k, &mut prepared));
+            kernel.compute(&w, &x, &prepared, m, 0..n, &mut y);
             let mut row = vec![0.0; k];
             w.dequantize_row(n - 1, &mut row);
             let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
@@ -88,7 +91,7 @@ fn dense(criterion: &mut Criterion) {
                 kernel.info().name
             );
             group.bench_function(BenchmarkId::from_parameter(kernel.info().name), |bencher| {
-                bencher.iter(|| kernel.compute(&w, black_box(&x), m, 0..n, black_box(&mut y)));
+                bencher.iter(|| kernel.compute(&w, black_box(&x), &prepared, m, 0..n, black_box(&mut y)));
             });
         }
     }

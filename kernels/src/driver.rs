@@ -345,9 +345,7 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
     }
     let mut n_prepared = 0;
     for linear in linears() {
-        let Weights::Ternary(ternary) = &linear.weights else { continue };
-        let (kernel, _) = ternary.at(m);
-        let name = kernel.info().name;
+        let name = linear.kernel_name(m);
         if prepared[..n_prepared].iter().any(|(prepared_for, _)| *prepared_for == name) {
             continue;
         }
@@ -356,7 +354,13 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
         }
         let slot = &mut prepared[n_prepared];
         slot.0 = name;
-        kernel.prepare(quantized, &mut slot.1);
+        match &linear.weights {
+            Weights::Ternary(ternary) => ternary.at(m).0.prepare(quantized, &mut slot.1),
+            Weights::Dense { kernel, .. } => {
+                let x = if let Input::Rows(x) = x { x } else { &rows[..] };
+                kernel.prepare(team, x, m, k, &mut slot.1.bytes);
+            }
+        }
         n_prepared += 1;
     }
 }
@@ -420,21 +424,21 @@ thread_local! {
 impl Sums {
     /// Multiplies `rows` of `linear`, which begin with a tile of its kernel and end with one or with the matrix.
     fn compute(&mut self, linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, rows: Range<usize>) {
+        let name = linear.kernel_name(m);
+        let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
+        let (_, prepared) = prepared.expect("`prepare` ran for this group");
         match &linear.weights {
             Weights::Ternary(ternary) => {
                 let (kernel, packed) = ternary.at(m);
                 let padded = rows.start..rows.end.next_multiple_of(kernel.info().row_tile);
                 self.stride = padded.len();
                 self.ternary.resize(m * self.stride);
-                let name = kernel.info().name;
-                let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
-                let (_, prepared) = prepared.expect("`prepare` ran for this group");
                 kernel.compute(packed, prepared, padded, &mut self.ternary);
             }
             Weights::Dense { kernel, matrix } => {
                 self.stride = rows.len();
                 self.dense.resize(m * self.stride);
-                kernel.compute(matrix, x, m, rows, &mut self.dense);
+                kernel.compute(matrix, x, &prepared.bytes, m, rows, &mut self.dense);
             }
         }
     }

@@ -54,8 +54,9 @@ fn dense_matrix(ty: DenseType, n: usize, k: usize, integers: bool, random: &mut 
 }
 
 fn compute(kernel: &dyn DenseKernel, w: &DenseMatrix, x: &[f32], m: usize, rows: std::ops::Range<usize>) -> Vec<f32> {
-    let mut y = vec![f32::NAN; m * rows.len()];
-    kernel.compute(w, x, m, rows, &mut y);
+    let (mut y, mut prepared) = (vec![f32::NAN; m * rows.len()], AlignedBytes::zeroed(0));
+    Pool::new(1).unwrap().run(|team| kernel.prepare(team, x, m, w.k(), &mut prepared));
+    kernel.compute(w, x, &prepared, m, rows, &mut y);
     y
 }
 

@@ -8,11 +8,13 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::avx2_tile::Avx2Tile;
-use super::blocked::{Lanes, blocked, load, store};
+use super::blocked::{Lanes, blocked, load, prepare, store};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES, sum_lanes};
 use crate::arch::x86_64::prefetch;
+use crate::bytes::AlignedBytes;
 use crate::isa::Avx2;
+use crate::team::Team;
 
 /// A storage type whose weights can be loaded eight at a time.
 pub trait Source: Method {
@@ -34,8 +36,18 @@ macro_rules! source {
             const INFO: DenseInfo = info::<Avx2>($name, DenseType::$ty, Activations::F32);
 
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-                if m <= FUSED_TOKENS { fused::<Self>(w, x, m, rows, y) } else { blocked::<Self, Avx2Tile>(w, x, m, rows, y) }
+            unsafe fn prepare(team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+                if m > FUSED_TOKENS {
+                    prepare::<Avx2Tile>(team, x, m, k, out);
+                }
+            }
+
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn multiply(w: &DenseMatrix, x: &[f32], tiles: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
+                match m {
+                    0..=FUSED_TOKENS => fused::<Self>(w, x, m, rows, y),
+                    _ => blocked::<Self, Avx2Tile>(w, tiles, m, rows, y),
+                }
             }
         }
 

@@ -5,16 +5,16 @@
 //! to nearest, ties to even, and takes and leaves denormals as zeros.
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::avx2_fma::{AHEAD, FUSED_ROWS, fused_tiles};
 use super::blocked::{Ahead, sum_rows};
 use super::method::{Method, info};
-use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS};
+use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, for_each_tile};
 use crate::arch::x86_64::prefetch;
 use crate::bytes::AlignedBytes;
 use crate::isa::Avx512Bf16;
+use crate::team::Team;
 
 /// The kernel.
 pub struct Bf16;
@@ -29,60 +29,53 @@ const ROWS: usize = 6;
 const TOKENS: usize = 4;
 /// Bytes of the weights that all tokens go by: they fit in the L2 cache twice.
 const BLOCK_BYTES: usize = 192 << 10;
-/// Tokens that are rounded together, and then go by block after block.
+/// Tokens that go by together, block after block.
 const GROUP_TOKENS: usize = 128;
-
-thread_local! {
-    /// The rounded input of the last group, tile by tile, vector by vector; kept per thread.
-    static INPUT: RefCell<AlignedBytes> = RefCell::new(AlignedBytes::zeroed(0));
-}
 
 impl Method for Bf16 {
     type Proof = Avx512Bf16;
     const INFO: DenseInfo = info::<Avx512Bf16>("avx512bf16-bf16-dpbf16", DenseType::BF16, Activations::Rounded);
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    unsafe fn prepare(team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+        for_each_tile(team, out, m, TOKENS, k.div_ceil(COLUMNS), |tokens, out: &mut [Vector]| {
+            round_tile(&x[tokens.start * k..tokens.end * k], k, out);
+        });
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn multiply(w: &DenseMatrix, _: &[f32], x: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
         let (k, n_rows) = (w.k(), rows.len());
         if k == 0 {
             return y.fill(0.0);
         }
-        let mut input = INPUT.replace(AlignedBytes::zeroed(0));
+        let x: &[Vector] = bytemuck::cast_slice(x);
         for first in (0..m).step_by(GROUP_TOKENS) {
             let tokens = first..m.min(first + GROUP_TOKENS);
-            let n_vectors = tokens.len() * k.div_ceil(COLUMNS);
-            input.ensure_len(n_vectors * size_of::<Vector>());
-            let rounded: &mut [Vector] = bytemuck::cast_slice_mut(&mut input);
-            round_tokens(&x[tokens.start * k..tokens.end * k], k, rounded);
+            let x = &x[tokens.start * k.div_ceil(COLUMNS)..];
             let y = &mut y[tokens.start * n_rows..tokens.end * n_rows];
             if m <= FUSED_TOKENS {
-                few(w, rounded, tokens.len(), rows.clone(), y);
+                few(w, x, tokens.len(), rows.clone(), y);
             } else {
-                batch(w, rounded, tokens.len(), rows.clone(), y);
+                batch(w, x, tokens.len(), rows.clone(), y);
             }
         }
-        INPUT.set(input);
     }
 }
 
-/// Rounds tokens of `k` values, and lays them out as tiles take them: vector by vector, [`TOKENS`] beside each other (the last fewer).
-/// What is missing to the last vector is zeros.
+/// Rounds the tokens of a tile, of `k` values, and lays them out vector by vector. What is missing to the last vector is zeros.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn round_tokens(x: &[f32], k: usize, out: &mut [Vector]) {
-    let row_len = k.div_ceil(COLUMNS);
-    for (tile, x) in x.chunks(TOKENS * k).enumerate() {
-        let n_tokens = x.len() / k;
-        let out = &mut out[tile * TOKENS * row_len..][..n_tokens * row_len];
-        for (t, x) in x.chunks_exact(k).enumerate() {
-            let (whole, rest) = x.as_chunks::<COLUMNS>();
-            for (i, x) in whole.iter().enumerate() {
-                round(x, &mut out[i * n_tokens + t]);
-            }
-            if !rest.is_empty() {
-                let mut padded = [0.0; COLUMNS];
-                padded[..rest.len()].copy_from_slice(rest);
-                round(&padded, &mut out[whole.len() * n_tokens + t]);
-            }
+fn round_tile(x: &[f32], k: usize, out: &mut [Vector]) {
+    let n_tokens = x.len() / k;
+    for (t, x) in x.chunks_exact(k).enumerate() {
+        let (whole, rest) = x.as_chunks::<COLUMNS>();
+        for (i, x) in whole.iter().enumerate() {
+            round(x, &mut out[i * n_tokens + t]);
+        }
+        if !rest.is_empty() {
+            let mut padded = [0.0; COLUMNS];
+            padded[..rest.len()].copy_from_slice(rest);
+            round(&padded, &mut out[whole.len() * n_tokens + t]);
         }
     }
 }

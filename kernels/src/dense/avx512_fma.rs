@@ -5,16 +5,16 @@
 //! waits for memory. Up to [`FUSED_TOKENS`], all tokens go by in one pass over the rows; from there on [`blocked`] feeds the tile.
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead, fused, fused_tiles, rest_of};
-use super::blocked::{Block, Lanes, Out, Tile, blocked, fill, room, sum_rows};
+use super::blocked::{Block, Lanes, Out, Tile, blocked, prepare, sum_rows};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
 use crate::bytes::AlignedBytes;
 use crate::isa::Avx512;
+use crate::team::Team;
 
 /// The kernel of the type that `S` loads.
 pub struct Fma512<S>(PhantomData<S>);
@@ -34,11 +34,18 @@ impl<S: Source> Method for Fma512<S> {
     };
 
     #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    unsafe fn prepare(team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+        if m > 1 {
+            prepare::<Avx512Tile>(team, x, m, k, out);
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn multiply(w: &DenseMatrix, x: &[f32], tiles: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
         match m {
             0 | 1 => fused::<S>(w, x, m, rows, y),
-            2..=FUSED_TOKENS => fused_pairs::<S>(w, x, m, rows, y),
-            _ => blocked::<S, Avx512Tile>(w, x, m, rows, y),
+            2..=FUSED_TOKENS => fused_pairs::<S>(w, tiles, m, rows, y),
+            _ => blocked::<S, Avx512Tile>(w, tiles, m, rows, y),
         }
     }
 }
@@ -92,27 +99,17 @@ fn of_token<const R: usize, const P: usize>(sums: &[[__m512; P]; R], t: usize) -
     out
 }
 
-thread_local! {
-    /// The input of the fused path, pairs of tokens beside each other: copied once per call, where putting the halves of every
-    /// register together would be an instruction a pair and vector in the innermost loop.
-    static INPUT: RefCell<AlignedBytes> = RefCell::new(AlignedBytes::zeroed(0));
-}
-
 /// Two to [`FUSED_TOKENS`] tokens in one pass over the rows: four rows, spaced as in [`fused_tiles`], and up to four pairs of
-/// tokens are 16 sums.
+/// tokens, the one tile that they are, make 16 sums.
 #[target_feature(enable = "avx512f,avx512vl")]
-fn fused_pairs<S: Source>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
-    let (k, n_packed) = (w.k(), m.next_multiple_of(2));
-    let mut input = INPUT.replace(AlignedBytes::zeroed(0));
-    let tokens = room(&mut input, k.div_ceil(LANES) * n_packed);
-    fill(tokens, n_packed, x, k, 0..k, m);
-    match n_packed / 2 {
+fn fused_pairs<S: Source>(w: &DenseMatrix, tile: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    let tokens: &[Lanes] = &bytemuck::cast_slice(tile)[..w.k().div_ceil(LANES) * m.next_multiple_of(2)];
+    match m.div_ceil(2) {
         1 => fused_rows::<S, 1>(w, pairs(tokens), m, rows, y),
         2 => fused_rows::<S, 2>(w, pairs(tokens), m, rows, y),
         3 => fused_rows::<S, 3>(w, pairs(tokens), m, rows, y),
         _ => fused_rows::<S, 4>(w, pairs(tokens), m, rows, y),
     }
-    INPUT.set(input);
 }
 
 #[target_feature(enable = "avx512f,avx512vl")]

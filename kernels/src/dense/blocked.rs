@@ -1,6 +1,6 @@
 //! Batches: a tile of rows and tokens whose sums stay in registers over a block of columns.
 //!
-//! Activations are laid out once, as tiles of tokens take them. A block of weights, some rows x some columns, stays in the L2 cache,
+//! Activations are laid out once ([`prepare`]), as tiles of tokens take them. A block of weights, some rows x some columns, stays in the L2 cache,
 //! its next is asked for meanwhile, and one token tile after the other goes by: the tile's activations lie in the L1 cache, the
 //! weights stream past them. Weights that are cheap to load as they are stored are; others are turned into f32 block by block.
 //!
@@ -13,9 +13,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::avx2_fma::{F32, Source};
-use super::{DenseMatrix, DenseType, LANES};
+use super::{DenseMatrix, DenseType, LANES, for_each_tile};
 use crate::arch::x86_64::prefetch;
 use crate::bytes::AlignedBytes;
+use crate::team::Team;
 
 /// Eight values or running sums.
 pub type Lanes = [f32; LANES];
@@ -62,16 +63,13 @@ pub struct Out<'a> {
 
 /// Rows of a block: on AVX2 192 KB, which fits in the L2 cache twice.
 const BLOCK_ROWS: usize = 48;
-/// Tokens that are laid out together, and then go by block after block.
+/// Tokens that go by together, block after block.
 const GROUP_TOKENS: usize = 128;
 
 /// Buffers, kept per thread.
 struct Buffers {
     /// A block of weights as f32, of types that the tile cannot read as they are stored.
     weights: AlignedBytes,
-    /// The activations of a group, tile by tile, column by column: in the input itself tokens lie a power of two apart, in few sets
-    /// of the cache.
-    x: AlignedBytes,
     /// The sums of a block of rows, tile by tile, from one block of columns to the next.
     sums: AlignedBytes,
 }
@@ -79,28 +77,38 @@ struct Buffers {
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers {
         weights: AlignedBytes::zeroed(0),
-        x: AlignedBytes::zeroed(0),
         sums: AlignedBytes::zeroed(0),
     });
 }
 
 /// Room for `n` vectors; a vector or two of it never share a cache line with others.
-pub fn room(buffer: &mut AlignedBytes, n: usize) -> &mut [Lanes] {
+fn room(buffer: &mut AlignedBytes, n: usize) -> &mut [Lanes] {
     buffer.ensure_len(n * size_of::<Lanes>());
     bytemuck::cast_slice_mut(buffer)
 }
 
-/// `y = w · x` as [`super::DenseKernel::compute`] says, for batches.
+/// Lays activations out tile by tile, column by column: in the input itself tokens lie a power of two apart, in few sets of the cache.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn blocked<S: Source, T: Tile>(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+pub fn prepare<T: Tile>(team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+    for_each_tile(team, out, m, T::TOKENS, k.div_ceil(LANES), |tokens, out: &mut [Lanes]| {
+        let n_packed = tokens.len().next_multiple_of(T::PACKED);
+        let out = &mut out[..n_packed * k.div_ceil(LANES)];
+        fill(out, n_packed, &x[tokens.start * k..], k, tokens.len());
+    });
+}
+
+/// `y = w · x` as [`super::DenseKernel::compute`] says, for batches; `x` is what [`prepare`] made.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn blocked<S: Source, T: Tile>(w: &DenseMatrix, x: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
     let (k, n_rows) = (w.k(), rows.len());
+    let x: &[Lanes] = bytemuck::cast_slice(x);
     if k == 0 {
         return y.fill(0.0);
     }
     BUFFERS.with_borrow_mut(|buffers| {
         for token in (0..m).step_by(GROUP_TOKENS) {
             let end = m.min(token + GROUP_TOKENS);
-            let (x, y) = (&x[token * k..end * k], &mut y[token * n_rows..end * n_rows]);
+            let (x, y) = (&x[token * k.div_ceil(LANES)..], &mut y[token * n_rows..end * n_rows]);
             multiply_group::<S, T>(buffers, w, x, end - token, rows.clone(), y);
         }
     });
@@ -110,7 +118,7 @@ pub fn blocked<S: Source, T: Tile>(w: &DenseMatrix, x: &[f32], m: usize, rows: R
 fn multiply_group<S: Source, T: Tile>(
     buffers: &mut Buffers,
     w: &DenseMatrix,
-    x: &[f32],
+    x: &[Lanes],
     m: usize,
     rows: Range<usize>,
     y: &mut [f32],
@@ -124,13 +132,6 @@ fn multiply_group<S: Source, T: Tile>(
     let m_packed = m.next_multiple_of(T::PACKED);
     let weights = room(&mut buffers.weights, most_rows * if in_place { 1 } else { block_k / LANES });
     let sums = room(&mut buffers.sums, if k > T::TAKE || whole < k { m_packed * most_rows } else { 0 });
-    let row_len = k.div_ceil(LANES);
-    let packed = room(&mut buffers.x, m_packed * row_len);
-    for token in (0..m).step_by(T::TOKENS) {
-        let n_tokens = (m - token).min(T::TOKENS);
-        let n_packed = n_tokens.next_multiple_of(T::PACKED);
-        fill(&mut packed[token * row_len..][..n_packed * row_len], n_packed, &x[token * k..], k, 0..k, n_tokens);
-    }
     for first in rows.clone().step_by(BLOCK_ROWS) {
         let n_rows = (rows.end - first).min(BLOCK_ROWS);
         let mut column = 0;
@@ -148,7 +149,7 @@ fn multiply_group<S: Source, T: Tile>(
                 let start = w.row(first)[bytes(place.columns.start)..].as_ptr();
                 let block = Block { start, row_bytes: bytes(k), n_rows };
                 // SAFETY: every row has the columns `place.columns`, whole vectors.
-                unsafe { multiply::<S, T>(block, &place, packed, sums, ahead, y) };
+                unsafe { multiply::<S, T>(block, &place, x, sums, ahead, y) };
             } else {
                 let row_len = place.columns.len().div_ceil(LANES);
                 for (r, out) in weights.chunks_exact_mut(row_len).take(n_rows).enumerate() {
@@ -157,7 +158,7 @@ fn multiply_group<S: Source, T: Tile>(
                 let row_bytes = row_len * size_of::<Lanes>();
                 let block = Block { start: weights.as_ptr().cast(), row_bytes, n_rows };
                 // SAFETY: the rows were just written, padded to whole vectors.
-                unsafe { multiply::<F32, T>(block, &place, packed, sums, ahead, y) };
+                unsafe { multiply::<F32, T>(block, &place, x, sums, ahead, y) };
             }
             if column == k {
                 break;
@@ -308,16 +309,15 @@ unsafe fn multiply<S: Source, T: Tile>(
     }
 }
 
-/// Lays `columns` of `n_tokens` tokens of `k` values out for a tile: vector by vector, `n_packed` tokens beside each other. What is
-/// missing is zeros.
+/// Lays `n_tokens` tokens of `k` values out for a tile: vector by vector, `n_packed` tokens beside each other. What is missing is zeros.
 #[target_feature(enable = "avx2")]
-pub fn fill(out: &mut [Lanes], n_packed: usize, x: &[f32], k: usize, columns: Range<usize>, n_tokens: usize) {
+fn fill(out: &mut [Lanes], n_packed: usize, x: &[f32], k: usize, n_tokens: usize) {
     /// The number of tokens is a constant, as the loop is a copy and little else.
     #[target_feature(enable = "avx2")]
-    fn fill<const N: usize>(out: &mut [Lanes], x: &[f32], k: usize, columns: Range<usize>, n_tokens: usize) {
+    fn fill<const N: usize>(out: &mut [Lanes], x: &[f32], k: usize, n_tokens: usize) {
         let out = out.as_chunks_mut::<N>().0;
         for t in 0..N {
-            let token = if t < n_tokens { &x[t * k..][columns.clone()] } else { &[] };
+            let token = if t < n_tokens { &x[t * k..][..k] } else { &[] };
             let (token, rest) = token.as_chunks();
             let (whole, last) = out.split_at_mut(token.len());
             for (out, x) in whole.iter_mut().zip(token) {
@@ -330,12 +330,12 @@ pub fn fill(out: &mut [Lanes], n_packed: usize, x: &[f32], k: usize, columns: Ra
         }
     }
     match n_packed {
-        1 => fill::<1>(out, x, k, columns, n_tokens),
-        2 => fill::<2>(out, x, k, columns, n_tokens),
-        3 => fill::<3>(out, x, k, columns, n_tokens),
-        4 => fill::<4>(out, x, k, columns, n_tokens),
-        6 => fill::<6>(out, x, k, columns, n_tokens),
-        8 => fill::<8>(out, x, k, columns, n_tokens),
+        1 => fill::<1>(out, x, k, n_tokens),
+        2 => fill::<2>(out, x, k, n_tokens),
+        3 => fill::<3>(out, x, k, n_tokens),
+        4 => fill::<4>(out, x, k, n_tokens),
+        6 => fill::<6>(out, x, k, n_tokens),
+        8 => fill::<8>(out, x, k, n_tokens),
         _ => unreachable!("no tile packs {n_packed} tokens"),
     }
 }

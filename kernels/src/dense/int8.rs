@@ -4,63 +4,91 @@
 //! `y = Σ_blocks dw·dx · Σ q_w·q_x`, blocks in order: one float product and one addition per block and output, whatever the
 //! batch, the rows and the threads. The input's rounding (half a step of `absmax / 127` of its block) is the only loss.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use half::f16;
 
-use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType};
+use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, for_each_tile};
+use crate::bytes::AlignedBytes;
+use crate::team::Team;
 
 /// Values that share a scale, in weights and in inputs.
 pub const BLOCK: usize = 32;
+/// Steps of a block: four columns are multiplied and added at once.
+pub const STEPS: usize = BLOCK / 4;
 
-/// `m x k` inputs as int8 blocks.
-#[derive(Default)]
-pub struct Blocks {
-    /// `x ≈ scale * value`, row-major.
-    pub values: Vec<[i8; BLOCK]>,
-    /// One per block: `absmax / 127`.
-    pub scales: Vec<f32>,
-    /// The sum of the values of each block.
-    pub sums: Vec<i32>,
+/// Word of the scale's bits, `absmax / 127`, after those of four int8 each.
+pub const SCALE: usize = STEPS;
+/// Word of what the sum of products begins with, for codes that are stored as `code + zero`: `-zero` times the sum of the values.
+pub const START: usize = STEPS + 1;
+
+/// The words of a block of a token.
+pub const WORDS: usize = STEPS + 2;
+
+/// A block of `T` tokens as tiles read it: each word of all of them in turn.
+pub type Block<const T: usize> = [[i32; T]; WORDS];
+
+/// The blocks of the `T` tokens that begin with `token`, of inputs of `k` values that [`fill`] brought into this form, tile after tile.
+pub fn tokens<const T: usize>(prepared: &[u8], k: usize, token: usize) -> &[Block<T>] {
+    let words: &[i32] = bytemuck::cast_slice(prepared);
+    let n_blocks = k / BLOCK;
+    &words[token * n_blocks * WORDS..].as_chunks().0.as_chunks().0[..n_blocks]
 }
 
-impl Blocks {
-    /// Quantises whole blocks: absmax to 127, round half to even. Inlined so that it is compiled with its caller's features.
-    #[inline(always)]
-    pub fn fill(&mut self, x: &[f32]) {
-        let (blocks, rest) = x.as_chunks::<BLOCK>();
-        debug_assert!(rest.is_empty());
-        self.values.resize(blocks.len(), [0; BLOCK]);
-        self.scales.resize(blocks.len(), 0.0);
-        self.sums.resize(blocks.len(), 0);
-        for (i, x) in blocks.iter().enumerate() {
-            // Eight running maxima, one per lane, so that the loop is vectorised.
-            let mut lanes = [0.0f32; 8];
-            for x in x.as_chunks::<8>().0 {
-                for (lane, x) in lanes.iter_mut().zip(x) {
-                    *lane = if x.abs() > *lane { x.abs() } else { *lane };
-                }
+/// Quantises the tokens of a tile, at most six of `k` values, for codes that are stored as `code + zero`. Inlined so that it is
+/// compiled with its caller's features.
+#[inline(always)]
+pub fn fill(x: &[f32], k: usize, zero: i32, out: &mut [i32]) {
+    match x.len() / k {
+        1 => fill_tile::<1>(x, k, zero, out),
+        2 => fill_tile::<2>(x, k, zero, out),
+        3 => fill_tile::<3>(x, k, zero, out),
+        4 => fill_tile::<4>(x, k, zero, out),
+        5 => fill_tile::<5>(x, k, zero, out),
+        6 => fill_tile::<6>(x, k, zero, out),
+        n => unreachable!("no tile has {n} tokens"),
+    }
+}
+
+#[inline(always)]
+fn fill_tile<const T: usize>(x: &[f32], k: usize, zero: i32, out: &mut [i32]) {
+    let out: &mut [Block<T>] = out.as_chunks_mut().0.as_chunks_mut().0;
+    for (t, x) in x.chunks_exact(k).enumerate() {
+        for (x, out) in x.as_chunks().0.iter().zip(&mut *out) {
+            let (values, scale, sum) = quantize(x);
+            for (out, values) in out.iter_mut().zip(values.as_chunks().0) {
+                out[t] = i32::from_ne_bytes(values.map(i8::cast_unsigned));
             }
-            let absmax = lanes.into_iter().fold(0.0, f32::max);
-            // Below, the inverse would be infinite; such values become 0.
-            let inverse = if absmax > 1e-30 { 127.0 / absmax } else { 0.0 };
-            let mut sum = 0;
-            for (value, x) in self.values[i].iter_mut().zip(x) {
-                // Adding and taking away 1.5 * 2^23 rounds to even; what is left is at most 127. A NaN becomes some int8.
-                const ROUND: f32 = 12_582_912.0;
-                let rounded = (x * inverse + ROUND).to_bits().cast_signed() - ROUND.to_bits().cast_signed();
-                *value = rounded as i8;
-                sum += i32::from(*value);
-            }
-            (self.scales[i], self.sums[i]) = (absmax / 127.0, sum);
+            (out[SCALE][t], out[START][t]) = (scale.to_bits().cast_signed(), -zero * sum);
         }
     }
 }
 
-thread_local! {
-    /// The input of the last call. Every call quantises it again: 1 to 3 % of what its multiplications take.
-    pub static INPUT: RefCell<Blocks> = RefCell::default();
+/// Values with `x ≈ scale * value`, the scale and the sum of the values: absmax to 127, round half to even.
+#[inline(always)]
+fn quantize(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32, i32) {
+    // Eight running maxima, one per lane, so that the loop is vectorised; what is no number never is one.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [0.0f32; 8];
+    for x in x.as_chunks::<8>().0 {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = larger(*lane, x.abs());
+        }
+    }
+    let [a, b, c, d]: [f32; 4] = std::array::from_fn(|i| larger(lanes[i], lanes[i + 4]));
+    let absmax = larger(larger(a, b), larger(c, d));
+    // Below, the inverse would be infinite; such values become 0.
+    let inverse = if absmax > 1e-30 { 127.0 / absmax } else { 0.0 };
+    let mut values = [0; BLOCK];
+    let mut sum = 0;
+    for (value, x) in values.iter_mut().zip(x) {
+        // Adding and taking away 1.5 * 2^23 rounds to even; what is left is at most 127. A NaN becomes some int8.
+        const ROUND: f32 = 12_582_912.0;
+        let rounded = (x * inverse + ROUND).to_bits().cast_signed() - ROUND.to_bits().cast_signed();
+        *value = rounded as i8;
+        sum += i32::from(*value);
+    }
+    (values, absmax / 127.0, sum)
 }
 
 /// The portable kernel of Q8_0 (`FOUR_BITS` false) or Q4_0.
@@ -84,28 +112,32 @@ impl<const FOUR_BITS: bool> DenseKernel for Portable<FOUR_BITS> {
         Self::INFO
     }
 
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    fn prepare(&self, team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+        for_each_tile(team, out, m, 1, k / BLOCK * WORDS, |token, out| fill(&x[token.start * k..][..k], k, 0, out));
+    }
+
+    fn compute(&self, w: &DenseMatrix, _: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
         assert!(w.ty() == Self::INFO.ty, "{} cannot read {}", Self::INFO.name, w.ty().name());
-        assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
-        let (n_blocks, n_rows) = (w.k() / BLOCK, rows.len());
-        INPUT.with_borrow_mut(|input| {
-            input.fill(x);
-            for (r, row) in rows.enumerate() {
-                let blocks = w.row(row).chunks_exact(w.ty().block_bytes());
+        assert!(y.len() == m * rows.len(), "y does not hold m * rows values");
+        let n_rows = rows.len();
+        for (r, row) in rows.enumerate() {
+            for token in 0..m {
+                y[token * n_rows + r] = 0.0;
+            }
+            for (b, block) in w.row(row).chunks_exact(w.ty().block_bytes()).enumerate() {
+                let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                let codes = codes::<FOUR_BITS>(&block[2..]);
                 for token in 0..m {
-                    y[token * n_rows + r] = 0.0;
-                }
-                for (b, block) in blocks.enumerate() {
-                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    let codes = codes::<FOUR_BITS>(&block[2..]);
-                    for token in 0..m {
-                        let at = token * n_blocks + b;
-                        let products = codes.iter().zip(&input.values[at]).map(|(w, x)| i32::from(*w) * i32::from(*x));
-                        y[token * n_rows + r] += scale * input.scales[at] * products.sum::<i32>() as f32;
-                    }
+                    let x = &tokens::<1>(prepared, w.k(), token)[b];
+                    let products = codes.as_chunks::<4>().0.iter().zip(x).map(|(w, [x])| {
+                        let x = x.to_ne_bytes().map(u8::cast_signed);
+                        w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x)).sum::<i32>()
+                    });
+                    let x_scale = f32::from_bits(x[SCALE][0].cast_unsigned());
+                    y[token * n_rows + r] += scale * x_scale * products.sum::<i32>() as f32;
                 }
             }
-        });
+        }
     }
 }
 
@@ -123,26 +155,41 @@ mod tests {
 
     #[test]
     fn inputs_are_rounded_to_half_a_step_of_their_block() {
-        let x: Vec<f32> = (0..96).map(|i| if i < 64 { ((i * 37 % 64) as f32 - 31.5) * 0.3 } else { 0.0 }).collect();
-        let mut blocks = Blocks::default();
-        blocks.fill(&x);
-        for (i, x) in x.iter().enumerate() {
-            let (scale, value) = (blocks.scales[i / 32], blocks.values[i / 32][i % 32]);
-            assert!((scale * f32::from(value) - x).abs() <= scale * 0.500_01, "{i}: {x}");
+        let (m, k) = (8, 96);
+        let value = |i: usize| if i % k < 64 { ((i * 37 % 61) as f32 - 31.5) * 0.3 } else { 0.0 };
+        let x: Vec<f32> = (0..m * k).map(value).collect();
+        let mut prepared = AlignedBytes::zeroed(m * k / BLOCK * WORDS * 4);
+        let words = bytemuck::cast_slice_mut(&mut prepared);
+        fill(&x[..6 * k], k, 3, words);
+        fill(&x[6 * k..], k, 3, &mut words[6 * k / BLOCK * WORDS..]);
+        let check = |x: &[f32], word: &dyn Fn(usize) -> i32| {
+            let values: Vec<i8> = (0..STEPS).flat_map(|i| word(i).to_ne_bytes().map(u8::cast_signed)).collect();
+            let scale = f32::from_bits(word(SCALE).cast_unsigned());
+            for (x, value) in x.iter().zip(&values) {
+                assert!((scale * f32::from(*value) - x).abs() <= scale * 0.500_01, "{value} times {scale} for {x}");
+            }
+            let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
+            assert_eq!(word(START), -3 * sum);
+            let largest = values.iter().map(|v| v.unsigned_abs()).max();
+            assert_eq!(largest, Some(if scale > 0.0 { 127 } else { 0 }));
+        };
+        for token in 0..m {
+            for (b, x) in x[token * k..][..k].chunks_exact(BLOCK).enumerate() {
+                match token {
+                    0..6 => check(x, &|i| tokens::<6>(&prepared, k, 0)[b][i][token]),
+                    _ => check(x, &|i| tokens::<2>(&prepared, k, 6)[b][i][token - 6]),
+                }
+            }
         }
-        assert_eq!((blocks.scales[2], blocks.sums[2], blocks.values[2]), (0.0, 0, [0; 32]));
-        let sums = blocks.values.iter().map(|values| values.iter().map(|&v| i32::from(v)).sum::<i32>());
-        assert!(sums.eq(blocks.sums.iter().copied()));
-        assert_eq!(blocks.values[0].iter().chain(&blocks.values[1]).map(|v| v.unsigned_abs()).max(), Some(127));
     }
 
     #[test]
     fn inputs_that_are_no_numbers_do_not_panic() {
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE / 8.0, f32::MAX] {
-            let mut x = [1.0; 32];
+            let mut x = [1.0; BLOCK];
             x[5] = odd;
-            Blocks::default().fill(&x);
-            Blocks::default().fill(&[odd; 32]);
+            quantize(&x);
+            quantize(&[odd; BLOCK]);
         }
     }
 }

@@ -4,7 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType};
+use crate::bytes::AlignedBytes;
 use crate::isa::Token;
+use crate::team::Team;
 
 /// A way to multiply by the matrices of one type.
 pub trait Method: Send + Sync + 'static {
@@ -12,11 +14,17 @@ pub trait Method: Send + Sync + 'static {
     type Proof: Token;
     const INFO: DenseInfo;
 
+    /// [`DenseKernel::prepare`].
+    ///
+    /// # Safety
+    /// The CPU has what [`Self::Proof`] proves.
+    unsafe fn prepare(team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes);
+
     /// [`DenseKernel::compute`], after its checks, for at least one row.
     ///
     /// # Safety
     /// The CPU has what [`Self::Proof`] proves.
-    unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]);
+    unsafe fn multiply(w: &DenseMatrix, x: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]);
 }
 
 /// What a method is.
@@ -40,13 +48,19 @@ impl<M: Method> DenseKernel for Kernel<M> {
         Self::INFO
     }
 
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    fn prepare(&self, team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes) {
+        assert!(x.len() == m * k, "x does not hold m * k values");
+        // SAFETY: `self` holds the proof, which only run-time detection hands out.
+        unsafe { M::prepare(team, x, m, k, out) };
+    }
+
+    fn compute(&self, w: &DenseMatrix, x: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
         assert!(w.ty() == M::INFO.ty, "{} cannot read {}", M::INFO.name, w.ty().name());
         assert!(rows.start <= rows.end && rows.end <= w.n(), "{rows:?} of {} rows", w.n());
         assert!(x.len() == m * w.k() && y.len() == m * rows.len(), "x does not hold m * k values or y not m * rows");
         if !rows.is_empty() {
-            // SAFETY: `self` holds the proof, which only run-time detection hands out.
-            unsafe { M::multiply(w, x, m, rows, y) };
+            // SAFETY: as above.
+            unsafe { M::multiply(w, x, prepared, m, rows, y) };
         }
     }
 }

@@ -29,10 +29,14 @@ mod portable;
 
 use std::ops::Range;
 
-use crate::bytes::Bytes;
+use bytemuck::Pod;
+
+use crate::bytes::{AlignedBytes, Bytes};
 use crate::isa::Feature;
+use crate::ops;
 use crate::probe::{self, Arithmetic};
 use crate::registry::{Entry, kernels};
+use crate::team::Team;
 
 pub use blocks::DenseType;
 
@@ -123,8 +127,31 @@ pub trait DenseKernel: Send + Sync {
     /// What this kernel is.
     fn info(&self) -> &'static DenseInfo;
 
-    /// Writes `y[token * rows.len() + (row - rows.start)] = Σ_k w[row, k] · x[token, k]` for `m` tokens; `x` is `m x k`.
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]);
+    /// Brings `m` tokens of `k` values into the form that [`compute`](Self::compute) wants beside them: once for all matrices and rows that
+    /// they are multiplied with. One token needs none where a kernel takes floats.
+    fn prepare(&self, team: &Team, x: &[f32], m: usize, k: usize, out: &mut AlignedBytes);
+
+    /// Writes `y[token * rows.len() + (row - rows.start)] = Σ_k w[row, k] · x[token, k]` for `m` tokens; `x` is `m x k`, and `prepared` what
+    /// [`prepare`](Self::prepare) made of it.
+    fn compute(&self, w: &DenseMatrix, x: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]);
+}
+
+/// Calls `f(tokens, room)` for every `tile` of `m` tokens (the last may have fewer), split over the team. `room` is for `len` values
+/// of each token; that of the tile that begins with token `t` is `t * len` values from the start of `out`.
+fn for_each_tile<T: Pod + Send>(
+    team: &Team,
+    out: &mut AlignedBytes,
+    m: usize,
+    tile: usize,
+    len: usize,
+    f: impl Fn(Range<usize>, &mut [T]) + Sync,
+) {
+    out.ensure_len(m.next_multiple_of(tile) * len * size_of::<T>());
+    if len > 0 {
+        ops::for_each_row(team, bytemuck::cast_slice_mut(out), tile * len, |i, room| {
+            f(i * tile..m.min((i + 1) * tile), room);
+        });
+    }
 }
 
 kernels! {

@@ -15,7 +15,9 @@ use half::f16;
 
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES, sum_lanes};
+use crate::bytes::AlignedBytes;
 use crate::isa::Neon;
+use crate::team::Team;
 
 /// Eight f32.
 type Vectors = [float32x4_t; 2];
@@ -43,7 +45,10 @@ macro_rules! source {
             const INFO: DenseInfo = info::<Neon>($name, DenseType::$ty, Activations::F32);
 
             #[target_feature(enable = "neon")]
-            unsafe fn multiply(w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+            unsafe fn prepare(_: &Team, _: &[f32], _: usize, _: usize, _: &mut AlignedBytes) {}
+
+            #[target_feature(enable = "neon")]
+            unsafe fn multiply(w: &DenseMatrix, x: &[f32], _: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
                 multiply::<Self>(w, x, m, rows, y);
             }
         }

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{Activations, DenseInfo, DenseKernel, DenseMatrix, DenseType, LANES, sum_lanes};
+use crate::bytes::AlignedBytes;
+use crate::team::Team;
 
 /// The portable kernel of the type numbered `TYPE`.
 pub struct Portable<const TYPE: usize>;
@@ -45,7 +47,9 @@ impl<const TYPE: usize> DenseKernel for Portable<TYPE> {
         Self::INFO
     }
 
-    fn compute(&self, w: &DenseMatrix, x: &[f32], m: usize, rows: Range<usize>, y: &mut [f32]) {
+    fn prepare(&self, _: &Team, _: &[f32], _: usize, _: usize, _: &mut AlignedBytes) {}
+
+    fn compute(&self, w: &DenseMatrix, x: &[f32], _: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]) {
         let (k, n_rows) = (w.k(), rows.len());
         ROW.with_borrow_mut(|row| {
             row.resize(k, 0.0);

@@ -237,7 +237,7 @@ per_isa! {
 }
 
 /// Calls `f(row index, row)` for every row of `width` values, rows split over the team.
-pub fn for_each_row(team: &Team, x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub fn for_each_row<T: Send>(team: &Team, x: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let n_rows = x.len() / width;
     let x = SharedMut::new(x);
     team.split(n_rows, ROWS, |rows| {

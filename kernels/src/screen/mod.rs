@@ -252,7 +252,8 @@ impl Screen {
             let logits = unsafe { logits.slice(range.clone()) };
             for (&(query, row), logit) in candidates[range].iter().zip(logits) {
                 let (x, row) = (&x[query as usize * k..][..k], row as usize);
-                self.kernel.compute(&self.head, x, 1, row..row + 1, std::slice::from_mut(logit));
+                // One token of floats needs no preparation.
+                self.kernel.compute(&self.head, x, &[], 1, row..row + 1, std::slice::from_mut(logit));
             }
         });
     }

@@ -46,7 +46,7 @@ fn matrix(ty: DenseType, rows: &[Vec<f32>]) -> DenseMatrix {
 
 fn all_logits(head: &DenseMatrix, x: &[f32]) -> Vec<f32> {
     let mut logits = vec![0.0; head.n()];
-    kernel_for(head.ty(), Activations::F32).compute(head, x, 1, 0..head.n(), &mut logits);
+    kernel_for(head.ty(), Activations::F32).compute(head, x, &[], 1, 0..head.n(), &mut logits);
     logits
 }
 

@@ -155,8 +155,8 @@ impl Linear {
     fn rows_per_call(&self, m: usize) -> usize {
         match &self.weights {
             Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call(),
-            // Dense kernels lay a batch's activations out in every call.
-            Weights::Dense { .. } if m > FUSED_TOKENS => 512,
+            // Whole blocks and register tiles of every dense kernel.
+            Weights::Dense { .. } if m > FUSED_TOKENS => 96,
             Weights::Dense { .. } => 1,
         }
     }
@@ -287,7 +287,7 @@ impl<'a> Output<'a> {
     fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>) {
         const SUMS: usize = 32 * 1024;
         let (n, tile) = (self.linear.n(), self.row_tile(m));
-        let step = (SUMS / (tile * m).max(1)).max(self.tiles_per_call(m));
+        let step = (SUMS / (tile * m).max(1)).max(1).next_multiple_of(self.tiles_per_call(m));
         BUFFERS.with_borrow_mut(|Buffers { sums: [sums, sums_up], row }| {
             for start in tiles.clone().step_by(step) {
                 let rows = start * tile..((start + step).min(tiles.end) * tile).min(n);

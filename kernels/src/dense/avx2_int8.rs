@@ -18,7 +18,7 @@ use crate::isa::Avx2;
 use crate::team::Team;
 
 /// Rows of a group: the dwords of a vector.
-const ROWS: usize = 8;
+pub const ROWS: usize = 8;
 /// Tokens of a register tile: four integer and four float sums, the codes twice and three more fill the 16 registers.
 const TOKENS: usize = 4;
 
@@ -177,7 +177,7 @@ fn add_block<const FOUR_BITS: bool>(sums: __m256, mut total: __m256i, d: __m256,
 
 /// Writes the outputs of the rows that exist, `spacing` apart.
 #[target_feature(enable = "avx2")]
-fn put(sums: __m256, spacing: usize, n_rows: usize, y: &mut [f32]) {
+pub fn put(sums: __m256, spacing: usize, n_rows: usize, y: &mut [f32]) {
     let mut lanes = [0.0; ROWS];
     // SAFETY: the array holds the 32 bytes that are written.
     unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
@@ -202,7 +202,7 @@ fn store_group(codes: [__m256i; STEPS], scales: __m256, group: &mut Group) {
 /// From each pointer, `offset` and the bytes of a block can be read.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn read_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize) -> ([__m256i; STEPS], __m256) {
+pub unsafe fn read_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize) -> ([__m256i; STEPS], __m256) {
     for row in rows {
         prefetch::<_MM_HINT_T0>(row.wrapping_add(offset + AHEAD));
     }

@@ -1,7 +1,7 @@
 //! Q8_0 and Q4_0 times int8 blocks on AVX-512 VNNI: `vpdpbusd` multiplies and adds four columns of sixteen rows at once.
 //!
 //! As on AVX2 ([`avx2_int8`](super::avx2_int8)), blocks are turned so that a vector holds four codes of each row. One token is multiplied
-//! with them at once, at memory speed. For more, some blocks of 32 rows are turned, to the L1 cache, one token tile after the other goes
+//! with eight rows of them at once, at memory speed. For more, some blocks of 32 rows are turned, to the L1 cache, one token tile after the other goes
 //! by, and the next rows are asked for meanwhile.
 //!
 //! Codes of Q8_0 are signed, which the instruction does not take: they become `code + 128`, as those of Q4_0 are `code + 8`. Totals
@@ -13,7 +13,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2_fma::AHEAD;
+use super::avx2_int8;
 use super::int8::{BLOCK, Block, SCALE, START, STEPS, WORDS, fill, tokens};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, for_each_tile};
@@ -69,34 +69,26 @@ impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
     }
 }
 
-/// One token.
+/// One token, in registers of eight rows: turning codes is what takes time, and shorter registers have a port more for it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn one<const FOUR_BITS: bool>(w: &DenseMatrix, x: &[Block<1>], rows: Range<usize>, y: &mut [f32]) {
-    // The rows of a vector lie a sixteenth of the range apart, so that each is a stream of its own over many vectors.
-    let spacing = rows.len().div_ceil(LANES);
+    // As on AVX2, the rows of a group lie an eighth of the range apart.
+    let spacing = rows.len().div_ceil(avx2_int8::ROWS);
     for first in 0..spacing {
         let pointers = std::array::from_fn(|r| w.row((rows.start + first + r * spacing).min(rows.end - 1)).as_ptr());
-        let mut sums = _mm512_setzero_ps();
+        let mut sums = _mm256_setzero_ps();
         for (b, x) in x.iter().enumerate() {
-            let offset = b * w.ty().block_bytes();
-            for row in pointers {
-                prefetch::<_MM_HINT_T0>(row.wrapping_add(offset + AHEAD));
-            }
             // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`.
-            let (codes, d) = unsafe { read_group::<FOUR_BITS>(pointers, offset) };
-            let mut total = broadcast(x[START][0]);
+            let (codes, d) = unsafe { avx2_int8::read_group::<FOUR_BITS>(pointers, b * w.ty().block_bytes()) };
+            let mut total = _mm256_set1_epi32(x[START][0]);
             for i in 0..STEPS {
-                total = _mm512_dpbusd_epi32(total, codes[i], broadcast(x[i][0]));
+                let from_zero = if FOUR_BITS { codes[i] } else { _mm256_xor_si256(codes[i], _mm256_set1_epi8(-128)) };
+                total = _mm256_dpbusd_epi32(total, from_zero, _mm256_set1_epi32(x[i][0]));
             }
-            sums = add_block(sums, total, d, broadcast(x[SCALE][0]));
+            let scale = _mm256_mul_ps(d, _mm256_castsi256_ps(_mm256_set1_epi32(x[SCALE][0])));
+            sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums);
         }
-        let mut lanes = [0.0; LANES];
-        // SAFETY: the array holds the 64 bytes that are written.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sums) };
-        // The last vectors may lack rows.
-        for (y, sum) in y[first..].iter_mut().step_by(spacing).zip(lanes) {
-            *y = sum;
-        }
+        avx2_int8::put(sums, spacing, (rows.len() - first).div_ceil(spacing), &mut y[first..]);
     }
 }
 

@@ -209,7 +209,8 @@ pub struct Scratch {
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let prepared = self.prepared.iter().map(|(_, prepared)| prepared.bytes.len() + prepared.sums.capacity() * 4);
+        let prepared =
+            self.prepared.iter().map(|(_, prepared)| prepared.bytes.capacity() + prepared.sums.capacity() * 4);
         self.rows.bytes()
             + self.quantized.values.capacity()
             + 4 * self.quantized.scales.capacity()
@@ -227,11 +228,15 @@ pub enum Input<'a> {
     Made(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
 }
 
-/// What a group's input is multiplied by, and what becomes of the products.
+/// What a group's input is multiplied by, what becomes of the products, and where they go.
 pub struct Output<'a> {
+    product: Product<'a>,
+    y: &'a mut [f32],
+}
+
+struct Product<'a> {
     linear: &'a Linear,
     then: Then<'a>,
-    y: SharedMut<'a, f32>,
 }
 
 /// What becomes of a product, while it is in the cache.
@@ -249,20 +254,22 @@ pub type Gate = fn(&mut [f32], &[f32]);
 impl<'a> Output<'a> {
     /// `y = x · Wᵀ`, `m x n`.
     pub fn store(linear: &'a Linear, y: &'a mut [f32]) -> Self {
-        Self { linear, then: Then::Store, y: SharedMut::new(y) }
+        Self { product: Product { linear, then: Then::Store }, y }
     }
 
     /// `y += scale · (x · Wᵀ)`.
     pub fn add(linear: &'a Linear, scale: f32, y: &'a mut [f32]) -> Self {
-        Self { linear, then: Then::Add(scale), y: SharedMut::new(y) }
+        Self { product: Product { linear, then: Then::Add(scale) }, y }
     }
 
     /// `y = activation(x · Gᵀ) · (x · Uᵀ)`; panics where the matrices have not the same number of rows.
     pub fn gated(gate: &'a Linear, up: &'a Linear, activate: Gate, y: &'a mut [f32]) -> Self {
         assert_eq!(gate.n(), up.n(), "a gate takes one value of each matrix");
-        Self { linear: gate, then: Then::Gate(up, activate), y: SharedMut::new(y) }
+        Self { product: Product { linear: gate, then: Then::Gate(up, activate) }, y }
     }
+}
 
+impl<'a> Product<'a> {
     /// The matrices.
     fn linears(&self) -> impl Iterator<Item = &'a Linear> {
         let second = match self.then {
@@ -274,8 +281,10 @@ impl<'a> Output<'a> {
 
     /// Rows that are computed together.
     fn row_tile(&self, m: usize) -> usize {
-        // All kernels' tiles are powers of two, or multiples of each other: the largest is one of all.
-        self.linears().map(|linear| linear.row_tile(m)).max().unwrap_or(1)
+        // Kernels' tiles are multiples of each other, so the largest is whole tiles of each.
+        let tile = self.linears().map(|linear| linear.row_tile(m)).max().unwrap_or(1);
+        assert!(self.linears().all(|linear| tile.is_multiple_of(linear.row_tile(m))), "tiles that do not fit together");
+        tile
     }
 
     /// Row tiles worth computing at once.
@@ -284,7 +293,7 @@ impl<'a> Output<'a> {
     }
 
     /// Computes the row tiles `tiles`, a few at a time so that the sums stay in the L2 cache (or as many as the kernel wants).
-    fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>) {
+    fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, y: &SharedMut<'_, f32>) {
         const SUMS: usize = 32 * 1024;
         let (n, tile) = (self.linear.n(), self.row_tile(m));
         let step = (SUMS / (tile * m).max(1)).max(1).next_multiple_of(self.tiles_per_call(m));
@@ -298,7 +307,7 @@ impl<'a> Output<'a> {
                 row.resize(rows.len());
                 for token in 0..m {
                     // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
-                    let y = unsafe { self.y.slice(token * n + rows.start..token * n + rows.end) };
+                    let y = unsafe { y.slice(token * n + rows.start..token * n + rows.end) };
                     match self.then {
                         Then::Store => sums.write(self.linear, scratch, token, rows.start, y),
                         Then::Add(scale) => {
@@ -318,18 +327,18 @@ impl<'a> Output<'a> {
 }
 
 /// Multiplies `x` by every matrix of `group`, which share the input, in one parallel region.
-pub fn multiply(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
+pub fn multiply(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &mut [Output<'_>]) {
     prepare(team, scratch, x, m, group);
     compute(team, scratch, x, m, group);
 }
 
 /// The first half of [`multiply`]: makes and quantises `x` and brings it into the form of every kernel of `group`, once each.
 pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
-    let Some(k) = group.first().map(|first| first.linear.k()) else {
+    let Some(k) = group.first().map(|first| first.product.linear.k()) else {
         return;
     };
     let Scratch { rows, quantized, prepared } = scratch;
-    let linears = || group.iter().flat_map(Output::linears);
+    let linears = || group.iter().flat_map(|output| output.product.linears());
     let is_dense = |linear: &Linear| matches!(linear.weights, Weights::Dense { .. });
     if let (Input::Made(make), true) = (x, linears().any(is_dense)) {
         rows.resize(m * k);
@@ -366,8 +375,8 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
 }
 
 /// The second half: multiplies what [`prepare`] left in `scratch` for the same input and group, adds the biases, applies the scales.
-pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &[Output<'_>]) {
-    let Some(k) = group.first().map(|first| first.linear.k()) else {
+pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &mut [Output<'_>]) {
+    let Some(k) = group.first().map(|first| first.product.linear.k()) else {
         return;
     };
     let x = match x {
@@ -379,23 +388,23 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &[
     };
     let mut outputs = Vec::with_capacity(group.len());
     let (mut n_tiles, mut per_call) = (0, 1);
-    for output in group {
-        assert!(output.linears().all(|linear| linear.k() == k), "the matrices of a group share one input");
-        assert_eq!(output.y.len(), m * output.linear.n(), "an output does not hold m * n values");
+    for Output { product, y } in group {
+        assert!(product.linears().all(|linear| linear.k() == k), "the matrices of a group share one input");
+        assert_eq!(y.len(), m * product.linear.n(), "an output does not hold m * n values");
         let first_tile = n_tiles;
-        n_tiles += output.linear.n().div_ceil(output.row_tile(m));
-        per_call = per_call.max(output.tiles_per_call(m));
-        outputs.push((first_tile..n_tiles, output));
+        n_tiles += product.linear.n().div_ceil(product.row_tile(m));
+        per_call = per_call.max(product.tiles_per_call(m));
+        outputs.push((first_tile..n_tiles, &*product, SharedMut::new(y)));
     }
     // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. In whole calls of the kernel, and
     // one for every worker.
     let grain =
         n_tiles.div_ceil(team.n_threads() * 8).next_multiple_of(per_call).min(n_tiles.div_ceil(team.n_threads()));
     team.split(n_tiles, grain, |tiles| {
-        for (range, output) in &outputs {
+        for (range, product, y) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {
-                output.compute(x, m, scratch, tiles.start - range.start..tiles.end - range.start);
+                product.compute(x, m, scratch, tiles.start - range.start..tiles.end - range.start, y);
             }
         }
     });

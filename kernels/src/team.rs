@@ -225,11 +225,6 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
-    /// Items of the whole slice.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// The part `range`; panics when it does not lie inside.
     ///
     /// # Safety

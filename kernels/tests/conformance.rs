@@ -5,11 +5,13 @@ mod support;
 use std::ops::Range;
 
 use support::{inputs, sample};
+use ternbench_kernels::dense::Activations;
 use ternbench_kernels::driver::{Input, Output, Scratch, multiply};
 use ternbench_kernels::layout::LAYOUTS;
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{
-    Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, TernaryKernel, TernaryMatrix, oracle,
+    AlignedBytes, DenseMatrix, DenseType, Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations,
+    TernaryKernel, TernaryMatrix, ops, oracle,
 };
 
 /// Rows around the tile of 32, and more than one tile.
@@ -109,6 +111,47 @@ fn every_single_weight_counts_once() {
     }
 }
 
+/// What becomes of products while they are in the cache has the bits of doing it afterwards, also where a gate's two matrices have tiles
+/// of different heights, and with biases.
+#[test]
+fn gates_and_residuals_have_the_bits_of_products_stored_first() {
+    const SCALE: f32 = 0.7;
+    let pools = [1, 3].map(|n_threads| Pool::new(n_threads).unwrap());
+    let low = ternbench_kernels::registry::find("scalar-tq2-unpack").unwrap();
+    for kernel in support::ternary_kernels() {
+        for (n, k, m) in sample([(97, 129, 2), (33, 64, 1), (257, 256, 40)]) {
+            let mut random = Random::new((n * m) as u64);
+            let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
+            let mut halves = AlignedBytes::zeroed(2 * n * k);
+            halves.as_chunks_mut().0.fill_with(|| half::f16::from_f32(random.float()).to_le_bytes());
+            let floats = DenseMatrix::new(n, k, DenseType::F16, halves.into()).unwrap();
+            let mut bias = || Some((0..n).map(|_| random.float()).collect::<Vec<f32>>());
+            let gate = Linear { bias: bias(), ..Linear::ternary(kernel, &w) };
+            let ups = [Linear::ternary(low, &w), Linear { bias: bias(), ..Linear::dense(floats, Activations::F32) }];
+            let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+            let residual: Vec<f32> = (0..m * n).map(|_| random.float()).collect();
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<u32>>();
+            for (up, pool) in ups.iter().flat_map(|up| pools.iter().map(move |pool| (up, pool))) {
+                let run = |output: Output<'_>| {
+                    pool.run(|team| multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [output]))
+                };
+                let (mut of_gate, mut of_up) = (vec![0.0; m * n], vec![0.0; m * n]);
+                run(Output::store(&gate, &mut of_gate));
+                run(Output::store(up, &mut of_up));
+                let (mut added, mut expected) = (residual.clone(), residual.clone());
+                run(Output::add(&gate, SCALE, &mut added));
+                ops::axpy(SCALE, &of_gate, &mut expected);
+                let what = format!("{} {n} x {k}, m = {m}, {} threads", kernel.info().name, pool.n_threads());
+                assert!(bits(&added) == bits(&expected), "{what}: residual");
+                let mut gated = vec![f32::NAN; m * n];
+                run(Output::gated(&gate, up, ops::silu_gate, &mut gated));
+                ops::silu_gate(&mut of_gate, &of_up);
+                assert!(bits(&gated) == bits(&of_gate), "{what}: gate");
+            }
+        }
+    }
+}
+
 /// Through the driver: identical f32 for any number of threads, and what the oracle's sums give when scaled.
 #[test]
 fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
@@ -127,7 +170,7 @@ fn the_driver_gives_the_same_floats_on_any_number_of_threads() {
             for pool in &pools {
                 let mut y = vec![f32::NAN; m * n];
                 pool.run(|team| {
-                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &[Output::store(&linear, &mut y)])
+                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [Output::store(&linear, &mut y)])
                 });
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 if kernel.info().exactness == Exactness::Exact {

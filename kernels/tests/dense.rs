@@ -190,7 +190,7 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
             for pool in &pools {
                 let mut y = vec![f32::NAN; m * n];
                 pool.run(|team| {
-                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &[Output::store(&linear, &mut y)])
+                    multiply(team, &mut Scratch::default(), Input::Rows(&x), m, &mut [Output::store(&linear, &mut y)])
                 });
                 assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
             }

@@ -14,12 +14,12 @@ use crate::workload::{Bench, Workload};
 fn name(part: Part) -> &'static str {
     match part {
         Part::Qkv => "linear q, k, v",
-        Part::O => "linear o",
-        Part::GateUp => "linear gate, up",
-        Part::Down => "linear down",
+        Part::O => "linear o, residual",
+        Part::GateUp => "linear gate, up, gating",
+        Part::Down => "linear down, residual",
         Part::Attention => "attention",
         Part::Head => "lm head and argmax",
-        Part::Other => "norms, gates, quantising, residuals",
+        Part::Other => "norms, quantising",
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use ternbench_kernels::team::SharedMut;
 use ternbench_kernels::{Team, ops};
 
-use crate::config::ModelConfig;
+use crate::config::{MAX_HEAD_DIM, ModelConfig};
 use crate::kv_cache::{BLOCK, KvCache};
 use crate::segment::Segment;
 
@@ -20,7 +20,7 @@ const CHUNK: usize = 16 * BLOCK;
 
 /// Weights that a query has room for: the numbers of a head, or the positions of a chunk.
 const WEIGHTS: usize = size_of::<ops::Weights>() / size_of::<f32>();
-const _: () = assert!(CHUNK <= WEIGHTS);
+const _: () = assert!(CHUNK <= WEIGHTS && MAX_HEAD_DIM <= WEIGHTS);
 
 /// Queries (a head of a token) that one work item answers: they share keys and values while those are in the L1 cache.
 const QUERIES: usize = 16;

@@ -9,17 +9,17 @@ use ternbench_kernels::Team;
 pub enum Part {
     /// The query, key and value projections, without the making of their input, as in all linear layers.
     Qkv,
-    /// The output projection of attention.
+    /// The output projection of attention, and adding to the residual.
     O,
-    /// The gate and up projections.
+    /// The gate and up projections, and the gate.
     GateUp,
-    /// The down projection.
+    /// The down projection, and adding to the residual.
     Down,
     /// RoPE, the KV cache and attention.
     Attention,
     /// The head.
     Head,
-    /// Embedding, norms, gates, quantising, residuals.
+    /// Embedding, norms, quantising; residuals where they are normalised first.
     Other,
 }
 

@@ -115,6 +115,9 @@ pub struct ModelConfig {
     pub sliding: Option<SlidingWindow>,
 }
 
+/// The largest head that attention has room for.
+pub(crate) const MAX_HEAD_DIM: usize = 1024;
+
 impl ModelConfig {
     /// A plain pre-norm transformer of the given shape; families switch on what they add.
     #[expect(clippy::too_many_arguments, reason = "the eight numbers of a transformer's shape")]
@@ -163,7 +166,7 @@ impl ModelConfig {
             ("ffn size", self.ffn, 1, 1 << 22),
             ("heads", self.n_heads, 1, 1024),
             ("kv heads", self.n_kv_heads, 1, self.n_heads),
-            ("head size", self.head_dim, 2, 1024),
+            ("head size", self.head_dim, 2, MAX_HEAD_DIM),
             ("vocabulary", self.vocab, 1, 1 << 24),
             ("context", self.context, 1, 1 << 28),
         ];

@@ -359,7 +359,7 @@ impl Transformer {
         scratch: &mut Scratch,
         x: Input<'_>,
         m: usize,
-        outputs: &[Output<'_>],
+        outputs: &mut [Output<'_>],
         part: Part,
         time: &mut Breakdown,
     ) {
@@ -386,8 +386,11 @@ impl Transformer {
         b.q.resize(m * q_dim);
         b.k.resize(m * kv_dim);
         b.v.resize(m * kv_dim);
-        let qkv =
-            &[Output::store(&layer.q, &mut b.q), Output::store(&layer.k, &mut b.k), Output::store(&layer.v, &mut b.v)];
+        let qkv = &mut [
+            Output::store(&layer.q, &mut b.q),
+            Output::store(&layer.k, &mut b.k),
+            Output::store(&layer.v, &mut b.v),
+        ];
         Self::linear(
             team,
             &mut b.scratch,
@@ -431,7 +434,7 @@ impl Transformer {
             Activation::GeluTanh => ops::gelu_gate,
         };
         b.gated.resize(m * self.config.ffn);
-        let gated = &[Output::gated(&layer.gate, &layer.up, activate, &mut b.gated)];
+        let gated = &mut [Output::gated(&layer.gate, &layer.up, activate, &mut b.gated)];
         Self::linear(
             team,
             &mut b.scratch,
@@ -463,10 +466,10 @@ impl Transformer {
     ) {
         let scale = self.config.residual_scale;
         let Some(gain) = post_norm else {
-            return Self::linear(team, scratch, x, m, &[Output::add(linear, scale, hidden)], part, time);
+            return Self::linear(team, scratch, x, m, &mut [Output::add(linear, scale, hidden)], part, time);
         };
         out.resize(hidden.len());
-        Self::linear(team, scratch, x, m, &[Output::store(linear, out)], part, time);
+        Self::linear(team, scratch, x, m, &mut [Output::store(linear, out)], part, time);
         let width = gain.len();
         for_each_row(team, out, width, |_, out| ops::rms_norm_in_place(out, gain, self.config.norm_eps));
         for_each_row(team, hidden, width, |token, hidden| ops::axpy(scale, &out[token * width..][..width], hidden));
@@ -510,7 +513,7 @@ impl Transformer {
                 &mut b.scratch,
                 Input::Rows(&b.normed),
                 rows,
-                &[Output::store(&self.head, &mut b.logits)],
+                &mut [Output::store(&self.head, &mut b.logits)],
             );
         }
         if self.config.logit_scale != 1.0 {
@@ -534,12 +537,9 @@ impl Transformer {
     ) {
         let half = self.config.head_dim / 2;
         for_each_row(team, x, width, |token, row| {
-            let mut copy = [0f32; 1024];
             for head in row.chunks_exact_mut(self.config.head_dim) {
                 if let Some(gain) = gain {
-                    let copy = &mut copy[..head.len()];
-                    copy.copy_from_slice(head);
-                    ops::rms_norm(copy, gain, self.config.norm_eps, head);
+                    ops::rms_norm_in_place(head, gain, self.config.norm_eps);
                 }
                 rope.rotate(head, &angles[token * half..(token + 1) * half]);
             }

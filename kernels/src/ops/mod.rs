@@ -1,6 +1,6 @@
 //! Float operations of the forward pass: norms, dot products, attention, gates, and the int8 quantiser.
 //!
-//! Each is a plain loop over a fixed number of lanes, compiled once for the baseline and once for AVX2 with FMA and F16C. Sums run in an
+//! Each is a plain loop over a fixed number of lanes, compiled for the baseline, for AVX2 with FMA and F16C, and for AVX-512. Sums run in an
 //! order that depends on the length alone, so results change neither with the batch nor with the number of threads.
 
 use std::cell::RefCell;

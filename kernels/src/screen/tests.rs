@@ -323,7 +323,7 @@ fn time_of_a_search() {
                     &mut crate::driver::Scratch::default(),
                     crate::driver::Input::Rows(&x),
                     1,
-                    &[crate::driver::Output::store(&linear, &mut logits)],
+                    &mut [crate::driver::Output::store(&linear, &mut logits)],
                 )
             });
             println!("{n_threads} threads: {found:?} {screened:?}, whole {:?}", start.elapsed());
@@ -345,7 +345,7 @@ fn time_of_a_search() {
                         scratch,
                         crate::driver::Input::Rows(&x),
                         m,
-                        &[crate::driver::Output::store(&linear, &mut logits)],
+                        &mut [crate::driver::Output::store(&linear, &mut logits)],
                     )
                 });
                 println!("{n_threads} threads, {m} inputs: {found:?} {screened:?}, whole {:?}", start.elapsed());

@@ -131,7 +131,7 @@ pub fn time(
             let linear = &copies[*next % copies.len()];
             *next += usize::from(cache == Cache::Cold);
             let (prepare, compute) = pool.run(|team| {
-                let group = &[Output::store(linear, y)];
+                let group = &mut [Output::store(linear, y)];
                 let start = Instant::now();
                 driver::prepare(team, scratch, Input::Rows(x), m, group);
                 let prepared = Instant::now();

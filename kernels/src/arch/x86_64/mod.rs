@@ -24,7 +24,7 @@ pub(crate) fn prefetch<const LEVEL: i32>(at: *const u8) {
 #[inline(always)]
 pub(crate) fn ask_ahead<T>(at: &T) {
     const FAR: usize = 16 * 1024;
-    const NEAR: usize = 2 * 1024;
+    const NEAR: usize = 5 * 1024;
     let start = std::ptr::from_ref(at).cast::<u8>();
     for line in (0..size_of::<T>()).step_by(64) {
         prefetch::<{ std::arch::x86_64::_MM_HINT_T2 }>(start.wrapping_add(FAR + line));

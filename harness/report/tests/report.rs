@@ -148,6 +148,7 @@ fn plots_are_drawn_as_svg_and_png() {
         "memory",
         "bytes-per-token",
         "accuracy-piqa",
+        "roofline-kernels-t2",
         "heat-m1-t2-cold",
     ];
     assert_eq!(names, expected);

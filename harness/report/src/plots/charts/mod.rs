@@ -2,12 +2,14 @@
 
 mod accuracy;
 mod kernels;
+mod roofline;
 mod size;
 mod speed;
 
 use ternbench_measure::Record;
 
 use super::{Chart, Plot};
+use crate::catalogue::Catalogue;
 use crate::frame::{KernelRow, SpeedRow};
 
 /// Every plot that the records have something for, in the order of a report. `host` stands under every title.
@@ -28,13 +30,16 @@ pub fn all(records: &[Record], speeds: &[SpeedRow], kernels: &[KernelRow], host:
         }
     }
     speed::latency_by_depth(speeds, host).into_iter().for_each(|chart| add("latency-depth".into(), Chart::Xy(chart)));
-    speed::roofline(speeds, host).into_iter().for_each(|chart| add("roofline".into(), Chart::Xy(chart)));
+    roofline::models(speeds, host).into_iter().for_each(|chart| add("roofline".into(), Chart::Xy(chart)));
     size::memory(records, host).into_iter().for_each(|chart| add("memory".into(), Chart::Bars(chart)));
     size::bytes_per_token(records, host)
         .into_iter()
         .for_each(|chart| add("bytes-per-token".into(), Chart::Bars(chart)));
     for (task, chart) in accuracy::against_memory(records, host) {
         add(format!("accuracy-{task}"), Chart::Xy(chart));
+    }
+    for (name, chart) in roofline::kernels(kernels, host) {
+        add(name, Chart::Xy(chart));
     }
     for (name, map) in kernels::heat_maps(kernels, host) {
         add(name, Chart::Heat(map));
@@ -89,6 +94,11 @@ impl<'a> Workload<'a> {
             _ => self.name.to_owned(),
         }
     }
+}
+
+/// What a report calls the shape of a row.
+fn title(row: &SpeedRow) -> &str {
+    Catalogue::get().title(&row.shape)
 }
 
 /// `1 thread`, `2 threads`.

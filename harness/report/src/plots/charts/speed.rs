@@ -1,9 +1,8 @@
-//! Speeds: by kernel and threads, over threads, over context depth, and against the roofline.
+//! Speeds: by kernel and threads, over threads, and over context depth.
 
 use std::collections::BTreeMap;
 
-use super::{Workload, threads};
-use crate::catalogue::Catalogue;
+use super::{Workload, threads, title};
 use crate::frame::SpeedRow;
 use crate::plots::pen::{OTHERS, SERIES, TERNARY};
 use crate::plots::{Axis, Bar, BarChart, Group, Point, Series, Style, XyChart, XySeries};
@@ -11,10 +10,6 @@ use crate::table::short_number;
 
 /// Models and kernels in one chart: as many as a page holds.
 const MOST_GROUPS: usize = 30;
-
-fn title(row: &SpeedRow) -> &str {
-    Catalogue::get().title(&row.shape)
-}
 
 /// `avx2-i2s-maddubs`, marked where it is not exact.
 fn kernel(row: &SpeedRow) -> String {
@@ -183,97 +178,4 @@ pub(super) fn latency_by_depth(rows: &[SpeedRow], host: &str) -> Option<XyChart>
         y: Axis { label: "ms / token".into(), ..Axis::default() },
         series: lines.into_iter().enumerate().map(line).collect(),
     })
-}
-
-/// Multiply-adds per second over multiply-adds per byte, at the most threads, under the measured peaks.
-pub(super) fn roofline(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
-    let most = rows.iter().filter(|row| row.limit_tokens_per_s.is_some()).map(|row| row.n_threads).max()?;
-    let usable = |row: &&SpeedRow| {
-        row.n_threads == most && row.bandwidth_bytes_per_s > 0.0 && row.macs_per_s > 0.0 && row.bytes_per_token > 0.0
-    };
-    // The best of each model, decode of one sequence and all else apart.
-    let mut best: BTreeMap<(&str, &str, bool), &SpeedRow> = BTreeMap::new();
-    for row in rows.iter().filter(usable) {
-        let macs = |row: &SpeedRow| row.tokens_per_s.value * row.macs_per_token;
-        let workload = Workload::of(&row.workload);
-        let together = workload.prefill || workload.n_parallel > 1;
-        let kept = best.entry((&row.shape, &row.weights, together)).or_insert(row);
-        if macs(row) > macs(kept) {
-            *kept = row;
-        }
-    }
-    let intensity = |row: &SpeedRow| row.macs_per_token / row.bytes_per_token;
-    let mut series = roofs(&best.values().copied().collect::<Vec<_>>(), intensity)?;
-    let kinds = [
-        ("ternary, decode", "ternary", false, TERNARY[0]),
-        ("ternary, prefill or batch", "ternary", true, TERNARY[1]),
-        ("others, decode", "", false, OTHERS[0]),
-        ("others, prefill or batch", "", true, OTHERS[2]),
-    ];
-    for (name, weights, prefill, color) in kinds {
-        let members =
-            best.iter().filter(|((_, of, at), _)| (*of == "ternary") == (weights == "ternary") && *at == prefill);
-        let point = |row: &SpeedRow| Point {
-            x: intensity(row),
-            y: row.tokens_per_s.value * row.macs_per_token / 1e9,
-            interval: Some((
-                row.tokens_per_s.low * row.macs_per_token / 1e9,
-                row.tokens_per_s.high * row.macs_per_token / 1e9,
-            )),
-            label: match row.weights.as_str() {
-                "ternary" | "f16" => title(row).to_owned(),
-                other => format!("{} {other}", title(row)),
-            },
-        };
-        let points: Vec<Point> = members.map(|(_, row)| point(row)).collect();
-        if !points.is_empty() {
-            series.push(XySeries { name: name.into(), color, style: Style::Filled, points });
-        }
-    }
-    Some(XyChart {
-        title: "Roofline: how near the models come to the machine".into(),
-        subtitle: format!("best kernel and length of each model, {} · {host}", threads(most)),
-        x: Axis {
-            label: "arithmetic intensity, multiply-adds per byte that must be read".into(),
-            log: true,
-            ..Axis::default()
-        },
-        y: Axis { label: "10⁹ multiply-adds / s".into(), log: true, ..Axis::default() },
-        series,
-    })
-}
-
-/// The bandwidth's slope up to each arithmetic peak.
-fn roofs(rows: &[&SpeedRow], intensity: impl Fn(&SpeedRow) -> f64) -> Option<Vec<XySeries>> {
-    let bandwidth = rows.iter().map(|row| row.bandwidth_bytes_per_s).max_by(f64::total_cmp)?;
-    let lowest = rows.iter().map(|row| intensity(row)).min_by(f64::total_cmp)? / 2.0;
-    let highest = rows.iter().map(|row| intensity(row)).max_by(f64::total_cmp)? * 2.0;
-    let peak = |arithmetic: &str| {
-        let of = rows.iter().filter(|row| row.arithmetic() == arithmetic).map(|row| row.macs_per_s);
-        of.max_by(f64::total_cmp)
-    };
-    let mut peaks: Vec<_> = ["int8", "f32", "bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
-    peaks.retain(|(_, peak)| peak.is_some());
-    if peaks.len() > 1 && peaks.iter().all(|(_, peak)| *peak == peaks[0].1) {
-        peaks = vec![("arithmetic", peaks[0].1)];
-    }
-    let top = peaks.iter().filter_map(|(_, peak)| *peak).max_by(f64::total_cmp)?;
-    let roof = |name: &str, points: Vec<(f64, f64, String)>| XySeries {
-        name: name.into(),
-        color: (193, 68, 50),
-        style: Style::Dashes,
-        points: points.into_iter().map(|(x, y, label)| Point { x, y: y / 1e9, interval: None, label }).collect(),
-    };
-    let knee = (top / bandwidth).clamp(lowest, highest);
-    let slope = format!("{:.1} GB/s", bandwidth / 1e9);
-    let mut roofs = vec![roof(
-        "measured limits",
-        vec![(lowest, lowest * bandwidth, slope), (knee, (knee * bandwidth).min(top), String::new())],
-    )];
-    for (name, peak) in peaks.into_iter().filter_map(|(name, peak)| Some((name, peak?))) {
-        let label = format!("{name} peak {} G/s", short_number(peak / 1e9));
-        let from = (peak / bandwidth).clamp(lowest, highest);
-        roofs.push(roof("", vec![(from, peak, String::new()), (highest.max(from * 1.5), peak, label)]));
-    }
-    Some(roofs)
 }

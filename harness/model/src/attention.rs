@@ -84,13 +84,14 @@ pub(crate) fn attend(
         });
         return;
     }
-    // A few queries over long sequences: threads take the chunks, then fold them.
-    let work: Vec<(usize, usize)> =
+    // A few queries over long sequences: threads take the chunks, in the order in which they lie in memory, then fold them.
+    let mut work: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (i, chunk))).collect();
+    work.sort_by_key(|&(_, chunk)| chunk);
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
     let mut parts = vec![0.0; work.len() * len];
     let shared = SharedMut::new(&mut parts);
-    team.split(work.len(), 1, |range| {
+    team.split(work.len(), work.len().div_ceil(team.n_threads() * 4), |range| {
         SCRATCH.with_borrow_mut(|scratch| {
             for i in range {
                 let (item, chunk) = (&items[work[i].0], work[i].1);
@@ -197,34 +198,46 @@ impl Item<'_> {
         // A query's scores of the blocks' positions, those that it does not see among them.
         let first = blocks.start * BLOCK;
         scores.iter_mut().for_each(|scores| scores[..blocks.len() * BLOCK].fill(0.0));
-        let head = |block| self.cache.head(self.layer, self.kv_head, block);
-        for (i, block) in blocks.clone().enumerate() {
-            let keys = head(block).0;
-            let next = if block + 1 < blocks.end { head(block + 1).0 } else { head(blocks.start).1 };
-            keys.add_products(next, queries, 0, 0..width, &mut scores.as_flattened_mut()[i * BLOCK..], WEIGHTS);
-        }
+        let (keys, values) = self.cache.head(self.layer, self.kv_head, blocks.clone());
+        keys.add_products(0..blocks.len(), 0..width, queries, 0, scores.as_flattened_mut(), WEIGHTS);
         let answer_len = self.answer_len();
+        let of_token = self.n_heads * answer_len;
         answers.clear();
         answers.resize(n * answer_len, 0.0);
         for ((query, scores), answer) in scores.iter_mut().enumerate().zip(answers.chunks_exact_mut(answer_len)) {
             let seen = common(&self.seen(query), &all);
-            let (max, sum) = ops::exponentials(&mut scores[seen.start - first..seen.end - first]);
+            let seen = seen.start - first..seen.end - first;
+            let (max, sum) = ops::exponentials(&mut scores[..blocks.len() * BLOCK], seen);
             answer[answer_len - 2..].copy_from_slice(&[max, sum]);
         }
         for (i, block) in blocks.clone().enumerate() {
-            let values = head(block).1;
-            let next = if block + 1 < blocks.end { head(block + 1).1 } else { values };
             let positions = block * BLOCK..(block + 1) * BLOCK;
-            if (0..n).all(|query| common(&self.seen(query), &positions) == positions) {
-                values.add_products(next, scores, i * BLOCK, 0..BLOCK, answers, answer_len);
-                continue;
-            }
-            // The heads of a token see the same.
-            for (token, answers) in answers.chunks_exact_mut(self.n_heads * answer_len).enumerate() {
+            // The heads of a token see the same rows.
+            let rows = |token: usize| {
                 let seen = common(&self.seen(token * self.n_heads), &positions);
-                let weights = &scores[token * self.n_heads..];
-                let rows = seen.start - positions.start..seen.end - positions.start;
-                values.add_products(next, weights, seen.start - first, rows, answers, answer_len);
+                seen.start - positions.start..seen.end - positions.start
+            };
+            let mut add = |tokens: Range<usize>, rows: Range<usize>| {
+                if !rows.is_empty() {
+                    let (weights, answers) =
+                        (&scores[tokens.start * self.n_heads..], &mut answers[..tokens.end * of_token]);
+                    let answers = &mut answers[tokens.start * of_token..];
+                    let from = i * BLOCK + rows.start;
+                    values.add_products(i..i + 1, rows, weights, from, answers, answer_len);
+                }
+            };
+            // What all tokens see, for all at once; what comes before and after, for one after the other.
+            let mut shared = rows(self.n_tokens - 1).start..rows(0).end;
+            if shared.is_empty() {
+                shared = BLOCK..BLOCK;
+            }
+            for token in 0..self.n_tokens {
+                let rows = rows(token);
+                add(token..token + 1, rows.start..rows.end.min(shared.start));
+            }
+            add(0..self.n_tokens, shared.clone());
+            for token in 0..self.n_tokens {
+                add(token..token + 1, shared.end..rows(token).end);
             }
         }
     }

@@ -68,48 +68,42 @@ struct Shape {
     ty: KvType,
 }
 
-#[derive(Clone, Copy)]
-enum Slice<'c> {
-    F32(&'c [f32]),
-    F16(&'c [f16]),
-}
-
-/// A head's keys or values in a block, as they are kept.
-#[derive(Clone, Copy)]
+/// A head's keys or values in some blocks, as they are kept.
 pub(crate) struct Panels<'c> {
-    numbers: Slice<'c>,
+    blocks: Numbers<'c>,
     height: usize,
 }
 
-impl Panels<'_> {
-    /// [`ops::add_products_f32`] with some rows; `next` will be asked for next.
+enum Numbers<'c> {
+    F32(Vec<&'c [f32]>),
+    F16(Vec<&'c [f16]>),
+}
+
+impl<'c> Panels<'c> {
+    fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, height: usize) -> Self {
+        let blocks = match ty {
+            KvType::F32 => Numbers::F32(parts.map(bytemuck::cast_slice).collect()),
+            KvType::F16 => {
+                Numbers::F16(parts.map(|part| bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast()).collect())
+            }
+        };
+        Self { blocks, height }
+    }
+
+    /// [`ops::add_products_f32`] with some rows of some of the blocks.
     pub(crate) fn add_products(
-        self,
-        next: Self,
+        &self,
+        blocks: Range<usize>,
+        rows: Range<usize>,
         weights: &[ops::Weights],
         from: usize,
-        rows: Range<usize>,
         out: &mut [f32],
         out_stride: usize,
     ) {
-        use Slice::{F16, F32};
-        match (self.numbers, next.numbers) {
-            (F32(panels), F32(next)) => {
-                ops::add_products_f32(weights, from, [panels, next], self.height, rows, out, out_stride);
-            }
-            (F16(panels), F16(next)) => {
-                ops::add_products_f16(weights, from, [panels, next], self.height, rows, out, out_stride);
-            }
-            _ => unreachable!("a cache has one type"),
+        match &self.blocks {
+            Numbers::F32(all) => ops::add_products_f32(weights, from, &all[blocks], self.height, rows, out, out_stride),
+            Numbers::F16(all) => ops::add_products_f16(weights, from, &all[blocks], self.height, rows, out, out_stride),
         }
-    }
-}
-
-/// The numbers of a part of a block.
-fn numbers(part: &[u8], ty: KvType) -> Slice<'_> {
-    match ty {
-        KvType::F32 => Slice::F32(bytemuck::cast_slice(part)),
-        KvType::F16 => Slice::F16(bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast()),
     }
 }
 
@@ -148,7 +142,7 @@ impl KvPool {
     }
 
     fn of(shape: Shape) -> Self {
-        Self { shape, slabs: Arc::new(Slabs::new(2 * shape.n_layers * shape.n_kv_heads, shape.part_bytes())) }
+        Self { shape, slabs: Arc::new(Slabs::new(2 * shape.n_layers * shape.n_kv_heads, shape.value_bytes())) }
     }
 
     /// What keys and values are kept as.
@@ -183,8 +177,8 @@ impl Shape {
         self.ty.width() * BLOCK * self.head_dim
     }
 
-    /// Bytes of a part: those of a head's values, whose last panel may not be full.
-    fn part_bytes(self) -> usize {
+    /// Bytes of a head's values in a block, whose last panel may not be full: those of a part.
+    fn value_bytes(self) -> usize {
         self.ty.width() * BLOCK * self.head_dim.next_multiple_of(LANES)
     }
 
@@ -268,13 +262,16 @@ impl KvCache {
         self.len += n;
     }
 
-    /// Keys (rows of the block's positions) and values (rows of dimensions, up to a multiple of 16) of one head in a block, those of
+    /// Keys (rows of a block's positions) and values (rows of dimensions, up to a multiple of 16) of one head in some blocks, those of
     /// positions that are not held among them: they mean nothing.
-    pub(crate) fn head(&self, layer: usize, head: usize, block: usize) -> (Panels<'_>, Panels<'_>) {
+    pub(crate) fn head(&self, layer: usize, head: usize, blocks: Range<usize>) -> (Panels<'_>, Panels<'_>) {
         let shape = self.pool.shape;
-        let [keys, values] = shape.parts(layer, head).map(|part| self.blocks[block].part(part));
-        let keys = Panels { numbers: numbers(&keys[..shape.key_bytes()], shape.ty), height: shape.head_dim };
-        (keys, Panels { numbers: numbers(values, shape.ty), height: BLOCK })
+        let [keys, values] = shape.parts(layer, head);
+        let parts = |part, len| self.blocks[blocks.clone()].iter().map(move |block| &block.part(part)[..len]);
+        (
+            Panels::new(parts(keys, shape.key_bytes()), shape.ty, shape.head_dim),
+            Panels::new(parts(values, shape.value_bytes()), shape.ty, BLOCK),
+        )
     }
 }
 
@@ -307,15 +304,16 @@ mod tests {
         for layer in 0..SHAPE.n_layers {
             for head in 0..SHAPE.n_kv_heads {
                 for position in positions.clone() {
-                    let (keys, values) = cache.head(layer, head, position / BLOCK);
+                    let block = position / BLOCK;
+                    let (keys, values) = cache.head(layer, head, block..block + 1);
                     let lane = position % BLOCK;
                     let (mut key, mut value) = ([0.0; 3], [0.0; LANES]);
                     for (i, key) in key.iter_mut().enumerate() {
                         let mut lanes = [0.0; BLOCK];
-                        keys.add_products(keys, &[[1.0; _]], 0, i..i + 1, &mut lanes, BLOCK);
+                        keys.add_products(0..1, i..i + 1, &[[1.0; _]], 0, &mut lanes, BLOCK);
                         *key = lanes[lane];
                     }
-                    values.add_products(values, &[[-1.0; _]], 0, lane..lane + 1, &mut value, LANES);
+                    values.add_products(0..1, lane..lane + 1, &[[-1.0; _]], 0, &mut value, LANES);
                     assert_eq!(key, value[..3]);
                     all.extend(key);
                 }

@@ -7,10 +7,12 @@ use half::f16;
 
 use super::{LANES, exp, madd, max_of, sum_lanes};
 
-/// Queries whose sums are in registers together, so that a number that was widened is used so many times: with 16 lanes each they take
-/// half of the registers of AVX2; in AVX-512, where a sum is one register, 16 do.
+/// As many queries share one KV head in one token, about: more are many tokens.
 const TOGETHER: usize = 4;
-const TOGETHER_WIDE: usize = 16;
+
+/// Bytes from what is read to what is asked for into the L1 cache, at least, and from there to what is asked for from memory.
+const NEAR: usize = 4 << 10;
+const FAR: usize = 12 << 10;
 
 /// The weights of a query. Every query has room for the same number, so that those of 16 are at fixed distances from one address; they
 /// are no multiple of 4 KB, at which caches take them for each other.
@@ -20,7 +22,7 @@ pub type Weights = [f32; 1040];
 const LINE: usize = 64;
 
 /// What a cache is made of.
-trait Number: Copy {
+trait Number: Copy + 'static {
     /// Sixteen numbers as they are computed with. `FMA` and `WIDE` as `per_isa` has them.
     fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES];
 }
@@ -64,81 +66,162 @@ impl Number for f16 {
     }
 }
 
-/// Asks for the cache line at `at`.
+/// Asks for the cache line `near` bytes behind the number at `at`, where attention will read next, since prefetchers come too late where
+/// blocks are this short. Where few queries share what is read it comes from memory, and is asked for further ahead too.
 #[inline(always)]
-fn fetch<N>(at: *const N) {
+fn fetch_behind<N, const Q: usize>(at: *const N, near: usize) {
     #[cfg(target_arch = "x86_64")]
-    crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T2};
+        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_add(near));
+        if Q <= TOGETHER {
+            crate::arch::x86_64::prefetch::<_MM_HINT_T2>(at.cast::<u8>().wrapping_add(near + FAR));
+        }
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
+    let _ = (at, near);
 }
 
-/// [`add_products_f32`] for `Q` queries, with all of a sum in one lane.
+/// One row of [`tile`].
 #[inline(always)]
-fn tile<N: Number, const Q: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights],
-    from: usize,
-    [panels, ahead]: [&[N]; 2],
-    height: usize,
-    rows: Range<usize>,
-    out: &mut [f32],
-    out_stride: usize,
+fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: [&[f32]; Q],
+    panels: [&[[N; LANES]]; P],
+    i: usize,
+    sums: &mut [[[f32; LANES]; P]; Q],
 ) {
-    // All slices have one length, so that no access of the loop is checked.
-    let n_rows = rows.len();
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][from..][..n_rows]);
-    let (all, _) = panels.as_chunks::<LANES>();
-    for (p, panel) in all.chunks_exact(height).enumerate() {
-        let mut sums = [[0f32; LANES]; Q];
-        for q in 0..Q {
-            sums[q].copy_from_slice(&out[q * out_stride + p * LANES..][..LANES]);
-        }
-        let panel = &panel[rows.start..][..n_rows];
-        for i in 0..n_rows {
-            let at = (p * height + rows.start + i) * LANES;
-            if at.is_multiple_of(LINE / size_of::<N>()) {
-                fetch(ahead.as_ptr().wrapping_add(at));
+    let mut row = [[0f32; LANES]; P];
+    for p in 0..P {
+        row[p] = N::widen::<FMA, WIDE>(&panels[p][i]);
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            for l in 0..LANES {
+                sums[q][p][l] = madd::<FMA>(weights[q][i], row[p][l], sums[q][p][l]);
             }
-            let row = N::widen::<FMA, WIDE>(&panel[i]);
-            for q in 0..Q {
-                for l in 0..LANES {
-                    sums[q][l] = madd::<FMA>(weights[q][i], row[l], sums[q][l]);
-                }
-            }
-        }
-        for q in 0..Q {
-            out[q * out_stride + p * LANES..][..LANES].copy_from_slice(&sums[q]);
         }
     }
 }
 
-/// [`add_products_f32`] for any number of queries, some at a time.
+/// Adds the products of `Q` queries' weights with the rows of `P` panels, which lie side by side in `out` from `column` on. A panel's sums
+/// are in registers, the rows are added one after the other.
 #[inline(always)]
-fn tiles<N: Number, const FMA: bool, const WIDE: bool>(
+fn tile<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: [&[f32]; Q],
+    panels: [&[[N; LANES]]; P],
+    near: usize,
+    column: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    // All slices have one length, so that no access of the loop is checked.
+    let n_rows = panels[0].len();
+    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][..n_rows]);
+    let panels: [&[[N; LANES]]; P] = std::array::from_fn(|p| &panels[p][..n_rows]);
+    let at = |q: usize, p: usize| q * out_stride + column + p * LANES..q * out_stride + column + (p + 1) * LANES;
+    let mut sums = [[[0f32; LANES]; P]; Q];
+    for q in 0..Q {
+        for p in 0..P {
+            sums[q][p].copy_from_slice(&out[at(q, p)]);
+        }
+    }
+    // A cache line at a time.
+    let per_line = (LINE / size_of::<[N; LANES]>()).max(1);
+    let mut i = 0;
+    while i + per_line <= n_rows {
+        for p in 0..P {
+            fetch_behind::<N, Q>(panels[p][i].as_ptr(), near);
+        }
+        for j in i..i + per_line {
+            add_row::<N, Q, P, FMA, WIDE>(weights, panels, j, &mut sums);
+        }
+        i += per_line;
+    }
+    while i < n_rows {
+        add_row::<N, Q, P, FMA, WIDE>(weights, panels, i, &mut sums);
+        i += 1;
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            out[at(q, p)].copy_from_slice(&sums[q][p]);
+        }
+    }
+}
+
+/// [`tile`] for any number of panels, `P` at a time.
+#[inline(always)]
+fn tiles<'a, N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights],
     from: usize,
-    panels: [&[N]; 2],
+    panels: impl Iterator<Item = &'a [[N; LANES]]>,
+    near: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][from..]);
+    let near = (P * near).max(NEAR);
+    let mut waiting: [&[[N; LANES]]; P] = [&[]; P];
+    let (mut n, mut column) = (0, 0);
+    for panel in panels {
+        waiting[n] = panel;
+        n += 1;
+        if n == P {
+            tile::<N, Q, P, FMA, WIDE>(weights, waiting, near, column, out, out_stride);
+            (n, column) = (0, column + P * LANES);
+        }
+    }
+    for (i, panel) in waiting[..n].iter().enumerate() {
+        tile::<N, Q, 1, FMA, WIDE>(weights, [panel], near, column + i * LANES, out, out_stride);
+    }
+}
+
+/// Some rows of all panels.
+fn panels<'a, N>(blocks: &'a [&'a [N]], height: usize, rows: &Range<usize>) -> impl Iterator<Item = &'a [[N; LANES]]> {
+    let panels = blocks.iter().flat_map(move |block| block.as_chunks::<LANES>().0.chunks_exact(height));
+    panels.map(move |panel| &panel[rows.clone()])
+}
+
+/// [`add_products_f32`] for any number of queries, some at a time: as many sums as there are registers for, and enough of them that none
+/// waits for the row before.
+#[inline(always)]
+fn products<N: Number, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights],
+    from: usize,
+    blocks: &[&[N]],
     height: usize,
     rows: Range<usize>,
     out: &mut [f32],
     out_stride: usize,
 ) {
+    let near = height * size_of::<[N; LANES]>();
     let n = out.len().div_ceil(out_stride);
     let mut first = 0;
     while first < n {
         let (weights, out) = (&weights[first..], &mut out[first * out_stride..]);
-        if WIDE && n - first >= TOGETHER_WIDE {
-            tile::<N, TOGETHER_WIDE, FMA, WIDE>(weights, from, panels, height, rows.clone(), out, out_stride);
-            first += TOGETHER_WIDE;
-            continue;
+        macro_rules! tiles {
+            ($q:expr, $p:expr) => {{
+                tiles::<N, { $q }, { $p }, FMA, WIDE>(
+                    weights,
+                    from,
+                    panels(blocks, height, &rows),
+                    near,
+                    out,
+                    out_stride,
+                );
+                $q
+            }};
         }
-        match n - first {
-            1 => tile::<N, 1, FMA, WIDE>(weights, from, panels, height, rows.clone(), out, out_stride),
-            2 => tile::<N, 2, FMA, WIDE>(weights, from, panels, height, rows.clone(), out, out_stride),
-            3 => tile::<N, 3, FMA, WIDE>(weights, from, panels, height, rows.clone(), out, out_stride),
-            _ => tile::<N, TOGETHER, FMA, WIDE>(weights, from, panels, height, rows.clone(), out, out_stride),
-        }
-        first += TOGETHER;
+        first += match (WIDE, n - first) {
+            (true, 16..) => tiles!(16, 1),
+            (true, 4..) => tiles!(4, 4),
+            (true, 3) => tiles!(3, 4),
+            (true, 2) => tiles!(2, 4),
+            (true, _) => tiles!(1, 4),
+            (false, 4..) => tiles!(4, 1),
+            (false, 3) => tiles!(3, 1),
+            (false, 2) => tiles!(2, 2),
+            (false, _) => tiles!(1, 4),
+        };
     }
 }
 
@@ -146,43 +229,45 @@ per_isa! {
     /// `out[q] += Σ_i weights[q][from + i] · row[i]`, one row after the other, so that a sum in pieces has the bits of the whole and none
     /// depends on the other queries.
     ///
-    /// A row is kept in panels of 16 numbers: `panels` is `[width / 16][height][16]`, of which `rows` are summed. Query `q` has
+    /// A row is kept in panels of 16 numbers: `blocks` side by side, each `[width / 16][height][16]`, of which `rows` are summed. Query `q` has
     /// the rows' weights at `weights[q][from..]` and its `width` sums from `q · out_stride` on; there are as many queries as `out`
-    /// has room for. The second of `panels` is what will be asked for next: it is fetched meanwhile, a line for a line, since
-    /// prefetchers come too late where blocks are this short.
+    /// has room for.
     ///
     /// With keys in one panel (`[head_dim][16 positions]`) and queries as weights these are scores; with values
     /// (`[head_dim / 16][positions][16]`) and softmax weights, the attention's output.
     pub fn add_products_f32(
-        weights: &[Weights], from: usize, panels: [&[f32]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
+        weights: &[Weights], from: usize, blocks: &[&[f32]], height: usize, rows: Range<usize>, out: &mut [f32],
         out_stride: usize,
     ) {
-        tiles::<f32, FMA, WIDE>(weights, from, panels, height, rows, out, out_stride);
+        products::<f32, FMA, WIDE>(weights, from, blocks, height, rows, out, out_stride);
     }
 
     /// [`add_products_f32`] with rows in half precision, which are widened in registers.
     pub fn add_products_f16(
-        weights: &[Weights], from: usize, panels: [&[f16]; 2], height: usize, rows: Range<usize>, out: &mut [f32],
+        weights: &[Weights], from: usize, blocks: &[&[f16]], height: usize, rows: Range<usize>, out: &mut [f32],
         out_stride: usize,
     ) {
-        tiles::<f16, FMA, WIDE>(weights, from, panels, height, rows, out, out_stride);
+        products::<f16, FMA, WIDE>(weights, from, blocks, height, rows, out, out_stride);
     }
 
-    /// Scores become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` for none.
-    pub fn exponentials(scores: &mut [f32]) -> (f32, f32) {
-        let max = max_of(scores, f32::NEG_INFINITY, |score| score);
-        for score in scores.iter_mut() {
-            *score = exp::<FMA>(*score - max);
+    /// Of `scores`, a multiple of 16, those in `seen` become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` where
+    /// none is seen. The others mean nothing, neither before nor after.
+    pub fn exponentials(scores: &mut [f32], seen: Range<usize>) -> (f32, f32) {
+        if seen.is_empty() {
+            return (f32::NEG_INFINITY, 0.0);
         }
+        // Whole registers to the end: -∞ is never the largest, and adds nothing.
+        let (first, last) = (seen.start / LANES * LANES, seen.end.next_multiple_of(LANES));
+        scores[first..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..last].fill(f32::NEG_INFINITY);
+        let scores = &mut scores[first..last];
+        let max = max_of(scores, f32::NEG_INFINITY, |score| score);
         let mut lanes = [0f32; LANES];
-        let (chunks, rest) = scores.as_chunks::<LANES>();
-        for chunk in chunks {
+        for chunk in scores.as_chunks_mut::<LANES>().0 {
             for i in 0..LANES {
+                chunk[i] = exp::<FMA>(chunk[i] - max);
                 lanes[i] += chunk[i];
             }
-        }
-        for (lane, score) in lanes.iter_mut().zip(rest) {
-            *lane += score;
         }
         (max, sum_lanes(lanes))
     }
@@ -203,13 +288,33 @@ mod tests {
     fn exponentials_are_within_two_ulp() {
         for i in -8700..=0 {
             let x = i as f32 / 100.0;
-            let mut scores = [x + 1.0, 1.0];
-            let (max, sum) = exponentials(&mut scores);
+            let mut scores = [f32::NAN; LANES];
+            scores[..2].copy_from_slice(&[x + 1.0, 1.0]);
+            let (max, sum) = exponentials(&mut scores, 0..2);
             let expected = f64::from(x + 1.0 - 1.0).exp();
             assert!((f64::from(scores[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {scores:?} {expected}");
             assert_eq!((max, sum, scores[1]), (1.0, scores[0] + 1.0, 1.0));
         }
-        assert_eq!(exponentials(&mut []), (f32::NEG_INFINITY, 0.0));
+    }
+
+    #[test]
+    fn exponentials_are_of_what_is_seen() {
+        for seen in [0..0, 0..1, 0..16, 3..4, 15..17, 5..48, 20..33, 16..32, 47..48, 48..48] {
+            let mut scores: Vec<f32> = (0..48).map(|i| if i % 5 == 0 { 90.0 } else { i as f32 / 7.0 }).collect();
+            let old = scores.clone();
+            let (max, sum) = exponentials(&mut scores, seen.clone());
+            let of = &old[seen.clone()];
+            assert_eq!(max, of.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{seen:?}");
+            let expected: f64 = of.iter().map(|&x| f64::from(x - max).exp()).sum();
+            assert!((f64::from(sum) - expected).abs() <= expected * 1e-6, "{seen:?}: {sum} {expected}");
+            for (new, old) in scores[seen].iter().zip(of) {
+                assert!((f64::from(*new) - f64::from(old - max).exp()).abs() < 1e-6);
+            }
+        }
+        let mut bad = [1.0; LANES];
+        bad[3] = f32::NAN;
+        assert!(exponentials(&mut bad, 0..5).1.is_nan(), "a score that is no number has to go on");
+        assert_eq!(exponentials(&mut bad, 5..9).1, 4.0);
     }
 
     /// Whole numbers, so that sums are exact in any order.
@@ -239,6 +344,9 @@ mod tests {
             (1, 9, 2..9, 11),
             (2, 9, 0..9, 37),
             (4, 16, 5..5, 2),
+            (9, 128, 0..128, 1),
+            (5, 16, 1..16, 3),
+            (7, 16, 0..15, 20),
         ];
         for (n_panels, height, range, n_queries) in cases {
             let out_stride = n_panels * LANES + 2;
@@ -255,13 +363,19 @@ mod tests {
                     }
                 }
             }
-            let mut out = start.clone();
-            add_products_f32(&weights, 3, [&panels; 2], height, range.clone(), &mut out, out_stride);
-            assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries");
-            let panels: Vec<f16> = panels.into_iter().map(f16::from_f32).collect();
-            let mut out = start;
-            add_products_f16(&weights, 3, [&panels, &[]], height, range, &mut out, out_stride);
-            assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries, f16");
+            let halves: Vec<f16> = panels.iter().copied().map(f16::from_f32).collect();
+            // In one block, and in blocks of a panel each.
+            for panels_together in [n_panels, 1] {
+                let len = panels_together * height * LANES;
+                let mut out = start.clone();
+                let blocks: Vec<&[f32]> = panels.chunks(len).collect();
+                add_products_f32(&weights, 3, &blocks, height, range.clone(), &mut out, out_stride);
+                assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries");
+                let mut out = start.clone();
+                let blocks: Vec<&[f16]> = halves.chunks(len).collect();
+                add_products_f16(&weights, 3, &blocks, height, range.clone(), &mut out, out_stride);
+                assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries, f16");
+            }
         }
     }
 
@@ -270,7 +384,7 @@ mod tests {
         // One query whose weight is 1: the sum is the number.
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         let mut wide = vec![0.0; halves.len()];
-        add_products_f16(&[[1.0; _]], 0, [&halves; 2], 1, 0..1, &mut wide, halves.len());
+        add_products_f16(&[[1.0; _]], 0, &[&halves], 1, 0..1, &mut wide, halves.len());
         for (half, wide) in halves.iter().zip(&wide) {
             assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
         }
@@ -281,11 +395,11 @@ mod tests {
         let panels: Vec<f32> = (0..3 * 9 * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
         let weights = weights_of(21, (0..21 * 9).map(|i| (i as f32 * 0.73).cos()).collect(), 9);
         let mut together = vec![0.0; 21 * 48];
-        add_products_f32(&weights, 3, [&panels; 2], 9, 0..9, &mut together, 48);
+        add_products_f32(&weights, 3, &[&panels], 9, 0..9, &mut together, 48);
         for q in 0..21 {
             let mut alone = vec![0.0; 48];
-            add_products_f32(&weights[q..], 3, [&panels; 2], 9, 0..4, &mut alone, 48);
-            add_products_f32(&weights[q..], 7, [&panels; 2], 9, 4..9, &mut alone, 48);
+            add_products_f32(&weights[q..], 3, &[&panels], 9, 0..4, &mut alone, 48);
+            add_products_f32(&weights[q..], 7, &[&panels], 9, 4..9, &mut alone, 48);
             assert_eq!(alone, together[q * 48..][..48]);
         }
     }

@@ -113,8 +113,14 @@ fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
             lanes[i] = larger(lanes[i], f(chunk[i]));
         }
     }
-    let rest = rest.iter().fold(start, |max, &x| larger(max, f(x)));
-    lanes.iter().fold(rest, |max, &lane| larger(max, lane))
+    let mut width = lanes.len() / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    rest.iter().fold(lanes[0], |max, &x| larger(max, f(x)))
 }
 
 per_isa! {

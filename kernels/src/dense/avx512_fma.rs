@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead, fused, fused_tiles, rest_of};
+use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead_of, fused, fused_tiles, rest_of};
 use super::blocked::{Block, Lanes, Out, Tile, blocked, prepare};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
@@ -165,7 +165,7 @@ fn fused_tile<S: Source, const R: usize, const P: usize>(
     // Four vectors a turn, as in the fused path of AVX2.
     let (turns, last) = whole.as_chunks::<4>();
     for (i, turn) in turns.iter().enumerate() {
-        ask_ahead::<S, R>(rows, 4 * i);
+        ask_ahead_of::<S, R>(rows, 4 * i);
         // SAFETY: every row has `k` weights, at least eight for each of `whole`.
         unsafe { add::<S, R, P>(rows, 4 * i, turn, &mut sums) };
     }

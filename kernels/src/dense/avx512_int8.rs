@@ -13,6 +13,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::avx2_fma::ask_ahead;
 use super::avx2_int8;
 use super::int8::{BLOCK, Block, SCALE, START, STEPS, WORDS, fill, tokens};
 use super::method::{Method, info};
@@ -83,7 +84,10 @@ fn one<const FOUR_BITS: bool>(w: &DenseMatrix, x: &[Block<1>], rows: Range<usize
         for (pair, x) in pairs.iter().enumerate() {
             for i in 0..2 {
                 let offset = (2 * pair + i) * block_bytes;
-                avx2_int8::ask_for_block::<FOUR_BITS>(pointers, offset, i);
+                // Two blocks of Q4_0 are 36 bytes, asked for together.
+                if !FOUR_BITS || i == 0 {
+                    ask_ahead(pointers, offset);
+                }
                 // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `2 * pair + i`.
                 sums = unsafe { add_one::<FOUR_BITS>(sums, pointers, offset, &x[i]) };
             }

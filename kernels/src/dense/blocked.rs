@@ -6,7 +6,7 @@
 //! columns before the next columns' turn, so that their activations are read from the L2 cache.
 //!
 //! The register tile alone, on weights in the L2 cache, runs at 97 % of the multiply-add peak of a Zen 3 and 98 % of an Emerald Rapids';
-//! the whole at 78 to 85 % and 77 to 79 % on one thread in F16. On Zen 3, with activations laid out for every block of 96 rows, and
+//! the whole at 78 to 85 % and 76 to 79 % on one thread in F16. On Zen 3, with activations laid out for every block of 96 rows, and
 //! 1024 columns at a time for all tokens, so that 128 tokens' sums left the L2 cache, it took 3 to 7 % longer. Blocks of 144 and 192 rows were slower than 96 then, 48 no faster.
 
 use std::arch::x86_64::*;

@@ -9,10 +9,11 @@ use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
 
-/// Around the 8 lanes, the block of 32 and the column blocks of 512, 1024 and 2048 (types with blocks keep the multiples of 32).
-const K: &[usize] = &[0, 1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 640, 1024, 1031, 1064, 2049];
-/// Around the register tiles of 3, 4, 6 and 32 rows, the group of 8 and the block of 48.
-const N: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 97];
+/// Around the 8 lanes, the block of 32 and the column blocks of 512, 768, 1024 and twice as many (types with blocks keep the multiples of 32).
+const K: &[usize] =
+    &[0, 1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 768, 801, 1024, 1031, 1064, 1600, 2049];
+/// Around the register tiles of 3, 4, 6 and 32 rows, the group of 8, the block of 48 and the sums of 192.
+const N: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 199];
 /// Around the fused path's 8 tokens, its pairs, and register tiles of 4, 6 and 8.
 const M: &[usize] = &[1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 15, 32];
 

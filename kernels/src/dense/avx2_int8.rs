@@ -8,7 +8,6 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::avx2_fma::AHEAD;
 use super::int8::{BLOCK, Block, SCALE, START, STEPS, WORDS, fill, tokens};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, for_each_tile};
@@ -86,6 +85,7 @@ impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
                 continue;
             }
             for (b, group) in groups.iter_mut().enumerate() {
+                ask_for_block(pointers, b * block_bytes);
                 // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`.
                 let (codes, scales) = unsafe { read_group::<FOUR_BITS>(pointers, b * block_bytes) };
                 store_group(codes, scales, group);
@@ -138,6 +138,7 @@ fn tile<const FOUR_BITS: bool, const T: usize>(groups: &[Group], x: &[Block<T>],
 unsafe fn one_token<const FOUR_BITS: bool>(rows: [*const u8; ROWS], block_bytes: usize, x: &[Block<1>]) -> __m256 {
     let mut sums = _mm256_setzero_ps();
     for (b, x) in x.iter().enumerate() {
+        ask_for_block(rows, b * block_bytes);
         // SAFETY: by the contract.
         let (codes, d) = unsafe { read_group::<FOUR_BITS>(rows, b * block_bytes) };
         let mut total = _mm256_setzero_si256();
@@ -196,6 +197,14 @@ fn store_group(codes: [__m256i; STEPS], scales: __m256, group: &mut Group) {
     unsafe { _mm256_storeu_ps(group.scales.as_mut_ptr(), scales) };
 }
 
+/// Asks for what comes 1 KB after the blocks at `offset`. Once is enough here: asking as AVX-512 does made Q4_0 8 % slower.
+#[inline]
+fn ask_for_block(rows: [*const u8; ROWS], offset: usize) {
+    for row in rows {
+        prefetch::<_MM_HINT_T0>(row.wrapping_add(offset + 1024));
+    }
+}
+
 /// The blocks at `offset` of eight rows: codes as [`Group`] has them, and scales.
 ///
 /// # Safety
@@ -203,9 +212,6 @@ fn store_group(codes: [__m256i; STEPS], scales: __m256, group: &mut Group) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub unsafe fn read_group<const FOUR_BITS: bool>(rows: [*const u8; ROWS], offset: usize) -> ([__m256i; STEPS], __m256) {
-    for row in rows {
-        prefetch::<_MM_HINT_T0>(row.wrapping_add(offset + AHEAD));
-    }
     // SAFETY: by the contract; a block begins with its scale, 16 or twice 16 bytes of codes follow.
     unsafe {
         let scale = |r: usize| rows[r].add(offset).cast::<i16>().read_unaligned();

@@ -24,6 +24,9 @@ impl Tile for Avx2Tile {
     /// Its activations are then 16 KB of the L1 cache.
     const TAKE: usize = 1024;
     const ROW_BYTES: usize = 4096;
+    /// A block is 192 KB, which fits in the L2 cache twice.
+    const BLOCK_ROWS: usize = 48;
+    const SUM_ROWS: usize = 48;
     const ASKS_FOR_INPUT: bool = true;
 
     #[inline]

@@ -7,11 +7,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2_fma::{AHEAD, FUSED_ROWS, fused_tiles};
+use super::avx2_fma::{FUSED_ROWS, ask_ahead, fused_tiles};
 use super::blocked::{Ahead, sum_rows};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, for_each_tile};
-use crate::arch::x86_64::prefetch;
 use crate::bytes::AlignedBytes;
 use crate::isa::Avx512Bf16;
 use crate::team::Team;
@@ -176,9 +175,7 @@ fn tile<const R: usize, const T: usize, const WAITS: bool>(w: &DenseMatrix, x: &
     let (whole, rest) = x.split_at(w.k() / COLUMNS);
     for (i, x) in whole.iter().enumerate() {
         if WAITS {
-            for row in rows {
-                prefetch::<_MM_HINT_T0>(row.wrapping_add(size_of::<Vector>() * i + AHEAD));
-            }
+            ask_ahead(rows, size_of::<Vector>() * i);
         }
         // SAFETY: every row has `k >= 32 i + 32` weights.
         unsafe { add::<R, T>(rows, i, u32::MAX, x, &mut sums) };

@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead, fused, fused_tiles, rest_of};
-use super::blocked::{Block, Lanes, Out, Tile, blocked, prepare, sum_rows};
+use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead_of, fused, fused_tiles, rest_of};
+use super::blocked::{Block, Lanes, Out, Tile, blocked, prepare};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
 use crate::bytes::AlignedBytes;
@@ -86,15 +86,34 @@ unsafe fn add<S: Source, const R: usize, const P: usize>(
     }
 }
 
-/// The sums of token `t`.
+/// [`super::sum_lanes`] of every row and token, in the same order, four rows of two pairs at once.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn of_token<const R: usize, const P: usize>(sums: &[[__m512; P]; R], t: usize) -> [__m256; R] {
-    let mut out = [_mm256_setzero_ps(); R];
-    for r in 0..R {
-        let pair = _mm512_castps_pd(sums[r][t / 2]);
-        let half = if t.is_multiple_of(2) { _mm512_castpd512_pd256(pair) } else { _mm512_extractf64x4_pd::<1>(pair) };
-        out[r] = _mm256_castpd_ps(half);
+fn outputs<const R: usize, const P: usize>(sums: &[[__m512; P]; R]) -> [[[f32; R]; 2]; P] {
+    let mut out = [[[0.0; R]; 2]; P];
+    for p in (0..P).step_by(2) {
+        for r in (0..R).step_by(4) {
+            // A quarter of a register holds four lanes: the halves of the first token of a pair, then those of the second.
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for i in 0..4.min(R - r) {
+                let a = sums[r + i][p];
+                let b = if p + 1 < P { sums[r + i][p + 1] } else { _mm512_setzero_ps() };
+                let (low, high) =
+                    (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+                quarters[i] = _mm512_add_ps(low, high);
+            }
+            let [a, b, c, d] = quarters;
+            let ab = _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(a, b), _mm512_shuffle_ps::<0b11_10_11_10>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(c, d), _mm512_shuffle_ps::<0b11_10_11_10>(c, d));
+            let (even, odd) = (_mm512_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm512_shuffle_ps::<0b11_01_11_01>(ab, cd));
+            let mut tokens = [[0.0; 4]; 4];
+            // SAFETY: the array holds the 64 bytes that are written.
+            unsafe { _mm512_storeu_ps(tokens.as_flattened_mut().as_mut_ptr(), _mm512_add_ps(even, odd)) };
+            for t in 0..4.min(2 * (P - p)) {
+                let n = 4.min(R - r);
+                out[p + t / 2][t % 2][r..r + n].copy_from_slice(&tokens[t][..n]);
+            }
+        }
     }
     out
 }
@@ -146,7 +165,7 @@ fn fused_tile<S: Source, const R: usize, const P: usize>(
     // Four vectors a turn, as in the fused path of AVX2.
     let (turns, last) = whole.as_chunks::<4>();
     for (i, turn) in turns.iter().enumerate() {
-        ask_ahead::<S, R>(rows, 4 * i);
+        ask_ahead_of::<S, R>(rows, 4 * i);
         // SAFETY: every row has `k` weights, at least eight for each of `whole`.
         unsafe { add::<S, R, P>(rows, 4 * i, turn, &mut sums) };
     }
@@ -157,11 +176,10 @@ fn fused_tile<S: Source, const R: usize, const P: usize>(
         // SAFETY: one vector of weights each, as f32, for the one vector of every token that is left.
         unsafe { add::<F32, R, P>(weights.each_ref().map(|weights| weights.as_ptr().cast()), 0, rest, &mut sums) };
     }
-    for t in 0..2 * P {
-        if t < m {
-            for (r, sum) in sum_rows(of_token(&sums, t)).into_iter().enumerate() {
-                y[t * stride + r * spacing] = sum;
-            }
+    let sums = outputs(&sums);
+    for (t, sums) in sums.as_flattened().iter().enumerate().take(m) {
+        for (r, sum) in sums.iter().enumerate() {
+            y[t * stride + r * spacing] = *sum;
         }
     }
 }
@@ -178,10 +196,14 @@ impl Tile for Avx512Tile {
     const TOKENS: usize = 8;
     const PACKED: usize = 2;
     const IN_PLACE: &[DenseType] = &[DenseType::F32];
-    /// The sums of up to 2048 columns never leave the registers. Activations come from the L2 cache then, which the loop does not
-    /// feel on Emerald Rapids: 3 % faster there than 1024.
-    const TAKE: usize = 2048;
-    const ROW_BYTES: usize = 8192;
+    /// 128 tokens' activations of so many columns are 384 KB of the L2 cache, where they stay for [`Self::SUM_ROWS`]. 512 took 3 %
+    /// longer, 1024 and 1536 up to 2 %; 2048, whose sums need not leave the registers as often, 6 % with `k = 8192`.
+    const TAKE: usize = 768;
+    const ROW_BYTES: usize = 3072;
+    /// A tile's weights go by all tokens before the next are turned into f32: 48 rows at a time took 3 to 10 % longer.
+    const BLOCK_ROWS: usize = ROWS;
+    /// 768 KB of sums, read and written from end to end. 48 took 9 % longer, 96 and 288 up to 2 %.
+    const SUM_ROWS: usize = 192;
     /// Emerald Rapids fetches them by itself, and asking took 5 % of the time with `k = 2048`, 18 % with 8192.
     const ASKS_FOR_INPUT: bool = false;
 
@@ -223,10 +245,9 @@ unsafe fn tile<S: Source, const R: usize, const P: usize>(rows: [*const u8; R], 
     // SAFETY: by the contract.
     unsafe { add::<S, R, P>(rows, 0, x, &mut sums) };
     if out.last {
-        for t in 0..2 * P {
-            if t < out.n_tokens {
-                out.y[t * out.stride..][..R].copy_from_slice(&sum_rows(of_token(&sums, t)));
-            }
+        let sums = outputs(&sums);
+        for (t, sums) in sums.as_flattened().iter().enumerate().take(out.n_tokens) {
+            out.y[t * out.stride..][..R].copy_from_slice(sums);
         }
     } else if let Some(stored) = stored {
         for r in 0..R {

@@ -13,6 +13,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::avx2_fma::ask_ahead;
 use super::avx2_int8;
 use super::int8::{BLOCK, Block, SCALE, START, STEPS, WORDS, fill, tokens};
 use super::method::{Method, info};
@@ -73,23 +74,53 @@ impl<const FOUR_BITS: bool> Method for Int8<FOUR_BITS> {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn one<const FOUR_BITS: bool>(w: &DenseMatrix, x: &[Block<1>], rows: Range<usize>, y: &mut [f32]) {
     // As on AVX2, the rows of a group lie an eighth of the range apart.
-    let spacing = rows.len().div_ceil(avx2_int8::ROWS);
+    let (spacing, block_bytes) = (rows.len().div_ceil(avx2_int8::ROWS), w.ty().block_bytes());
+    let (data, row_bytes) = (w.data(), x.len() * block_bytes);
     for first in 0..spacing {
-        let pointers = std::array::from_fn(|r| w.row((rows.start + first + r * spacing).min(rows.end - 1)).as_ptr());
+        let row = |r: usize| (rows.start + first + r * spacing).min(rows.end - 1);
+        let pointers = std::array::from_fn(|r| data[row(r) * row_bytes..].as_ptr());
         let mut sums = _mm256_setzero_ps();
-        for (b, x) in x.iter().enumerate() {
-            // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `b`.
-            let (codes, d) = unsafe { avx2_int8::read_group::<FOUR_BITS>(pointers, b * w.ty().block_bytes()) };
-            let mut total = _mm256_set1_epi32(x[START][0]);
-            for i in 0..STEPS {
-                let from_zero = if FOUR_BITS { codes[i] } else { _mm256_xor_si256(codes[i], _mm256_set1_epi8(-128)) };
-                total = _mm256_dpbusd_epi32(total, from_zero, _mm256_set1_epi32(x[i][0]));
+        let (pairs, last) = x.as_chunks::<2>();
+        for (pair, x) in pairs.iter().enumerate() {
+            for i in 0..2 {
+                let offset = (2 * pair + i) * block_bytes;
+                // Two blocks of Q4_0 are 36 bytes, asked for together.
+                if !FOUR_BITS || i == 0 {
+                    ask_ahead(pointers, offset);
+                }
+                // SAFETY: each pointer starts a row of `k / 32` blocks, of which this is number `2 * pair + i`.
+                sums = unsafe { add_one::<FOUR_BITS>(sums, pointers, offset, &x[i]) };
             }
-            let scale = _mm256_mul_ps(d, _mm256_castsi256_ps(_mm256_set1_epi32(x[SCALE][0])));
-            sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums);
+        }
+        for x in last {
+            // SAFETY: as above, the last block.
+            sums = unsafe { add_one::<FOUR_BITS>(sums, pointers, 2 * pairs.len() * block_bytes, x) };
         }
         avx2_int8::put(sums, spacing, (rows.len() - first).div_ceil(spacing), &mut y[first..]);
     }
+}
+
+/// Adds the blocks at `offset` of eight rows times that of a token to their sums.
+///
+/// # Safety
+/// From each pointer, `offset` and the bytes of a block can be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn add_one<const FOUR_BITS: bool>(
+    sums: __m256,
+    rows: [*const u8; avx2_int8::ROWS],
+    offset: usize,
+    x: &Block<1>,
+) -> __m256 {
+    // SAFETY: by the contract.
+    let (codes, d) = unsafe { avx2_int8::read_group::<FOUR_BITS>(rows, offset) };
+    let mut total = _mm256_set1_epi32(x[START][0]);
+    for i in 0..STEPS {
+        let from_zero = if FOUR_BITS { codes[i] } else { _mm256_xor_si256(codes[i], _mm256_set1_epi8(-128)) };
+        total = _mm256_dpbusd_epi32(total, from_zero, _mm256_set1_epi32(x[i][0]));
+    }
+    let scale = _mm256_mul_ps(d, _mm256_castsi256_ps(_mm256_set1_epi32(x[SCALE][0])));
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sums)
 }
 
 /// More tokens. Between columns, sums stay in `y`.

@@ -1,12 +1,13 @@
 //! Batches: a tile of rows and tokens whose sums stay in registers over a block of columns.
 //!
 //! Activations are laid out once ([`prepare`]), as tiles of tokens take them. A block of weights, some rows x some columns, stays in the L2 cache,
-//! its next is asked for meanwhile, and one token tile after the other goes by: the tile's activations lie in the L1 cache, the
-//! weights stream past them. Weights that are cheap to load as they are stored are; others are turned into f32 block by block.
+//! its next is asked for meanwhile, and one token tile after the other goes by. Weights that are cheap to load as they are stored
+//! are; others are turned into f32 block by block. Where rows are longer than a block, some blocks below each other take the same
+//! columns before the next columns' turn, so that their activations are read from the L2 cache.
 //!
-//! The register tile alone, on weights in the L2 cache, runs at 97 % of the multiply-add peak of a Zen 3; the whole at 78 to 85 % on
-//! one thread in F16. With activations laid out for every block of 96 rows, and 1024 columns at a time for all tokens, so that 128
-//! tokens' sums left the L2 cache, it took 3 to 7 % longer. Blocks of 144 and 192 rows were slower than 96 then, 48 no faster.
+//! The register tile alone, on weights in the L2 cache, runs at 97 % of the multiply-add peak of a Zen 3 and 98 % of an Emerald Rapids';
+//! the whole at 78 to 85 % and 76 to 79 % on one thread in F16. On Zen 3, with activations laid out for every block of 96 rows, and
+//! 1024 columns at a time for all tokens, so that 128 tokens' sums left the L2 cache, it took 3 to 7 % longer. Blocks of 144 and 192 rows were slower than 96 then, 48 no faster.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -35,6 +36,10 @@ pub trait Tile {
     const TAKE: usize;
     /// Bytes of a row in a block. A tile takes them all before the next tile's turn, so its sums need not go further than the L2 cache.
     const ROW_BYTES: usize;
+    /// Rows of a block.
+    const BLOCK_ROWS: usize;
+    /// Rows whose blocks of the same columns follow each other, and whose sums are kept meanwhile: whole blocks.
+    const SUM_ROWS: usize;
     /// Whether the activations of the next turn are asked for, as the weights are.
     const ASKS_FOR_INPUT: bool;
 
@@ -61,8 +66,6 @@ pub struct Out<'a> {
     pub stride: usize,
 }
 
-/// Rows of a block: on AVX2 192 KB, which fits in the L2 cache twice.
-const BLOCK_ROWS: usize = 48;
 /// Tokens that go by together, block after block.
 const GROUP_TOKENS: usize = 128;
 
@@ -70,7 +73,7 @@ const GROUP_TOKENS: usize = 128;
 struct Buffers {
     /// A block of weights as f32, of types that the tile cannot read as they are stored.
     weights: AlignedBytes,
-    /// The sums of a block of rows, tile by tile, from one block of columns to the next.
+    /// The sums of [`Tile::SUM_ROWS`], tile by tile, from one block of columns to the next.
     sums: AlignedBytes,
 }
 
@@ -128,37 +131,45 @@ fn multiply_group<S: Source, T: Tile>(
     let whole = k / LANES * LANES;
     let in_place = T::IN_PLACE.contains(&S::INFO.ty);
     let block_k = T::ROW_BYTES / if in_place { ty.block_bytes() } else { size_of::<f32>() };
-    let most_rows = rows.len().min(BLOCK_ROWS);
     let m_packed = m.next_multiple_of(T::PACKED);
+    let (most_rows, most_sums) = (rows.len().min(T::BLOCK_ROWS), rows.len().min(T::SUM_ROWS));
     let weights = room(&mut buffers.weights, most_rows * if in_place { 1 } else { block_k / LANES });
-    let sums = room(&mut buffers.sums, if k > T::TAKE || whole < k { m_packed * most_rows } else { 0 });
-    for first in rows.clone().step_by(BLOCK_ROWS) {
-        let n_rows = (rows.end - first).min(BLOCK_ROWS);
+    let sums = room(&mut buffers.sums, if k > T::TAKE || whole < k { m_packed * most_sums } else { 0 });
+    for first in rows.clone().step_by(T::SUM_ROWS) {
+        let end = rows.end.min(first + T::SUM_ROWS);
         let mut column = 0;
         loop {
             // The last columns, fewer than a vector, are a block of their own.
             let columns = column..if column < whole { whole.min(column + block_k) } else { k };
             column = columns.end;
-            let (next_row, next_column) = if column < k { (first, column) } else { (first + n_rows, 0) };
-            let start = w.data().as_ptr().wrapping_add(next_row * bytes(k) + bytes(next_column));
-            let used = bytes((k - next_column).min(block_k));
-            let ahead = Ahead::new(start, bytes(k), used, (w.n() - next_row).min(BLOCK_ROWS));
-            let place = Place { k, m, columns, stride: rows.len() };
-            let y = &mut y[first - rows.start..];
-            if in_place && column <= whole {
-                let start = w.row(first)[bytes(place.columns.start)..].as_ptr();
-                let block = Block { start, row_bytes: bytes(k), n_rows };
-                // SAFETY: every row has the columns `place.columns`, whole vectors.
-                unsafe { multiply::<S, T>(block, &place, x, sums, ahead, y) };
-            } else {
-                let row_len = place.columns.len().div_ceil(LANES);
-                for (r, out) in weights.chunks_exact_mut(row_len).take(n_rows).enumerate() {
-                    to_f32::<S>(w, first + r, place.columns.clone(), out);
+            let place = Place { k, m, columns: columns.clone(), stride: rows.len() };
+            for row in (first..end).step_by(T::BLOCK_ROWS) {
+                let n_rows = (end - row).min(T::BLOCK_ROWS);
+                let (next_row, next_column) = match (row + n_rows, column) {
+                    (next_row, _) if next_row < end => (next_row, columns.start),
+                    (_, column) if column < k => (first, column),
+                    (next_row, _) => (next_row, 0),
+                };
+                let start = w.data().as_ptr().wrapping_add(next_row * bytes(k) + bytes(next_column));
+                let used = bytes((k - next_column).min(block_k));
+                let ahead = Ahead::new(start, bytes(k), used, (w.n() - next_row).min(T::BLOCK_ROWS));
+                let y = &mut y[row - rows.start..];
+                let sums = if sums.is_empty() { &mut [] } else { &mut sums[(row - first) * m_packed..] };
+                if in_place && column <= whole {
+                    let start = w.row(row)[bytes(columns.start)..].as_ptr();
+                    let block = Block { start, row_bytes: bytes(k), n_rows };
+                    // SAFETY: every row has the columns `place.columns`, whole vectors.
+                    unsafe { multiply::<S, T>(block, &place, x, sums, ahead, y) };
+                } else {
+                    let row_len = columns.len().div_ceil(LANES);
+                    for (r, out) in weights.chunks_exact_mut(row_len).take(n_rows).enumerate() {
+                        to_f32::<S>(w, row + r, columns.clone(), out);
+                    }
+                    let row_bytes = row_len * size_of::<Lanes>();
+                    let block = Block { start: weights.as_ptr().cast(), row_bytes, n_rows };
+                    // SAFETY: the rows were just written, padded to whole vectors.
+                    unsafe { multiply::<F32, T>(block, &place, x, sums, ahead, y) };
                 }
-                let row_bytes = row_len * size_of::<Lanes>();
-                let block = Block { start: weights.as_ptr().cast(), row_bytes, n_rows };
-                // SAFETY: the rows were just written, padded to whole vectors.
-                unsafe { multiply::<F32, T>(block, &place, x, sums, ahead, y) };
             }
             if column == k {
                 break;

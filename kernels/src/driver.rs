@@ -71,6 +71,20 @@ impl TernaryWeights {
         copies.next().is_none().then_some(Self { pair, packed, second, about })
     }
 
+    /// Takes another matrix of this shape, packed before for the same kernels; `None` where it has not as many bytes as this one. To find
+    /// out how many those should be takes [`Self::from_packed`] about as long as hashing 1 MB.
+    pub fn another(&self, about: Trits, packed: Vec<Bytes>) -> Option<Self> {
+        let lens = |copies: &[&Bytes]| copies.iter().map(|copy| copy.len()).collect::<Vec<_>>();
+        if lens(&self.packed()) != lens(&packed.iter().collect::<Vec<_>>()) {
+            return None;
+        }
+        let mut copies = packed.into_iter();
+        let PackedMatrix { n, k, .. } = self.packed;
+        let packed = PackedMatrix { n, k, data: copies.next()? };
+        let second = copies.next().map(|data| PackedMatrix { n, k, data });
+        Some(Self { pair: self.pair, packed, second, about })
+    }
+
     /// The packed bytes: what [`Self::from_packed`] takes.
     pub fn packed(&self) -> Vec<&Bytes> {
         [Some(&self.packed), self.second.as_ref()].into_iter().flatten().map(|packed| &packed.data).collect()

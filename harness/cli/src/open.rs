@@ -131,6 +131,10 @@ impl ModelArgs {
         let kept = place.as_ref().and_then(|place| or_warn(place.linears(&*source, &kernels, &pool)).flatten());
         let from: &dyn WeightSource = kept.as_ref().map_or(&*source, |kept| kept);
         let mut loaded = Loaded::since(start, from, kernels, &pool)?.with_kv(self.kv);
+        if kept.is_some() {
+            // The norms lie all over the file, and in huge pages each makes 2 MB of it resident.
+            source.release();
+        }
         loaded.linears_are_windows = kept.as_ref().is_some_and(PackedSource::is_mapped);
         // What was kept passed when it was packed.
         let is_checked = kept.is_some() || source.stored().iter().all(|tensor| tensor.ty != "I2_S");

@@ -84,8 +84,11 @@ impl Place {
         for note in notes.linears {
             let copies: Vec<Bytes> = sections.by_ref().take(note.copies).collect();
             let about = Trits { scale: note.scale, zeros: note.zeros, plus: note.plus };
-            let pair = kernels.of(note.n, note.k);
-            linears.push(TernaryWeights::from_packed(pair, note.n, note.k, about, copies).ok_or_else(damaged)?);
+            let weights = match linears.iter().find(|other: &&TernaryWeights| other.shape() == (note.n, note.k)) {
+                Some(other) => other.another(about, copies),
+                None => TernaryWeights::from_packed(kernels.of(note.n, note.k), note.n, note.k, about, copies),
+            };
+            linears.push(weights.ok_or_else(damaged)?);
         }
         let config = source.config();
         let shapes = (0..config.n_layers).flat_map(|_| LinearName::ALL.map(|which| config.linear_shape(which)));

@@ -27,7 +27,7 @@ const PREFIX: usize = 24;
 const LARGEST_HEADER: usize = 16 << 20;
 /// What a thread reads at once: whole huge pages, few enough to share between threads.
 const PIECE: usize = 16 << 20;
-/// A map is used where at least this part of it is in huge pages.
+/// A map is used where at least this part of it is in huge pages: decoding from 4 KB pages is slower, for as long as the model runs.
 const LEAST_HUGE: f64 = 0.9;
 
 type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -83,11 +83,16 @@ pub(super) fn write(path: &Path, key: &str, notes: serde_json::Value, sections: 
     Ok(())
 }
 
-/// Reads a file in parallel. `None` where there is none, or one of another version or key.
+/// Opens a file and compares its checksums, in parallel. `None` where there is none, or one of another version or key.
 ///
 /// # Errors
 /// When the file is cut off or a checksum differs.
 pub(super) fn read(path: &Path, key: &str, pool: &Pool) -> Result<Option<Store>, LoadError> {
+    read_as(path, key, pool, LEAST_HUGE)
+}
+
+/// The same, mapping the file where at least the part `least_huge` of it is in huge pages.
+fn read_as(path: &Path, key: &str, pool: &Pool, least_huge: f64) -> Result<Option<Store>, LoadError> {
     let io = |error| LoadError::io(path, error);
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -130,7 +135,7 @@ pub(super) fn read(path: &Path, key: &str, pool: &Pool) -> Result<Option<Store>,
     if start as u64 != len_of_file {
         return Err(damaged("is cut off"));
     }
-    let (owner, is_mapped) = contents(path, &file, start, pool)?;
+    let (owner, is_mapped) = contents(path, &file, start, pool, least_huge)?;
     let section = |(range, sum): (Range<usize>, u64)| {
         let bytes = Bytes::new(owner.clone(), range).ok_or_else(|| damaged("is cut off"))?;
         if checksum(&bytes) == sum { Ok(bytes) } else { Err(damaged("has damaged weights")) }
@@ -141,9 +146,9 @@ pub(super) fn read(path: &Path, key: &str, pool: &Pool) -> Result<Option<Store>,
 
 /// The `len` bytes of a file, in huge pages: mapped where the system's cache has them so, which takes no time, or else read; and
 /// which of the two.
-fn contents(path: &Path, file: &File, len: usize, pool: &Pool) -> Result<(Owner, bool), LoadError> {
+fn contents(path: &Path, file: &File, len: usize, pool: &Pool, least_huge: f64) -> Result<(Owner, bool), LoadError> {
     let map = MappedFile::map(path, file)?;
-    if map.populate() as f64 >= LEAST_HUGE * len as f64 {
+    if map.populate() as f64 >= least_huge * len as f64 {
         return Ok((map.owner(), true));
     }
     drop(map);
@@ -157,4 +162,43 @@ fn contents(path: &Path, file: &File, len: usize, pool: &Pool) -> Result<(Owner,
     let read = pool.rayon().install(|| bytes.par_chunks_mut(PIECE).enumerate().try_for_each(read));
     read.map_err(|error| LoadError::io(path, error))?;
     Ok((Arc::new(bytes), false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mapped or read, the sections are the same, and damage is seen; what is mapped is one buffer, as what is read is.
+    #[test]
+    fn a_map_and_a_copy_say_the_same() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("kept");
+        let pool = Pool::new(2).expect("threads");
+        let sections = [0, 1, 63, 3 << 20, 5 << 20, 100].map(|len: usize| {
+            let mut bytes = AlignedBytes::zeroed(len);
+            bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * i / 251 + len) as u8);
+            Bytes::from(bytes)
+        });
+        write(&path, "key", "notes".into(), &sections.each_ref()).expect("written");
+        let (map, copy) = (0.0, f64::INFINITY);
+        for least_huge in [map, copy] {
+            assert!(read_as(&path, "another", &pool, least_huge).expect("sound").is_none());
+            let store = read_as(&path, "key", &pool, least_huge).expect("sound").expect("kept");
+            assert_eq!((store.notes, store.is_mapped), ("notes".into(), least_huge == map));
+            assert_eq!(store.sections.len(), sections.len());
+            for (found, kept) in store.sections.iter().zip(&sections) {
+                assert!(**found == **kept);
+                assert_eq!(found.as_ptr().addr() % 64, 0);
+            }
+        }
+        let sound = std::fs::read(&path).expect("written");
+        for at in [sound.len() - 164, sound.len() / 2, 300] {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 4;
+            std::fs::write(&path, bytes).expect("written");
+            assert!(read_as(&path, "key", &pool, map).is_err() && read_as(&path, "key", &pool, copy).is_err(), "{at}");
+        }
+        std::fs::write(&path, &sound[..sound.len() - 64]).expect("written");
+        assert!(read_as(&path, "key", &pool, map).is_err() && read_as(&path, "key", &pool, copy).is_err());
+    }
 }

@@ -117,3 +117,35 @@ pub(crate) fn shown(name: &str) -> String {
     }
     shown
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_found_among_all_maps() {
+        let maps = "\
+7f00200000-7f00600000 r--s 00000000 fe:00 12 /models/a:b.packed
+Size:               4096 kB
+AnonHugePages:      2048 kB
+FilePmdMapped:      4096 kB
+VmFlags: rd mr
+7f00600000-7f00800000 r--s 00000000 fe:00 13 /models/c
+FilePmdMapped:      2048 kB
+VmFlags: rd
+";
+        assert_eq!(huge_bytes(maps, 0x7f0020_0000), 4 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f0060_0000), 2 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f0040_0000), 0);
+        assert_eq!(huge_bytes("", 0x7f0020_0000), 0);
+    }
+
+    #[test]
+    fn a_map_can_be_populated() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), vec![7; 5 << 20]).expect("written");
+        let map = MappedFile::open(file.path()).expect("mapped");
+        assert!(map.populate() <= 5 << 20);
+        assert!(map.bytes().iter().all(|&byte| byte == 7));
+    }
+}

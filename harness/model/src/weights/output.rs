@@ -170,3 +170,25 @@ impl Drop for PartialFolder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_length_make_one_file() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let target = folder.path().join("file");
+        let lens = [1, PIECE - 1, PIECE, 5, 3 * PIECE + 7, 0, PIECE - 12, 9];
+        let mut expected = Vec::new();
+        let mut out = PartialFile::create(&target).expect("created");
+        for (i, len) in lens.into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..len).map(|at| (at / 3 + i) as u8).collect();
+            out.write(&bytes).expect("written");
+            expected.extend(bytes);
+        }
+        assert!(!target.exists());
+        assert_eq!(out.finish().expect("written"), expected.len() as u64);
+        assert!(std::fs::read(&target).expect("there") == expected);
+    }
+}

@@ -71,8 +71,8 @@ impl TernaryWeights {
         copies.next().is_none().then_some(Self { pair, packed, second, about })
     }
 
-    /// Takes another matrix of this shape, packed before for the same kernels; `None` where it has not as many bytes as this one. To find
-    /// out how many those should be takes [`Self::from_packed`] about as long as hashing 1 MB.
+    /// Takes another matrix of this shape, packed before for the same kernels; `None` where it has not as many bytes as this one
+    /// ([`Self::from_packed`] packs a row to find out how many those are: 60 µs a matrix).
     pub fn another(&self, about: Trits, packed: Vec<Bytes>) -> Option<Self> {
         let lens = |copies: &[&Bytes]| copies.iter().map(|copy| copy.len()).collect::<Vec<_>>();
         if lens(&self.packed()) != lens(&packed.iter().collect::<Vec<_>>()) {

@@ -160,23 +160,6 @@ pub fn trim_heap() {
     };
 }
 
-/// Says that `bytes` will be read here and there only. Where they are mapped from a file in huge pages, a first access would otherwise
-/// make 2 MB of it resident.
-pub fn expect_sparse_reads(bytes: &[u8]) {
-    #[cfg(target_os = "linux")]
-    {
-        // The largest page of any Linux: what is not whole in such pages is too small to matter.
-        const PAGE: usize = 64 << 10;
-        let start = bytes.as_ptr().align_offset(PAGE);
-        if let Some(whole) = bytes.get(start..).map(|rest| &rest[..rest.len() / PAGE * PAGE]) {
-            // SAFETY: whole pages of memory that is borrowed; the advice says which pages to map them with and changes no byte.
-            unsafe { libc::madvise(whole.as_ptr().cast_mut().cast(), whole.len(), libc::MADV_NOHUGEPAGE) };
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = bytes;
-}
-
 /// A shared, read-only range of bytes: owned, or a window into something shared such as a mapped file.
 #[derive(Clone)]
 pub struct Bytes {

@@ -9,7 +9,7 @@ use ternbench_kernels::dense::Activations;
 use ternbench_kernels::driver::{self, Input, Output, Scratch};
 use ternbench_kernels::ops::for_each_row;
 use ternbench_kernels::probe::Arithmetic;
-use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, bytes, ops};
+use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
 
 use crate::attention;
 use crate::breakdown::{Breakdown, Part};
@@ -204,11 +204,6 @@ impl Transformer {
     pub fn screen_with(&mut self, copy: Bytes) -> bool {
         if let Weights::Dense { kernel, matrix } = &self.head.weights {
             self.screen = Screen::from_packed(*kernel, matrix, copy).map(Arc::new);
-            if self.screen.is_some() {
-                // From here on a few rows a token.
-                bytes::expect_sparse_reads(matrix.data());
-                bytes::expect_sparse_reads(self.embedding.data());
-            }
         }
         self.screen.is_some()
     }

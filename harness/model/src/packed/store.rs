@@ -27,7 +27,8 @@ const PREFIX: usize = 24;
 const LARGEST_HEADER: usize = 16 << 20;
 /// What a thread reads at once: whole huge pages, few enough to share between threads.
 const PIECE: usize = 16 << 20;
-/// A map is used where at least this part of it is in huge pages: decoding from 4 KB pages is slower, for as long as the model runs.
+/// A map is used where at least this part of it is in huge pages. Decoding from 4 KB pages was 10 % slower, for as long as the model
+/// runs; copying them took 0.25 s for 0.66 GB, once.
 const LEAST_HUGE: f64 = 0.9;
 
 type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;

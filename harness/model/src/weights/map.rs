@@ -73,7 +73,7 @@ impl MappedFile {
             let _ = self.map.advise(memmap2::Advice::HugePage);
             let _ = self.map.advise(memmap2::Advice::PopulateRead);
             let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-            return huge_bytes(&maps, self.map.as_ptr().addr());
+            huge_bytes(&maps, self.map.as_ptr().addr())
         }
         #[cfg(not(target_os = "linux"))]
         0

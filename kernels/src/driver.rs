@@ -74,8 +74,7 @@ impl TernaryWeights {
     /// Takes another matrix of this shape, packed before for the same kernels; `None` where it has not as many bytes as this one
     /// ([`Self::from_packed`] packs a row to find out how many those are: 60 µs a matrix).
     pub fn another(&self, about: Trits, packed: Vec<Bytes>) -> Option<Self> {
-        let lens = |copies: &[&Bytes]| copies.iter().map(|copy| copy.len()).collect::<Vec<_>>();
-        if lens(&self.packed()) != lens(&packed.iter().collect::<Vec<_>>()) {
+        if !self.packed().into_iter().map(|own| own.len()).eq(packed.iter().map(|copy| copy.len())) {
             return None;
         }
         let mut copies = packed.into_iter();

@@ -134,10 +134,10 @@ VmFlags: rd mr
 FilePmdMapped:      2048 kB
 VmFlags: rd
 ";
-        assert_eq!(huge_bytes(maps, 0x7f0020_0000), 4 << 20);
-        assert_eq!(huge_bytes(maps, 0x7f0060_0000), 2 << 20);
-        assert_eq!(huge_bytes(maps, 0x7f0040_0000), 0);
-        assert_eq!(huge_bytes("", 0x7f0020_0000), 0);
+        assert_eq!(huge_bytes(maps, 0x7f_0020_0000), 4 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f_0060_0000), 2 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f_0040_0000), 0);
+        assert_eq!(huge_bytes("", 0x7f_0020_0000), 0);
     }
 
     #[test]

@@ -72,8 +72,8 @@ impl MappedFile {
             // Asks for pieces of that size where the file has to be read from the disk. What is refused costs speed only.
             let _ = self.map.advise(memmap2::Advice::HugePage);
             let _ = self.map.advise(memmap2::Advice::PopulateRead);
-            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-            huge_bytes(&maps, self.map.as_ptr().addr())
+            let maps = std::fs::read("/proc/self/smaps").unwrap_or_default();
+            huge_bytes(&String::from_utf8_lossy(&maps), self.map.as_ptr().addr())
         }
         #[cfg(not(target_os = "linux"))]
         0

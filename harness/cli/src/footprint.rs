@@ -47,12 +47,13 @@ fn memory_of(
         0 => weights.linear + embedding + weights.vectors,
         bytes => bytes,
     };
-    // Dense tensors of a file are windows into its map; ternary ones are packed anew.
-    let mapped = match source.stored_bytes() {
-        0 => 0,
-        _ if is_ternary => weights.head + weights.embedding,
-        _ => weights.linear + weights.head + weights.embedding,
-    };
+    // Dense tensors of a file are windows into its map; ternary ones are packed anew, or are windows into a file kept beside it.
+    let mut mapped = 0;
+    if source.stored_bytes() > 0 {
+        mapped += weights.head + weights.embedding;
+        mapped += if loaded.linears_are_windows || !is_ternary { weights.linear } else { 0 };
+        mapped += if loaded.screen_is_window { weights.screen } else { 0 };
+    }
     Ok(record::Memory {
         model: loaded.info.clone(),
         kernel: loaded.model.kernel_name().to_owned(),

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use ternbench_kernels::Pool;
 use ternbench_measure::Env;
 use ternbench_model::chat::{ChatFormat, Message};
 use ternbench_model::sampler::Sampler;
 use ternbench_model::speculate::Speculator;
-use ternbench_model::{Logits, Segment};
+use ternbench_model::{Logits, Segment, Tokenizer};
 
-use crate::open::{HeadArg, ModelArgs};
+use crate::open::{HeadArg, Loaded, ModelArgs};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -51,14 +52,8 @@ pub struct Args {
     head: HeadArg,
 }
 
-pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
-    let began = Instant::now();
-    if !(args.temperature.is_finite() && args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
-        bail!("--temperature must be 0 or more, --top-p above 0 and at most 1");
-    }
-    if args.speculate > 0 && args.temperature > 0.0 {
-        bail!("--speculate verifies greedy tokens: leave --temperature at 0");
-    }
+/// The tokenizer, and the tokens to continue.
+fn prompt(args: &Args) -> Result<(Tokenizer, Vec<u32>)> {
     let tokenizer = args.model.tokenizer()?;
     let prompt = if args.chat {
         let mut messages: Vec<_> = args.system.iter().map(Message::system).collect();
@@ -71,10 +66,31 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if prompt.is_empty() {
         bail!("the prompt has no tokens: give -p some text");
     }
-    let (mut loaded, pool) = args.model.load(env)?;
-    if args.temperature == 0.0 {
-        loaded = loaded.with_head(args.head, &pool, None);
+    Ok((tokenizer, prompt))
+}
+
+fn load(args: &Args, env: &Env) -> Result<(Loaded, Pool)> {
+    let (loaded, pool) = args.model.load(env)?;
+    let loaded = if args.temperature == 0.0 { loaded.with_head(args.head, &pool, None) } else { loaded };
+    Ok((loaded, pool))
+}
+
+pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
+    let began = Instant::now();
+    if !(args.temperature.is_finite() && args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
+        bail!("--temperature must be 0 or more, --top-p above 0 and at most 1");
     }
+    if args.speculate > 0 && args.temperature > 0.0 {
+        bail!("--speculate verifies greedy tokens: leave --temperature at 0");
+    }
+    // Making a tokenizer takes one thread longer than loading packed weights takes the others.
+    let (prompt, loaded) = std::thread::scope(|scope| {
+        let prompt = scope.spawn(|| prompt(&args));
+        let loaded = load(&args, env);
+        (prompt.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+    });
+    let (tokenizer, prompt) = prompt?;
+    let (loaded, pool) = loaded?;
     let model = &loaded.model;
     let room = model.config().context.saturating_sub(prompt.len());
     if room == 0 {

@@ -9,7 +9,7 @@ use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
 use ternbench_model::kv_cache::KvType;
 use ternbench_model::manifest::{Manifest, SyntheticType};
-use ternbench_model::packed::Place;
+use ternbench_model::packed::{PackedSource, Place};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, I2sLayout, OpenOptions, WeightSource};
 use ternbench_model::{Engine, LoadError, ModelConfig, Tokenizer, Transformer, sanity};
@@ -123,13 +123,19 @@ impl ModelArgs {
         let source = source(&self.model, self.layout.into())?;
         let mut kernels = dispatch(self.kernel.as_deref(), source.config(), &pool, env)?;
         kernels.activations = self.activations.into();
+        let start = Start::now();
         let place = if self.packed { or_warn(Place::beside(&*source)).flatten() } else { None };
         if self.packed && source.origin().is_none() {
             eprintln!("warning: {} has no file that anything could be kept beside", self.model);
         }
         let kept = place.as_ref().and_then(|place| or_warn(place.linears(&*source, &kernels, &pool)).flatten());
         let from: &dyn WeightSource = kept.as_ref().map_or(&*source, |kept| kept);
-        let mut loaded = Loaded::new(from, kernels, &pool)?.with_kv(self.kv);
+        let mut loaded = Loaded::since(start, from, kernels, &pool)?.with_kv(self.kv);
+        if kept.is_some() {
+            // The norms lie all over the file, and in huge pages each makes 2 MB of it resident.
+            source.release();
+        }
+        loaded.linears_are_windows = kept.as_ref().is_some_and(PackedSource::is_mapped);
         // What was kept passed when it was packed.
         let is_checked = kept.is_some() || source.stored().iter().all(|tensor| tensor.ty != "I2_S");
         let is_sound = is_checked || !self.warn_of_noise(&loaded.model, &pool);
@@ -285,21 +291,40 @@ pub struct Loaded {
     pub before: memory::ProcessMemory,
     /// Whether the peak of the resident bytes started over.
     pub peak_was_reset: bool,
+    /// Whether the packed linear layers are windows into a kept file.
+    pub linears_are_windows: bool,
+    /// Whether the copy that the head is screened with is one.
+    pub screen_is_window: bool,
     /// Where packed forms of its weights are kept, if they are.
     place: Option<Place>,
+}
+
+/// The process as it was when loading a model began.
+struct Start {
+    at: Instant,
+    memory: memory::ProcessMemory,
+    peak_was_reset: bool,
+}
+
+impl Start {
+    fn now() -> Self {
+        ternbench_kernels::bytes::trim_heap();
+        let memory = memory::read().unwrap_or_default();
+        Self { memory, peak_was_reset: memory::reset_peak(), at: Instant::now() }
+    }
 }
 
 impl Loaded {
     /// Loads `source` for `kernels` on `pool`.
     pub fn new(source: &dyn WeightSource, kernels: impl Into<Dispatch>, pool: &Pool) -> Result<Self> {
+        Self::since(Start::now(), source, kernels, pool)
+    }
+
+    fn since(start: Start, source: &dyn WeightSource, kernels: impl Into<Dispatch>, pool: &Pool) -> Result<Self> {
         let config = source.config();
         let bar = crate::console::bar(config.n_layers as u64, &format!("loading {}", source.name()));
-        ternbench_kernels::bytes::trim_heap();
-        let before = memory::read().unwrap_or_default();
-        let peak_was_reset = memory::reset_peak();
-        let start = Instant::now();
         let model = Transformer::load(source, kernels, pool, &|done| bar.set_position(done as u64))?;
-        let load_ns = start.elapsed().as_nanos() as u64;
+        let load_ns = start.at.elapsed().as_nanos() as u64;
         bar.finish_and_clear();
         let census = model.census();
         let architecture = serde_json::to_value(config.architecture)?;
@@ -327,7 +352,17 @@ impl Loaded {
             trits,
             ..record::Load::default()
         };
-        Ok(Self { model, info, kv: KvType::default(), load, before, peak_was_reset, place: None })
+        Ok(Self {
+            model,
+            info,
+            kv: KvType::default(),
+            load,
+            before: start.memory,
+            peak_was_reset: start.peak_was_reset,
+            linears_are_windows: false,
+            screen_is_window: false,
+            place: None,
+        })
     }
 
     /// Gives the model the copy that its head is screened with, if `head` says so, or takes it from `other`, a model of the same
@@ -336,7 +371,9 @@ impl Loaded {
         if head == Head::Screened || (head == Head::Auto && self.model.screen_pays()) {
             let start = Instant::now();
             let kept = self.place.as_ref().and_then(|place| or_warn(place.screen(pool)).flatten());
-            if !kept.is_some_and(|copy| self.model.screen_with(copy)) {
+            self.screen_is_window = kept.as_ref().is_some_and(|&(_, is_mapped)| is_mapped);
+            if !kept.is_some_and(|(copy, _)| self.model.screen_with(copy)) {
+                self.screen_is_window = false;
                 self.model.screen_head(pool, other.and_then(|other| other.model.screen()).cloned());
                 if let (Some(place), Some(screen)) = (&self.place, self.model.screen()) {
                     or_warn(place.keep_screen(screen));

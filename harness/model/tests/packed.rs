@@ -85,7 +85,7 @@ fn the_screen_of_the_head_is_kept_as_well() {
     model.screen_head(&pool, None);
     let made = model.screen().expect("finite weights").packed().to_vec();
     place.keep_screen(model.screen().unwrap()).unwrap();
-    let copy = place.screen(&pool).unwrap().expect("it was kept");
+    let (copy, _) = place.screen(&pool).unwrap().expect("it was kept");
     assert!(*copy == *made);
     assert!(model.screen_with(copy));
     assert!(

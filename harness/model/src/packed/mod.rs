@@ -2,10 +2,12 @@
 //!
 //! A [`Place`] belongs to one model as it lies on the disk. What is kept there is used only while the model's files have the names,
 //! lengths and times of change that they had, are read the same way, and the kernels still pack as they did: anything else is packed
-//! anew and replaced. Files appear whole or not at all, and their checksums are compared on reading.
+//! anew and replaced. Files appear whole or not at all, and their checksums are compared on opening. Where the system can, they are
+//! mapped and not read: like a model's file, they may be replaced while in use, but not be written to.
 
 mod store;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
@@ -82,15 +84,18 @@ impl Place {
         for note in notes.linears {
             let copies: Vec<Bytes> = sections.by_ref().take(note.copies).collect();
             let about = Trits { scale: note.scale, zeros: note.zeros, plus: note.plus };
-            let pair = kernels.of(note.n, note.k);
-            linears.push(TernaryWeights::from_packed(pair, note.n, note.k, about, copies).ok_or_else(damaged)?);
+            let weights = match linears.iter().find(|other: &&TernaryWeights| other.shape() == (note.n, note.k)) {
+                Some(other) => other.another(about, copies),
+                None => TernaryWeights::from_packed(kernels.of(note.n, note.k), note.n, note.k, about, copies),
+            };
+            linears.push(weights.ok_or_else(damaged)?);
         }
         let config = source.config();
         let shapes = (0..config.n_layers).flat_map(|_| LinearName::ALL.map(|which| config.linear_shape(which)));
         if sections.next().is_some() || !shapes.eq(linears.iter().map(TernaryWeights::shape)) {
             return Err(damaged());
         }
-        Ok(Some(PackedSource { source, linears, hash: notes.model_hash }))
+        Ok(Some(PackedSource { source, linears, is_mapped: store.is_mapped, hash: notes.model_hash }))
     }
 
     /// Keeps the linear layers of `model`, whose files have the sha256 `hash`. Nothing happens where they are not all ternary.
@@ -111,13 +116,14 @@ impl Place {
         store::write(&path, &key, notes, &sections)
     }
 
-    /// The copy that the model's head is screened with, if it is kept.
+    /// The copy that the model's head is screened with, if it is kept, and whether it is a window into a mapped file.
     ///
     /// # Errors
     /// When what is kept is damaged or cannot be read.
-    pub fn screen(&self, pool: &Pool) -> Result<Option<Bytes>, LoadError> {
+    pub fn screen(&self, pool: &Pool) -> Result<Option<(Bytes, bool)>, LoadError> {
         let (path, key) = self.of_screen();
-        Ok(store::read(&path, &key, pool)?.and_then(|store| store.sections.into_iter().next()))
+        let Some(store) = store::read(&path, &key, pool)? else { return Ok(None) };
+        Ok(store.sections.into_iter().next().map(|copy| (copy, store.is_mapped)))
     }
 
     /// Keeps the copy that a head is screened with.
@@ -132,13 +138,15 @@ impl Place {
     fn of_linears(&self, config: &ModelConfig, kernels: &Dispatch) -> (PathBuf, String) {
         let mut key = self.identity.clone();
         let mut layouts: Vec<&str> = Vec::new();
+        let mut fingerprints = BTreeMap::new();
         for which in LinearName::ALL {
             let (n, k) = config.linear_shape(which);
             let pair = kernels.of(n, k);
             let both = if pair.shares_layout() { vec![pair.decode] } else { vec![pair.decode, pair.prefill] };
             for kernel in both {
                 let layout = kernel.info().layout;
-                key += &format!("\n{which:?} {layout} {:016x}", fingerprint(kernel));
+                let print = fingerprints.entry(kernel.info().name).or_insert_with(|| fingerprint(kernel));
+                key += &format!("\n{which:?} {layout} {print:016x}");
                 if !layouts.contains(&layout) {
                     layouts.push(layout);
                 }
@@ -170,7 +178,15 @@ fn fingerprint(kernel: &dyn TernaryKernel) -> u64 {
 pub struct PackedSource<'s> {
     source: &'s dyn WeightSource,
     linears: Vec<TernaryWeights>,
+    is_mapped: bool,
     hash: String,
+}
+
+impl PackedSource<'_> {
+    /// Whether its packed layers are windows into a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        self.is_mapped
+    }
 }
 
 impl WeightSource for PackedSource<'_> {

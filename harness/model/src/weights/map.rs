@@ -33,9 +33,14 @@ impl MappedFile {
         if metadata.len() == 0 {
             return Err(LoadError::file(path, "the file is empty"));
         }
+        Self::map(path, &file)
+    }
+
+    /// Maps `file`, which was opened at `path` and is not empty.
+    pub(crate) fn map(path: &Path, file: &File) -> Result<Self, LoadError> {
         // SAFETY: the map is private to this process and read-only. That nobody shortens the file meanwhile is the documented
         // condition on this type; every loader of mapped weights has it.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = unsafe { Mmap::map(file) }.map_err(|source| LoadError::io(path, source))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }
 
@@ -54,6 +59,26 @@ impl MappedFile {
         Bytes::new(self.map.clone(), range)
     }
 
+    /// The owner of all its bytes, for windows into them.
+    pub(crate) fn owner(&self) -> Arc<Mmap> {
+        self.map.clone()
+    }
+
+    /// Takes the whole file into memory, in huge pages if it can, and says how many bytes are in such: as many as the system's
+    /// cache holds in pieces of that size (see [`super::output`]). 0 where the system does not say.
+    pub(crate) fn populate(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        {
+            // Asks for pieces of that size where the file has to be read from the disk. What is refused costs speed only.
+            let _ = self.map.advise(memmap2::Advice::HugePage);
+            let _ = self.map.advise(memmap2::Advice::PopulateRead);
+            let maps = std::fs::read("/proc/self/smaps").unwrap_or_default();
+            huge_bytes(&String::from_utf8_lossy(&maps), self.map.as_ptr().addr())
+        }
+        #[cfg(not(target_os = "linux"))]
+        0
+    }
+
     /// Lets the system take back the memory of pages that were read; they are read again when needed.
     pub fn release(&self) {
         // SAFETY: the map is shared with nobody, read-only and backed by a file: dropped pages come back with the same bytes.
@@ -65,6 +90,18 @@ impl MappedFile {
     pub fn sha256(&self) -> String {
         hex(Sha256::digest(self.bytes()))
     }
+}
+
+/// Bytes in huge pages of the map that begins at `start`, from the contents of `/proc/self/smaps`.
+#[cfg(target_os = "linux")]
+fn huge_bytes(maps: &str, start: usize) -> usize {
+    let heading = format!("{start:x}-");
+    let about = maps.lines().skip_while(|line| !line.starts_with(&heading)).skip(1);
+    // The next heading has no colon after its first word.
+    let fields =
+        about.map_while(|line| line.split_ascii_whitespace().next()?.strip_suffix(':').map(|name| (name, line)));
+    let huge = fields.filter(|(name, _)| matches!(*name, "FilePmdMapped" | "ShmemPmdMapped"));
+    huge.filter_map(|(_, line)| line.split_ascii_whitespace().nth(1)?.parse::<usize>().ok()).sum::<usize>() * 1024
 }
 
 /// Lower-case hexadecimal digits.
@@ -79,4 +116,36 @@ pub(crate) fn shown(name: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_found_among_all_maps() {
+        let maps = "\
+7f00200000-7f00600000 r--s 00000000 fe:00 12 /models/a:b.packed
+Size:               4096 kB
+AnonHugePages:      2048 kB
+FilePmdMapped:      4096 kB
+VmFlags: rd mr
+7f00600000-7f00800000 r--s 00000000 fe:00 13 /models/c
+FilePmdMapped:      2048 kB
+VmFlags: rd
+";
+        assert_eq!(huge_bytes(maps, 0x7f_0020_0000), 4 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f_0060_0000), 2 << 20);
+        assert_eq!(huge_bytes(maps, 0x7f_0040_0000), 0);
+        assert_eq!(huge_bytes("", 0x7f_0020_0000), 0);
+    }
+
+    #[test]
+    fn a_map_can_be_populated() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), vec![7; 5 << 20]).expect("written");
+        let map = MappedFile::open(file.path()).expect("mapped");
+        assert!(map.populate() <= 5 << 20);
+        assert!(map.bytes().iter().all(|&byte| byte == 7));
+    }
 }

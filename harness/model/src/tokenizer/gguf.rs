@@ -156,13 +156,25 @@ fn byte_level(tables: &Tables<'_>) -> Result<(HfTokenizer, bool), LoadError> {
     let lines = file.strings("tokenizer.ggml.merges")?.ok_or_else(|| bad("the tokenizer has no merges".to_owned()))?;
     let longest = tables.tokens.iter().map(|token| token.len()).max().unwrap_or(0);
     let mut merges: Merges = Vec::with_capacity(lines.len());
-    for line in lines {
+    let unusable = |line: &str| bad(format!("the merge '{}' is not of known tokens", shown(line)));
+    for line in &lines {
         // The builder looks all three tokens up, but takes it for granted that the result is no longer than the longest.
         let known = line.split_once(' ').filter(|(left, right)| left.len() + right.len() <= longest);
-        let (left, right) = known.ok_or_else(|| bad(format!("the merge '{}' is not of known tokens", shown(line))))?;
+        let (left, right) = known.ok_or_else(|| unusable(line))?;
         merges.push((left.to_owned(), right.to_owned()));
     }
-    let mut inner = HfTokenizer::new(merges::byte_level_bpe(vocab, merges, pre.ignore_merges).map_err(bad)?);
+    let model = merges::byte_level_bpe(vocab, merges, pre.ignore_merges).map_err(|error| {
+        // Looked for only now: the builder does not say which merge it was.
+        let vocab = tables.vocab();
+        let known = |line: &str| {
+            line.split_once(' ').is_some_and(|(left, right)| {
+                [left, right].iter().all(|&part| vocab.contains_key(part))
+                    && vocab.contains_key(&format!("{left}{right}"))
+            })
+        };
+        lines.iter().find(|line| !known(line)).map_or_else(|| bad(error), |line| unusable(line))
+    })?;
+    let mut inner = HfTokenizer::new(model);
     if pre.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad(error.to_string()))?;
     }

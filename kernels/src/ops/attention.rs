@@ -233,7 +233,7 @@ per_isa! {
     /// the rows' weights at `weights[q][from..]` and its `width` sums from `q · out_stride` on; there are as many queries as `out`
     /// has room for.
     ///
-    /// With keys in one panel (`[head_dim][16 positions]`) and queries as weights these are scores; with values
+    /// With keys, a panel a block (`[head_dim][16 positions]`), and queries as weights these are scores; with values
     /// (`[head_dim / 16][positions][16]`) and softmax weights, the attention's output.
     pub fn add_products_f32(
         weights: &[Weights], from: usize, blocks: &[&[f32]], height: usize, rows: Range<usize>, out: &mut [f32],

@@ -70,17 +70,8 @@ pub(super) fn models(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
             series.push(XySeries { name: name.into(), color, style: Style::Filled, points });
         }
     }
-    Some(XyChart {
-        title: "Roofline: how near the models come to the machine".into(),
-        subtitle: format!("best kernel and length of each model, {} · {host}", threads(most)),
-        x: Axis {
-            label: "arithmetic intensity, multiply-adds per byte that must be read".into(),
-            log: true,
-            ..Axis::default()
-        },
-        y: Axis { label: "10⁹ multiply-adds / s".into(), log: true, ..Axis::default() },
-        series,
-    })
+    let subtitle = format!("best kernel and length of each model, {} · {host}", threads(most));
+    Some(chart("models", subtitle, "that must be read", series))
 }
 
 /// The fastest kernels from few tokens to many, for each number of threads: all layer shapes together, the weights in memory.
@@ -150,17 +141,20 @@ fn kernels_at(rows: &[&KernelRow], conditions: &str) -> Option<XyChart> {
         let points = totals.iter().filter_map(at).collect();
         series.push(XySeries { name: (*kernel).into(), color: SERIES[i], style: Style::Line, points });
     }
-    Some(XyChart {
-        title: "Roofline: how near the kernels come to the machine".into(),
-        subtitle: format!("the fastest from few tokens to many, {shapes} layer shapes together, {conditions}"),
-        x: Axis {
-            label: "arithmetic intensity, multiply-adds per byte of packed weights".into(),
-            log: true,
-            ..Axis::default()
-        },
-        y: Axis { label: "10⁹ multiply-adds / s".into(), log: true, ..Axis::default() },
+    let subtitle = format!("the fastest from few tokens to many, {shapes} layer shapes together, {conditions}");
+    Some(chart("kernels", subtitle, "of packed weights", series))
+}
+
+/// The chart of `what`, over multiply-adds per byte `of_what`.
+fn chart(what: &str, subtitle: String, of_what: &str, series: Vec<XySeries>) -> XyChart {
+    let axis = |label| Axis { label, log: true, ..Axis::default() };
+    XyChart {
+        title: format!("Roofline: how near the {what} come to the machine"),
+        subtitle,
+        x: axis(format!("arithmetic intensity, multiply-adds per byte {of_what}")),
+        y: axis("10⁹ multiply-adds / s".to_owned()),
         series,
-    })
+    }
 }
 
 /// The bandwidth's slope up to each arithmetic peak.

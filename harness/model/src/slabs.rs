@@ -158,7 +158,10 @@ mod tests {
         let third = blocks[3].part(0).as_ptr();
         drop(blocks.split_off(3));
         assert_eq!((slabs.in_use(), slabs.free().len()), (4, 28));
-        assert!((0..17).any(|_| slabs.take().part(0).as_ptr() == third), "given back, and taken again");
+        let again: Vec<Block> = (0..28).map(|_| slabs.take()).collect();
+        assert!(again.iter().any(|block| block.part(0).as_ptr() == third), "given back, and taken again");
+        assert_eq!(slabs.bytes(), 32 * slabs.block_bytes());
+        drop(again);
         std::thread::spawn(move || drop(copy)).join().unwrap();
         drop(blocks);
         assert_eq!((slabs.in_use(), slabs.free().len()), (0, 32));

@@ -46,14 +46,14 @@ impl AlignedBytes {
         let storage = if len < HUGE_PAGE {
             Storage::Heap(bytemuck::zeroed_vec(len.div_ceil(64)))
         } else {
-            // What lies before the first huge page is never touched and takes no memory.
-            let Ok(map) = MmapMut::map_anon(len + HUGE_PAGE) else {
+            // What lies before the first huge page and behind the last one is never touched and takes no memory.
+            let Ok(map) = MmapMut::map_anon(len + 2 * HUGE_PAGE) else {
                 std::alloc::handle_alloc_error(Layout::from_size_align(len, HUGE_PAGE).unwrap_or(Layout::new::<Line>()))
             };
             let start = map.as_ptr().align_offset(HUGE_PAGE);
-            // A system that refuses the advice costs speed only.
+            // The last page is a huge one if more than half of it is used. A system that refuses the advice costs speed only.
             #[cfg(target_os = "linux")]
-            let _ = map.advise_range(memmap2::Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, (len + HUGE_PAGE / 2) / HUGE_PAGE * HUGE_PAGE);
             Storage::Pages { map, start }
         };
         Self { storage, len }

@@ -54,6 +54,8 @@ pub enum KvArg {
     F32,
     /// Half precision, as llama.cpp does: half of the bytes
     F16,
+    /// Int8 with a unit for each position and head: a quarter of the bytes
+    Int8,
 }
 
 impl From<KvArg> for KvType {
@@ -61,6 +63,7 @@ impl From<KvArg> for KvType {
         match arg {
             KvArg::F32 => Self::F32,
             KvArg::F16 => Self::F16,
+            KvArg::Int8 => Self::Int8,
         }
     }
 }

@@ -4,61 +4,15 @@
 //! copies the one that is being filled, so that a common prefix lies in memory once (the idea of PagedAttention, Kwon et al.
 //! 2023). Where blocks begin depends on positions alone, so sharing changes no bit of a result.
 //!
-//! Within a block numbers lie in the order in which attention asks for them: keys with the positions in neighbouring lanes, so that
-//! scores need no sum across lanes, and values in panels of 16 dimensions ([`ops::add_products_f32`]). From block to block a head's
-//! keys are neighbours in memory, and so are its values (module `slabs`).
+//! From block to block a head's keys are neighbours in memory, and so are its values (module `slabs`).
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use ternbench_kernels::ops::{self, LANES};
-
 use crate::config::ModelConfig;
+use crate::panels::Panels;
+pub use crate::panels::{BLOCK, KvType, blocks_for};
 use crate::slabs::{Block, Slabs};
-
-/// Positions per block: as many as there are lanes. Smaller blocks waste less at the ends of short sequences, and a head's part of
-/// one is still some pages of memory.
-pub const BLOCK: usize = LANES;
-
-/// Blocks that hold `n` positions.
-pub fn blocks_for(n: usize) -> usize {
-    n.div_ceil(BLOCK)
-}
-
-/// What keys and values are kept as. Attention computes in f32 either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// As computed: the reference for accuracy.
-    #[default]
-    F32,
-    /// Rounded to half precision, as llama.cpp keeps them: half of the bytes to read at every token.
-    F16,
-}
-
-impl KvType {
-    /// The name in records and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-        }
-    }
-
-    /// Bytes of a number.
-    fn width(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
-    }
-
-    /// Bytes of keys and values of `n` tokens.
-    pub fn bytes_for(self, config: &ModelConfig, n: usize) -> usize {
-        2 * self.width() * config.n_layers * config.kv_dim() * n
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -66,65 +20,6 @@ struct Shape {
     n_kv_heads: usize,
     head_dim: usize,
     ty: KvType,
-}
-
-/// A head's keys or values in some blocks, as they are kept.
-pub(crate) struct Panels<'c> {
-    blocks: Numbers<'c>,
-    height: usize,
-}
-
-enum Numbers<'c> {
-    F32(Vec<&'c [f32]>),
-    F16(Vec<&'c [f16]>),
-}
-
-impl<'c> Panels<'c> {
-    fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, height: usize) -> Self {
-        let blocks = match ty {
-            KvType::F32 => Numbers::F32(parts.map(bytemuck::cast_slice).collect()),
-            KvType::F16 => {
-                Numbers::F16(parts.map(|part| bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast()).collect())
-            }
-        };
-        Self { blocks, height }
-    }
-
-    /// [`ops::add_products_f32`] with some rows of some of the blocks.
-    pub(crate) fn add_products(
-        &self,
-        blocks: Range<usize>,
-        rows: Range<usize>,
-        weights: &[ops::Weights],
-        from: usize,
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
-        match &self.blocks {
-            Numbers::F32(all) => ops::add_products_f32(weights, from, &all[blocks], self.height, rows, out, out_stride),
-            Numbers::F16(all) => ops::add_products_f16(weights, from, &all[blocks], self.height, rows, out, out_stride),
-        }
-    }
-}
-
-/// Puts `row[i]` at `place(i)` of a part.
-fn store(part: &mut [u8], ty: KvType, row: &[f32], place: impl Fn(usize) -> usize) {
-    match ty {
-        KvType::F32 => {
-            let all: &mut [f32] = bytemuck::cast_slice_mut(part);
-            row.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x);
-        }
-        KvType::F16 => {
-            let all: &mut [f16] = bytemuck::cast_slice_mut::<u8, u16>(part).reinterpret_cast_mut();
-            // Some at a time: one by one, each would ask for the CPU's features.
-            let mut halves = [f16::ZERO; 64];
-            for (chunk, row) in row.chunks(halves.len()).enumerate() {
-                let halves = &mut halves[..row.len()];
-                halves.convert_from_f32_slice(row);
-                halves.iter().enumerate().for_each(|(i, &x)| all[place(64 * chunk + i)] = x);
-            }
-        }
-    }
 }
 
 /// Makes caches of one shape and counts the blocks that they hold together, each shared one once.
@@ -142,7 +37,10 @@ impl KvPool {
     }
 
     fn of(shape: Shape) -> Self {
-        Self { shape, slabs: Arc::new(Slabs::new(2 * shape.n_layers * shape.n_kv_heads, shape.value_bytes())) }
+        Self {
+            shape,
+            slabs: Arc::new(Slabs::new(2 * shape.n_layers * shape.n_kv_heads, shape.ty.part_bytes(shape.head_dim))),
+        }
     }
 
     /// What keys and values are kept as.
@@ -172,17 +70,7 @@ impl KvPool {
 }
 
 impl Shape {
-    /// Bytes of a head's keys in a block.
-    fn key_bytes(self) -> usize {
-        self.ty.width() * BLOCK * self.head_dim
-    }
-
-    /// Bytes of a head's values in a block, whose last panel may not be full: those of a part.
-    fn value_bytes(self) -> usize {
-        self.ty.width() * BLOCK * self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// The parts of a block with a head's keys, `[head_dim][position]`, and with its values, `[head_dim / 16][position][16]`.
+    /// The parts of a block with a head's keys and with its values.
     fn parts(self, layer: usize, head: usize) -> [usize; 2] {
         let keys = 2 * (layer * self.n_kv_heads + head);
         [keys, keys + 1]
@@ -252,8 +140,8 @@ impl KvCache {
             let block = Arc::make_mut(&mut self.blocks[block]);
             for (head, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
                 let [keys, values] = shape.parts(layer, head);
-                store(block.part_mut(keys), shape.ty, key, |i| i * BLOCK + lane);
-                store(block.part_mut(values), shape.ty, value, |i| (i / LANES * BLOCK + lane) * LANES + i % LANES);
+                shape.ty.store_key(block.part_mut(keys), lane, key);
+                shape.ty.store_value(block.part_mut(values), lane, value);
             }
         }
     }
@@ -262,21 +150,20 @@ impl KvCache {
         self.len += n;
     }
 
-    /// Keys (rows of a block's positions) and values (rows of dimensions, up to a multiple of 16) of one head in some blocks, those of
-    /// positions that are not held among them: they mean nothing.
+    /// Keys and values of one head in some blocks.
     pub(crate) fn head(&self, layer: usize, head: usize, blocks: Range<usize>) -> (Panels<'_>, Panels<'_>) {
         let shape = self.pool.shape;
         let [keys, values] = shape.parts(layer, head);
-        let parts = |part, len| self.blocks[blocks.clone()].iter().map(move |block| &block.part(part)[..len]);
-        (
-            Panels::new(parts(keys, shape.key_bytes()), shape.ty, shape.head_dim),
-            Panels::new(parts(values, shape.value_bytes()), shape.ty, BLOCK),
-        )
+        let parts = |part| self.blocks[blocks.clone()].iter().map(move |block| block.part(part));
+        (Panels::keys(parts(keys), shape.ty, shape.head_dim), Panels::values(parts(values), shape.ty, shape.head_dim))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+    use ternbench_kernels::ops::LANES;
+
     use super::*;
 
     const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3, ty: KvType::F32 };
@@ -308,13 +195,18 @@ mod tests {
                     let (keys, values) = cache.head(layer, head, block..block + 1);
                     let lane = position % BLOCK;
                     let (mut key, mut value) = ([0.0; 3], [0.0; LANES]);
+                    let mut ints = Vec::new();
                     for (i, key) in key.iter_mut().enumerate() {
-                        let mut lanes = [0.0; BLOCK];
-                        keys.add_products(0..1, i..i + 1, &[[1.0; _]], 0, &mut lanes, BLOCK);
-                        *key = lanes[lane];
+                        let (mut query, mut scores) = ([0.0; _], [[0.0; _]]);
+                        query[i] = 1.0;
+                        keys.scores(&[query], &mut ints, &mut scores);
+                        *key = scores[0][lane];
                     }
-                    values.add_products(0..1, lane..lane + 1, &[[-1.0; _]], 0, &mut value, LANES);
-                    assert_eq!(key, value[..3]);
+                    let mut weights = [0.0; _];
+                    weights[lane] = 1.0;
+                    values.add_values(&mut [weights], 1, &[lane..lane + 1], &mut ints, &mut value, LANES);
+                    // Queries and weights are rounded, too, where the cache is of int8.
+                    assert!(key.iter().zip(&value).all(|(a, b)| (a + b).abs() <= a.abs() * 1e-6), "{key:?} {value:?}");
                     all.extend(key);
                 }
             }
@@ -350,6 +242,21 @@ mod tests {
         let expected: Vec<f32> = read(&wide, 0..20).into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
         assert_eq!(rows, expected);
         assert_ne!(rows, read(&wide, 0..20));
+    }
+
+    #[test]
+    fn int8_rounds_to_a_unit_of_the_row() {
+        let pool = KvPool::of(Shape { ty: KvType::Int8, ..SHAPE });
+        // Rows of 16 numbers, behind them a unit: 20 bytes for 64.
+        assert_eq!(16 * pool.block_bytes(), 5 * self::pool().block_bytes());
+        let mut cache = pool.new_cache(100);
+        for layer in 0..2 {
+            cache.store(layer, &[127.0, -3.0, 5.4, 2.0, -4.0, 1.0], &[-127.0, 3.0, -5.4, -2.0, 4.0, -1.0]);
+        }
+        cache.advance(1);
+        let rows = read(&cache, 0..1);
+        let expected = [127.0, -3.0, 5.0, 4.0 * 64.0 / 127.0, -4.0, 4.0 * 32.0 / 127.0];
+        assert!(rows.iter().zip(expected.into_iter().cycle()).all(|(a, b)| (a - b).abs() < 1e-3), "{rows:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod kv_cache;
 mod layer;
 pub mod manifest;
 pub mod packed;
+mod panels;
 pub mod rope;
 pub mod sampler;
 pub mod sanity;

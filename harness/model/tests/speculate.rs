@@ -36,7 +36,7 @@ fn tokens_and_logits_are_those_of_greedy_decoding() {
         let mut model = Transformer::load(&source, registry::default_kernel(), &pool, &|_| {}).unwrap();
         model.screen_head(&pool, None);
         // Prompts that repeat themselves, so that there is something to draft; the drafts are mostly wrong.
-        for (seed, kv) in [(1, KvType::F32), (2, KvType::F16), (3, KvType::F32)] {
+        for (seed, kv) in [(1, KvType::F32), (2, KvType::F16), (3, KvType::Int8)] {
             let prompt: Vec<u32> = (0..40).map(|i| (i % 8 * 31 + seed) % 64).collect();
             let mut engine = Engine::new(&model, &pool).with_kv(kv);
             let (expected, plain) = decode(&mut engine, &prompt, 48, 0);

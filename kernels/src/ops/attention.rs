@@ -11,7 +11,7 @@ use super::{LANES, exp, madd, max_of, sum_lanes};
 const TOGETHER: usize = 4;
 
 /// Bytes from what is read to what is asked for into the L1 cache, at least, and from there to what is asked for from memory.
-const NEAR: usize = 4 << 10;
+pub(super) const NEAR: usize = 4 << 10;
 const FAR: usize = 12 << 10;
 
 /// The weights of a query. Every query has room for the same number, so that those of 16 are at fixed distances from one address; they
@@ -19,7 +19,7 @@ const FAR: usize = 12 << 10;
 pub type Weights = [f32; 1040];
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// What a cache is made of.
 trait Number: Copy + 'static {
@@ -69,7 +69,7 @@ impl Number for f16 {
 /// Asks for the cache line `near` bytes behind the number at `at`, where attention will read next, since prefetchers come too late where
 /// blocks are this short. Where few queries share what is read it comes from memory, and is asked for further ahead too.
 #[inline(always)]
-fn fetch_behind<N, const Q: usize>(at: *const N, near: usize) {
+pub(super) fn fetch_behind<N, const Q: usize>(at: *const N, near: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T2};
@@ -80,6 +80,16 @@ fn fetch_behind<N, const Q: usize>(at: *const N, near: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, near);
+}
+
+/// Asks for bytes that attention will read soon.
+pub fn ask_for(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(LINE) {
+        crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// One row of [`tile`].

@@ -1,0 +1,263 @@
+//! A head's keys and values as a KV cache keeps them: where numbers lie in a block, and what attention does with them.
+//!
+//! Within a block numbers lie in the order in which attention asks for them: keys with the positions in neighbouring lanes, so that
+//! scores need no sum across lanes, and values in panels of 16 dimensions. Int8 numbers lie in pairs, of dimensions or of positions, and
+//! the units of the block's 16 rows lie behind them.
+
+use std::ops::Range;
+
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use ternbench_kernels::ops::{self, IntWeights, LANES, Weights};
+
+use crate::config::{MAX_HEAD_DIM, ModelConfig};
+
+/// Positions per block: as many as there are lanes. Smaller blocks waste less at the ends of short sequences, and a head's part of
+/// one is still some pages of memory.
+pub const BLOCK: usize = LANES;
+
+/// Blocks that hold `n` positions.
+pub fn blocks_for(n: usize) -> usize {
+    n.div_ceil(BLOCK)
+}
+
+/// Positions of the blocks that [`Panels`] are made of, at most.
+pub(crate) const CHUNK: usize = 16 * BLOCK;
+
+/// Weights that a query has room for: the numbers of a head, or the positions of a chunk.
+const WEIGHTS: usize = size_of::<Weights>() / size_of::<f32>();
+const _: () = assert!(MAX_HEAD_DIM <= WEIGHTS && CHUNK <= WEIGHTS);
+const _: () = assert!(MAX_HEAD_DIM <= IntWeights::MAX_NUMBERS && CHUNK <= IntWeights::MAX_POSITIONS);
+
+/// Bytes of the units of a block's positions.
+const UNITS: usize = BLOCK * size_of::<f32>();
+
+/// What keys and values are kept as. Softmax is computed in f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// As computed: the reference for accuracy.
+    #[default]
+    F32,
+    /// Rounded to half precision, as llama.cpp keeps them: half of the bytes to read at every token.
+    F16,
+    /// Rounded to int8 in a unit of each position and head, a quarter of the bytes. Queries and softmax weights are rounded to int16.
+    Int8,
+}
+
+impl KvType {
+    /// The name in records and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Bytes of a row of numbers, with its unit.
+    fn row_bytes(self, n: usize) -> usize {
+        match self {
+            Self::F32 => 4 * n,
+            Self::F16 => 2 * n,
+            Self::Int8 => n + size_of::<f32>(),
+        }
+    }
+
+    /// Bytes of keys and values of `n` tokens.
+    pub fn bytes_for(self, config: &ModelConfig, n: usize) -> usize {
+        2 * self.row_bytes(config.head_dim) * config.n_kv_heads * config.n_layers * n
+    }
+
+    /// Bytes of a head's keys, or of its values, in a block: the last panel of values may not be full.
+    pub(crate) fn part_bytes(self, head_dim: usize) -> usize {
+        BLOCK * self.row_bytes(head_dim.next_multiple_of(LANES))
+    }
+
+    /// Puts a key at position `lane` of a block's keys.
+    pub(crate) fn store_key(self, part: &mut [u8], lane: usize, key: &[f32]) {
+        self.store(part, lane, key, |i| match self {
+            Self::F32 | Self::F16 => i * BLOCK + lane,
+            Self::Int8 => 2 * (i / 2 * BLOCK + lane) + i % 2,
+        });
+    }
+
+    /// Puts a value at position `lane` of a block's values.
+    pub(crate) fn store_value(self, part: &mut [u8], lane: usize, value: &[f32]) {
+        self.store(part, lane, value, |i| {
+            let (panel, column) = (i / LANES * BLOCK, i % LANES);
+            match self {
+                Self::F32 | Self::F16 => (panel + lane) * LANES + column,
+                Self::Int8 => (panel + lane / 2 * 2) * LANES + 2 * column + lane % 2,
+            }
+        });
+    }
+
+    /// Puts `row[i]` at `place(i)`, and what row `lane` counts in behind all.
+    fn store(self, part: &mut [u8], lane: usize, row: &[f32], place: impl Fn(usize) -> usize) {
+        match self {
+            Self::F32 => {
+                let all: &mut [f32] = bytemuck::cast_slice_mut(part);
+                row.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x);
+            }
+            Self::F16 => {
+                let all: &mut [f16] = bytemuck::cast_slice_mut::<u8, u16>(part).reinterpret_cast_mut();
+                // Together: one by one, each would ask for the CPU's features.
+                let mut halves = [f16::ZERO; MAX_HEAD_DIM];
+                let halves = &mut halves[..row.len()];
+                halves.convert_from_f32_slice(row);
+                halves.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x);
+            }
+            Self::Int8 => {
+                let mut ints = [0; MAX_HEAD_DIM];
+                let ints = &mut ints[..row.len()];
+                let unit = ops::quantize_i16(row, 127.0, ints);
+                let (all, units) = part.split_at_mut(part.len() - UNITS);
+                ints.iter().enumerate().for_each(|(i, &x)| all[place(i)] = x as u8);
+                bytemuck::cast_slice_mut(units)[lane] = unit;
+            }
+        }
+    }
+}
+
+/// A head's keys, or its values, in some blocks.
+pub(crate) struct Panels<'c> {
+    blocks: Blocks<'c>,
+    head_dim: usize,
+}
+
+enum Blocks<'c> {
+    F32(Vec<&'c [f32]>),
+    F16(Vec<&'c [f16]>),
+    /// Of each the numbers and the units.
+    Int8(Vec<&'c [i8]>, Vec<&'c [f32]>),
+}
+
+impl<'c> Panels<'c> {
+    /// Of keys.
+    pub(crate) fn keys(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize) -> Self {
+        Self::new(parts, ty, head_dim, head_dim)
+    }
+
+    /// Of values.
+    pub(crate) fn values(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize) -> Self {
+        Self::new(parts, ty, head_dim, head_dim.next_multiple_of(LANES))
+    }
+
+    /// Of parts that have room for more dimensions, maybe, than there are.
+    fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize, n_dims: usize) -> Self {
+        let n = BLOCK * n_dims;
+        let blocks = match ty {
+            KvType::F32 => Blocks::F32(parts.map(|part| &bytemuck::cast_slice(part)[..n]).collect()),
+            KvType::F16 => {
+                let halves = |part| -> &'c [f16] { bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast() };
+                Blocks::F16(parts.map(|part| &halves(part)[..n]).collect())
+            }
+            KvType::Int8 => {
+                // The units lie apart, where no prefetcher looks.
+                let (blocks, units) = parts
+                    .map(|part| {
+                        let (numbers, units) = part.split_at(part.len() - UNITS);
+                        ops::ask_for(units);
+                        (bytemuck::cast_slice(numbers), bytemuck::cast_slice(units))
+                    })
+                    .unzip();
+                Blocks::Int8(blocks, units)
+            }
+        };
+        Self { blocks, head_dim }
+    }
+
+    fn n_blocks(&self) -> usize {
+        match &self.blocks {
+            Blocks::F32(blocks) => blocks.len(),
+            Blocks::F16(blocks) => blocks.len(),
+            Blocks::Int8(blocks, _) => blocks.len(),
+        }
+    }
+
+    /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
+    /// nothing.
+    pub(crate) fn scores(&self, queries: &[Weights], ints: &mut Vec<IntWeights>, scores: &mut [Weights]) {
+        let n = self.n_blocks() * BLOCK;
+        scores.iter_mut().for_each(|scores| scores[..n].fill(0.0));
+        let (width, out) = (self.head_dim, scores.as_flattened_mut());
+        match &self.blocks {
+            Blocks::F32(blocks) => ops::add_products_f32(queries, 0, blocks, width, 0..width, out, WEIGHTS),
+            Blocks::F16(blocks) => ops::add_products_f16(queries, 0, blocks, width, 0..width, out, WEIGHTS),
+            Blocks::Int8(blocks, units) => {
+                ints.resize(queries.len(), IntWeights::default());
+                ints.iter_mut().zip(queries).for_each(|(ints, query)| ints.set_query(&query[..width]));
+                ops::add_scores_i8(ints, blocks, width.div_ceil(2), out, WEIGHTS);
+                let units = units.concat();
+                scores.iter_mut().for_each(|scores| ops::multiply(&units, &mut scores[..n]));
+            }
+        }
+    }
+
+    /// Adds `Σ weight · value` of the positions that a query sees, of those of the blocks, to its sums, which are `stride` apart. The queries
+    /// are `n_heads` for each range in `seen`.
+    pub(crate) fn add_values(
+        &self,
+        weights: &mut [Weights],
+        n_heads: usize,
+        seen: &[Range<usize>],
+        ints: &mut Vec<IntWeights>,
+        sums: &mut [f32],
+        stride: usize,
+    ) {
+        if let Blocks::Int8(blocks, units) = &self.blocks {
+            ints.resize(weights.len(), IntWeights::default());
+            let units = units.concat();
+            for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {
+                let seen = &seen[i / n_heads];
+                weights[..seen.start].fill(0.0);
+                weights[seen.end..units.len()].fill(0.0);
+                ops::quantize_weights(weights, &units, ints);
+            }
+            ops::add_values_i8(ints, blocks, self.head_dim.div_ceil(LANES), sums, stride);
+            return;
+        }
+        for block in 0..self.n_blocks() {
+            let positions = block * BLOCK..(block + 1) * BLOCK;
+            let rows = |token: usize| common(&seen[token], &positions);
+            let mut add = |tokens: Range<usize>, rows: Range<usize>| {
+                if rows.is_empty() {
+                    return;
+                }
+                let queries = tokens.start * n_heads..tokens.end * n_heads;
+                let sums = &mut sums[queries.start * stride..queries.end * stride];
+                let (weights, from) = (&weights[queries], rows.start);
+                let rows = rows.start - positions.start..rows.end - positions.start;
+                match &self.blocks {
+                    Blocks::F32(all) => {
+                        ops::add_products_f32(weights, from, &all[block..=block], BLOCK, rows, sums, stride)
+                    }
+                    Blocks::F16(all) => {
+                        ops::add_products_f16(weights, from, &all[block..=block], BLOCK, rows, sums, stride)
+                    }
+                    Blocks::Int8(..) => {}
+                }
+            };
+            // What all tokens see, for all at once; what comes before and after, for one after the other.
+            let n_tokens = seen.len();
+            let mut shared = rows(n_tokens - 1).start..rows(0).end;
+            if shared.is_empty() {
+                shared = positions.end..positions.end;
+            }
+            for token in 0..n_tokens {
+                let rows = rows(token);
+                add(token..token + 1, rows.start..rows.end.min(shared.start));
+            }
+            add(0..n_tokens, shared.clone());
+            for token in 0..n_tokens {
+                add(token..token + 1, shared.end..rows(token).end);
+            }
+        }
+    }
+}
+
+/// What is in both; an empty part of `other` when nothing is.
+pub(crate) fn common(range: &Range<usize>, other: &Range<usize>) -> Range<usize> {
+    let start = range.start.clamp(other.start, other.end);
+    start..range.end.clamp(start, other.end.max(start))
+}

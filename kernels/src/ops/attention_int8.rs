@@ -1,0 +1,431 @@
+//! The inner loops of attention over keys and values in int8.
+//!
+//! Queries and softmax weights are rounded to int16, finer than int8 by a factor of 256, so that products are summed as integers: exactly,
+//! in any order, with the same bits on every CPU, and with 32 multiply-adds an instruction where floats have 16 and have to be made first.
+//! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`).
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512i;
+use std::ops::Range;
+
+use super::attention::{LINE, NEAR, fetch_behind};
+use super::{LANES, TO_INTEGER, madd};
+
+/// Two rows of 16 numbers, interleaved.
+type RowPair = [i8; 2 * LANES];
+
+/// Positions that share a unit of softmax weights: those of a block.
+const POSITIONS: usize = LANES;
+
+/// The weights of a query in int16, in pairs of rows, and the units they count in: one for a query, one per 16 positions for what the
+/// softmax made of its scores.
+#[derive(Clone, Copy, Debug)]
+pub struct IntWeights {
+    pairs: [[i16; 2]; Self::MAX_NUMBERS / 2],
+    units: [f32; Self::MAX_POSITIONS / POSITIONS],
+}
+
+impl Default for IntWeights {
+    fn default() -> Self {
+        Self { pairs: [[0; 2]; _], units: [0.0; _] }
+    }
+}
+
+impl IntWeights {
+    /// Numbers of a query that there is room for.
+    pub const MAX_NUMBERS: usize = 1024;
+    /// Positions whose weights there is room for.
+    pub const MAX_POSITIONS: usize = 256;
+
+    /// Takes a query.
+    pub fn set_query(&mut self, query: &[f32]) {
+        // Sums of so many products with int8 stay within int32.
+        let largest = (i32::MAX / (127 * query.len().max(1) as i32)).min(i32::from(i16::MAX)) as f32;
+        let ints = self.pairs.as_flattened_mut();
+        ints[query.len()..query.len().next_multiple_of(2)].fill(0);
+        self.units[0] = quantize_i16(query, largest, &mut ints[..query.len()]);
+    }
+}
+
+#[inline(always)]
+fn widen<const FMA: bool, const WIDE: bool>(row: &RowPair) -> [i16; 2 * LANES] {
+    #[cfg(target_arch = "x86_64")]
+    if WIDE {
+        use std::arch::x86_64::*;
+        // SAFETY: `WIDE` says that the CPU has AVX-512 with BW; the array holds the 32 bytes that are read.
+        return unsafe { std::mem::transmute(_mm512_cvtepi8_epi16(_mm256_loadu_si256(row.as_ptr().cast()))) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if FMA {
+        use std::arch::x86_64::*;
+        let at: *const __m128i = row.as_ptr().cast();
+        // SAFETY: `FMA` says that the CPU has AVX2; the array holds the two times 16 bytes that are read.
+        return unsafe {
+            std::mem::transmute::<[__m256i; 2], [i16; 2 * LANES]>([
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(1))),
+            ])
+        };
+    }
+    row.map(i16::from)
+}
+
+/// `vpdpwssd`, as it is: LLVM makes two instructions of the intrinsic where that shortens a chain, though none waits here.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dpwssd(mut sums: __m512i, row: __m512i, weights: __m512i) -> __m512i {
+    // SAFETY: reads and writes registers alone; the CPU has the instruction, as this function says.
+    unsafe {
+        std::arch::asm!("vpdpwssd {}, {}, {}", inout(zmm_reg) sums, in(zmm_reg) row, in(zmm_reg) weights,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
+
+/// Adds both products of each lane.
+#[inline(always)]
+fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    sums: [i32; LANES],
+    row: [i16; 2 * LANES],
+    weights: [i16; 2],
+) -> [i32; LANES] {
+    #[cfg(target_arch = "x86_64")]
+    if WIDE {
+        use std::arch::x86_64::*;
+        // SAFETY: `WIDE` says that the CPU has AVX-512 with BW, `VNNI` that it has that too; the arrays are as long as registers.
+        return unsafe {
+            let (sums, row) = (std::mem::transmute(sums), std::mem::transmute(row));
+            let weights = _mm512_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
+            std::mem::transmute(if VNNI {
+                dpwssd(sums, row, weights)
+            } else {
+                _mm512_add_epi32(sums, _mm512_madd_epi16(row, weights))
+            })
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if FMA {
+        use std::arch::x86_64::*;
+        // SAFETY: `FMA` says that the CPU has AVX2; the arrays are as long as two registers.
+        return unsafe {
+            let sums: [__m256i; 2] = std::mem::transmute(sums);
+            let row: [__m256i; 2] = std::mem::transmute(row);
+            let weights = _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
+            let add = |i: usize| _mm256_add_epi32(sums[i], _mm256_madd_epi16(row[i], weights));
+            std::mem::transmute([add(0), add(1)])
+        };
+    }
+    let product = |l: usize, i: usize| i32::from(row[2 * l + i]) * i32::from(weights[i]);
+    std::array::from_fn(|l| sums[l] + product(l, 0) + product(l, 1))
+}
+
+/// Adds `unit · Σ` of `Q` queries' weights and the rows of `P` panels, which lie side by side in `out`.
+#[inline(always)]
+fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: [&[[i16; 2]]; Q],
+    units: [f32; Q],
+    panels: [&[RowPair]; P],
+    near: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    // All slices have one length, so that no access of the loop is checked.
+    let n_pairs = panels[0].len();
+    let weights: [&[[i16; 2]]; Q] = std::array::from_fn(|q| &weights[q][..n_pairs]);
+    let panels: [&[RowPair]; P] = std::array::from_fn(|p| &panels[p][..n_pairs]);
+    let mut sums = [[[0i32; LANES]; P]; Q];
+    for i in 0..n_pairs {
+        if i % (LINE / size_of::<RowPair>()) == 0 {
+            for p in 0..P {
+                fetch_behind::<i8, Q>(panels[p][i].as_ptr(), near);
+            }
+        }
+        let mut rows = [[0i16; 2 * LANES]; P];
+        for p in 0..P {
+            rows[p] = widen::<FMA, WIDE>(&panels[p][i]);
+        }
+        for q in 0..Q {
+            for p in 0..P {
+                sums[q][p] = add_pair::<FMA, WIDE, VNNI>(sums[q][p], rows[p], weights[q][i]);
+            }
+        }
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            let out = &mut out[q * out_stride + p * LANES..][..LANES];
+            let mut total = [0f32; LANES];
+            total.copy_from_slice(out);
+            for l in 0..LANES {
+                total[l] = madd::<FMA>(units[q], sums[q][p][l] as f32, total[l]);
+            }
+            out.copy_from_slice(&total);
+        }
+    }
+}
+
+/// [`tile`] for any number of panels, `P` at a time.
+#[inline(always)]
+fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: &[IntWeights],
+    pairs: Range<usize>,
+    unit: usize,
+    mut panels: impl Iterator<Item = &'a [RowPair]>,
+    near: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let units: [f32; Q] = std::array::from_fn(|q| weights[q].units[unit]);
+    let weights: [&[[i16; 2]]; Q] = std::array::from_fn(|q| &weights[q].pairs[pairs.clone()]);
+    let near = (P * near).max(NEAR);
+    let mut column = 0;
+    loop {
+        let mut waiting: [&[RowPair]; P] = [&[]; P];
+        let mut n = 0;
+        while n < P
+            && let Some(panel) = panels.next()
+        {
+            waiting[n] = panel;
+            n += 1;
+        }
+        if n < P {
+            for panel in &waiting[..n] {
+                tile::<Q, 1, FMA, WIDE, VNNI>(weights, units, [panel], near, &mut out[column..], out_stride);
+                column += LANES;
+            }
+            return;
+        }
+        tile::<Q, P, FMA, WIDE, VNNI>(weights, units, waiting, near, &mut out[column..], out_stride);
+        column += P * LANES;
+    }
+}
+
+/// `out[q][16 i + l] += unit[q] · Σ weights[q] · panel i, lane l`, as many queries at a time as there are registers for.
+#[inline(always)]
+fn products<'a, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: &[IntWeights],
+    pairs: Range<usize>,
+    unit: usize,
+    panels: impl Iterator<Item = &'a [RowPair]> + Clone,
+    near: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let n = out.len().div_ceil(out_stride);
+    let mut first = 0;
+    while first < n {
+        let (weights, out) = (&weights[first..], &mut out[first * out_stride..]);
+        macro_rules! tiles {
+            ($q:expr, $p:expr) => {{
+                let (pairs, panels) = (pairs.clone(), panels.clone());
+                tiles::<{ $q }, { $p }, FMA, WIDE, VNNI>(weights, pairs, unit, panels, near, out, out_stride);
+                $q
+            }};
+        }
+        first += match (WIDE, n - first) {
+            (true, 8..) => tiles!(8, 2),
+            (true, 4..) => tiles!(4, 4),
+            (true, 3) => tiles!(3, 4),
+            (true, 2) => tiles!(2, 4),
+            (true, _) => tiles!(1, 4),
+            (false, 4..) => tiles!(4, 1),
+            (false, 3) => tiles!(3, 1),
+            (false, 2) => tiles!(2, 2),
+            (false, _) => tiles!(1, 4),
+        };
+    }
+}
+
+/// [`quantize_i16`].
+#[inline(always)]
+fn quantize(x: &[f32], largest: f32, out: &mut [i16]) -> f32 {
+    // As bits, NaN is the largest.
+    let max = f32::from_bits(x.iter().fold(0, |max, x| (x.to_bits() & (u32::MAX >> 1)).max(max)));
+    let (unit, per_unit) = if max < 1e-30 { (0.0, 0.0) } else { (max / largest, largest / max) };
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = (x * per_unit + TO_INTEGER).to_bits() as u16 as i16;
+    }
+    unit
+}
+
+per_isa! {
+    /// `x` in whole multiples of a unit, which is returned, the largest ±`largest` (at most 32767) of them; half to even. The unit is not
+    /// a finite number where one of `x` is not, and where all are below 1e-30 they are taken for zeros.
+    pub fn quantize_i16(x: &[f32], largest: f32, out: &mut [i16]) -> f32 {
+        quantize(x, largest, out)
+    }
+
+    /// Takes what softmax made of scores, times the values' units; 16 positions get a unit of their own, so that a large weight makes
+    /// none but its neighbours vanish. Where a weight is 0 its value counts for nothing, whatever it is.
+    pub fn quantize_weights(weights: &[f32], units: &[f32], out: &mut IntWeights) {
+        let (weights, units) = (weights.as_chunks::<POSITIONS>().0, units.as_chunks::<POSITIONS>().0);
+        let ints = out.pairs.as_flattened_mut().as_chunks_mut::<POSITIONS>().0;
+        for (((weights, units), ints), unit) in weights.iter().zip(units).zip(ints).zip(&mut out.units) {
+            let mut products = [0f32; POSITIONS];
+            for i in 0..POSITIONS {
+                let product = weights[i] * units[i];
+                products[i] = if weights[i] > 0.0 { product } else { 0.0 };
+            }
+            *unit = quantize(&products, f32::from(i16::MAX), ints);
+        }
+    }
+
+    /// `out[q][16 i + l] += Σ query[q] · key` for key `l` of block `i`, in units of the query, a sum of integers.
+    ///
+    /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind. Queries are `out_stride` numbers apart in
+    /// `out`, as many as it has room for.
+    pub fn add_scores_i8(queries: &[IntWeights], blocks: &[&[i8]], height: usize, out: &mut [f32], out_stride: usize) {
+        let near = blocks.first().map_or(0, |block| block.len());
+        let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
+        products::<FMA, WIDE, VNNI>(queries, 0..height, 0, panels, near, out, out_stride);
+    }
+
+    /// `out[q] += Σ weight[q] · value` over the 16 values of every block, one after the other, of each a sum of integers.
+    ///
+    /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, with anything behind; `out` is as in
+    /// [`add_scores_i8`].
+    pub fn add_values_i8(
+        weights: &[IntWeights], blocks: &[&[i8]], n_panels: usize, out: &mut [f32], out_stride: usize,
+    ) {
+        const HEIGHT: usize = POSITIONS / 2;
+        for (i, block) in blocks.iter().enumerate() {
+            let panels = block.as_chunks().0.chunks_exact(HEIGHT).take(n_panels);
+            let (pairs, near) = (i * HEIGHT..(i + 1) * HEIGHT, HEIGHT * size_of::<RowPair>());
+            products::<FMA, WIDE, VNNI>(weights, pairs, i, panels, near, out, out_stride);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_become_multiples_of_a_unit() {
+        let mut ints = [0; 5];
+        assert_eq!(quantize_i16(&[-254.0, 1.0, 3.0, 0.0, 127.0], 127.0, &mut ints), 2.0);
+        assert_eq!(ints, [-127, 0, 2, 0, 64], "half to even");
+        let x: Vec<f32> = (0..100).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut ints = vec![0; 100];
+        let unit = quantize_i16(&x, 32767.0, &mut ints);
+        assert!(x.iter().zip(&ints).all(|(x, &i)| (x - f32::from(i) * unit).abs() <= 0.501 * unit));
+        assert_eq!(ints.iter().map(|i| i.unsigned_abs()).max(), Some(32767));
+        for tiny in [0.0, 1e-31, f32::from_bits(1)] {
+            assert_eq!(quantize_i16(&[tiny, -tiny], 127.0, &mut ints[..2]), 0.0);
+            assert_eq!(ints[..2], [0, 0]);
+        }
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!quantize_i16(&[1.0, bad, 2.0], 127.0, &mut ints[..3]).is_finite());
+        }
+    }
+
+    /// Every int8 number but -128, and the largest weights: sums are as large as they can become, or mixed.
+    fn numbers(n: usize, extreme: bool) -> Vec<i8> {
+        (0..n).map(|i| if extreme { if i % 3 == 0 { -127 } else { 127 } } else { (i * 37 % 255) as i8 }).collect()
+    }
+
+    fn query(height: usize, seed: usize, extreme: bool) -> Vec<f32> {
+        (0..height).map(|i| if extreme { 1.0 } else { ((i * 7 + seed) as f32).sin() }).collect()
+    }
+
+    #[test]
+    fn scores_are_sums_of_integers() {
+        for (n_blocks, head_dim, n_queries) in
+            [(1, 16usize, 1), (4, 128, 4), (5, 128, 5), (16, 64, 16), (3, 7, 3), (7, 20, 2), (2, 1024, 9), (1, 256, 37)]
+        {
+            for extreme in [false, true] {
+                let height = head_dim.div_ceil(2);
+                // Units lie behind.
+                let len = height * 2 * LANES + 64;
+                let mut all = numbers(n_blocks * len, extreme);
+                if extreme {
+                    all.fill(127);
+                }
+                let blocks: Vec<&[i8]> = all.chunks_exact(len).collect();
+                let mut queries = vec![IntWeights::default(); n_queries];
+                for (q, ints) in queries.iter_mut().enumerate() {
+                    ints.set_query(&query(1024, 3, true));
+                    ints.set_query(&query(head_dim, q, extreme));
+                }
+                let stride = n_blocks * LANES + 3;
+                let mut out = vec![0.0; n_queries * stride - 3];
+                add_scores_i8(&queries, &blocks, height, &mut out, stride);
+                for (q, ints) in queries.iter().enumerate() {
+                    assert!(extreme || ints.units[0] > 0.0 && ints.pairs[..height].iter().any(|pair| pair[0] != 0));
+                    for (i, block) in blocks.iter().enumerate() {
+                        for l in 0..LANES {
+                            let row = |d: usize| i64::from(block[(d / 2 * LANES + l) * 2 + d % 2]);
+                            let weight = |d: usize| i64::from(ints.pairs[d / 2][d % 2]);
+                            let sum: i64 = (0..head_dim).map(|d| row(d) * weight(d)).sum();
+                            assert_eq!(i64::from(sum as i32), sum, "{head_dim} products stay within int32");
+                            assert_eq!(out[q * stride + i * LANES + l], ints.units[0] * sum as f32);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_weighed_in_a_unit_a_block() {
+        for (n_blocks, n_panels, n_queries) in [(1, 1, 1), (3, 8, 4), (16, 8, 5), (2, 3, 16), (4, 5, 3), (2, 8, 9)] {
+            let len = n_panels * LANES * LANES + 64;
+            let all = numbers(n_blocks * len, false);
+            let blocks: Vec<&[i8]> = all.chunks_exact(len).collect();
+            let n = n_blocks * POSITIONS;
+            let seen = 3..n - 2;
+            let here = |i: &usize| seen.contains(i);
+            let units: Vec<f32> = (0..n).map(|i| if here(&i) { 0.5 + (i % 5) as f32 } else { f32::NAN }).collect();
+            let mut ints = vec![IntWeights::default(); n_queries];
+            let stride = n_panels * LANES + 2;
+            let mut out = vec![1.0; n_queries * stride];
+            for (q, ints) in ints.iter_mut().enumerate() {
+                // What is large in one block does not make those of the others vanish.
+                let weight = |i: usize| (-(((i * 11 + q) % 40) as f32)).exp();
+                let weights: Vec<f32> = (0..n).map(|i| if here(&i) { weight(i) } else { 0.0 }).collect();
+                quantize_weights(&weights, &units, ints);
+                let rounded = ints.pairs.as_flattened();
+                for i in 0..n {
+                    let exact = if here(&i) { weights[i] * units[i] } else { 0.0 };
+                    let unit = ints.units[i / POSITIONS];
+                    assert!((f32::from(rounded[i]) * unit - exact).abs() <= 0.501 * unit, "{i}: {exact} in {unit}");
+                }
+            }
+            add_values_i8(&ints, &blocks, n_panels, &mut out, stride);
+            for (q, ints) in ints.iter().enumerate() {
+                assert_eq!(out[q * stride + n_panels * LANES..][..2], [1.0; 2], "left alone");
+                for d in 0..n_panels * LANES {
+                    let value = |position: usize| {
+                        let panel = d / LANES * LANES * LANES;
+                        i32::from(
+                            blocks[position / LANES]
+                                [panel + position % LANES / 2 * 2 * LANES + d % LANES * 2 + position % 2],
+                        )
+                    };
+                    let mut expected = 1.0;
+                    let mut size = 1.0;
+                    for block in 0..n_blocks {
+                        let term = |i: usize| i32::from(ints.pairs.as_flattened()[i]) * value(i);
+                        let sum: i32 = (block * POSITIONS..(block + 1) * POSITIONS).map(term).sum();
+                        expected += f64::from(ints.units[block]) * f64::from(sum);
+                        size += (f64::from(ints.units[block]) * f64::from(sum)).abs();
+                    }
+                    assert!((f64::from(out[q * stride + d]) - expected).abs() <= size * 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_is_not_lost() {
+        let mut units = [1.0; 2 * POSITIONS];
+        units[20] = f32::NAN;
+        let mut ints = IntWeights::default();
+        let mut weights = [1e-9; 2 * POSITIONS];
+        quantize_weights(&weights, &units, &mut ints);
+        assert!(ints.units[0] > 0.0 && ints.units[1].is_nan());
+        weights[20] = 0.0;
+        quantize_weights(&weights, &units, &mut ints);
+        assert!(ints.units[1].is_finite(), "what is not seen has no weight");
+    }
+}

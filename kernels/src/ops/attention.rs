@@ -222,7 +222,7 @@ fn products<N: Number, const FMA: bool, const WIDE: bool>(
             }};
         }
         first += match (WIDE, n - first) {
-            (true, 16..) => tiles!(16, 1),
+            (true, 8..) => tiles!(8, 2),
             (true, 4..) => tiles!(4, 4),
             (true, 3) => tiles!(3, 4),
             (true, 2) => tiles!(2, 4),

@@ -6,13 +6,15 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
-use std::ops::Range;
 
 use super::attention::{LINE, NEAR, fetch_behind};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.
 type RowPair = [i8; 2 * LANES];
+
+/// Pairs of a cache line.
+const PER_LINE: usize = LINE / size_of::<RowPair>();
 
 /// Positions that share a unit of softmax weights: those of a block.
 const POSITIONS: usize = LANES;
@@ -120,44 +122,77 @@ fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     std::array::from_fn(|l| sums[l] + product(l, 0) + product(l, 1))
 }
 
-/// Adds `unit · Σ` of `Q` queries' weights and the rows of `P` panels, which lie side by side in `out`.
+/// One pair of rows of [`tile`].
+#[inline(always)]
+fn add_rows<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: [[i16; 2]; Q],
+    rows: [&RowPair; P],
+    sums: &mut [[[i32; LANES]; P]; Q],
+) {
+    let mut wide = [[0i16; 2 * LANES]; P];
+    for p in 0..P {
+        wide[p] = widen::<FMA, WIDE>(rows[p]);
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            sums[q][p] = add_pair::<FMA, WIDE, VNNI>(sums[q][p], wide[p], weights[q]);
+        }
+    }
+}
+
+/// Adds the products, in unit `unit`, of `Q` queries' weights from pair `from` on with the rows of `P` panels, which lie side by side in
+/// `out`.
 #[inline(always)]
 fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
-    weights: [&[[i16; 2]]; Q],
-    units: [f32; Q],
+    weights: &[IntWeights; Q],
+    from: usize,
+    unit: usize,
     panels: [&[RowPair]; P],
     near: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    // All slices have one length, so that no access of the loop is checked.
+    // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
     let n_pairs = panels[0].len();
-    let weights: [&[[i16; 2]]; Q] = std::array::from_fn(|q| &weights[q][..n_pairs]);
-    let panels: [&[RowPair]; P] = std::array::from_fn(|p| &panels[p][..n_pairs]);
+    let mut rows = panels;
+    for p in 0..P {
+        rows[p] = &panels[p][..n_pairs];
+    }
     let mut sums = [[[0i32; LANES]; P]; Q];
-    for i in 0..n_pairs {
-        if i % (LINE / size_of::<RowPair>()) == 0 {
-            for p in 0..P {
-                fetch_behind::<i8, Q>(panels[p][i].as_ptr(), near);
+    macro_rules! add {
+        ($i:expr) => {{
+            let (mut of_queries, mut of_panels) = ([[0; 2]; Q], [&[0; 2 * LANES]; P]);
+            for q in 0..Q {
+                of_queries[q] = weights[q].pairs[from + $i];
             }
-        }
-        let mut rows = [[0i16; 2 * LANES]; P];
+            for p in 0..P {
+                of_panels[p] = &rows[p][$i];
+            }
+            add_rows::<Q, P, FMA, WIDE, VNNI>(of_queries, of_panels, &mut sums);
+        }};
+    }
+    let mut i = 0;
+    while i + PER_LINE <= n_pairs {
         for p in 0..P {
-            rows[p] = widen::<FMA, WIDE>(&panels[p][i]);
+            fetch_behind::<i8, Q>(rows[p][i].as_ptr(), near);
         }
-        for q in 0..Q {
-            for p in 0..P {
-                sums[q][p] = add_pair::<FMA, WIDE, VNNI>(sums[q][p], rows[p], weights[q][i]);
-            }
+        for j in i..i + PER_LINE {
+            add!(j);
         }
+        i += PER_LINE;
+    }
+    while i < n_pairs {
+        add!(i);
+        i += 1;
     }
     for q in 0..Q {
+        let unit_of = weights[q].units[unit];
         for p in 0..P {
             let out = &mut out[q * out_stride + p * LANES..][..LANES];
             let mut total = [0f32; LANES];
             total.copy_from_slice(out);
             for l in 0..LANES {
-                total[l] = madd::<FMA>(units[q], sums[q][p][l] as f32, total[l]);
+                total[l] = madd::<FMA>(unit_of, sums[q][p][l] as f32, total[l]);
             }
             out.copy_from_slice(&total);
         }
@@ -168,15 +203,14 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
 #[inline(always)]
 fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights],
-    pairs: Range<usize>,
+    from: usize,
     unit: usize,
     mut panels: impl Iterator<Item = &'a [RowPair]>,
     near: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let units: [f32; Q] = std::array::from_fn(|q| weights[q].units[unit]);
-    let weights: [&[[i16; 2]]; Q] = std::array::from_fn(|q| &weights[q].pairs[pairs.clone()]);
+    let Some(weights) = weights.first_chunk::<Q>() else { return };
     let near = (P * near).max(NEAR);
     let mut column = 0;
     loop {
@@ -190,12 +224,12 @@ fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
         }
         if n < P {
             for panel in &waiting[..n] {
-                tile::<Q, 1, FMA, WIDE, VNNI>(weights, units, [panel], near, &mut out[column..], out_stride);
+                tile::<Q, 1, FMA, WIDE, VNNI>(weights, from, unit, [panel], near, &mut out[column..], out_stride);
                 column += LANES;
             }
             return;
         }
-        tile::<Q, P, FMA, WIDE, VNNI>(weights, units, waiting, near, &mut out[column..], out_stride);
+        tile::<Q, P, FMA, WIDE, VNNI>(weights, from, unit, waiting, near, &mut out[column..], out_stride);
         column += P * LANES;
     }
 }
@@ -204,7 +238,7 @@ fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
 #[inline(always)]
 fn products<'a, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights],
-    pairs: Range<usize>,
+    from: usize,
     unit: usize,
     panels: impl Iterator<Item = &'a [RowPair]> + Clone,
     near: usize,
@@ -217,8 +251,8 @@ fn products<'a, const FMA: bool, const WIDE: bool, const VNNI: bool>(
         let (weights, out) = (&weights[first..], &mut out[first * out_stride..]);
         macro_rules! tiles {
             ($q:expr, $p:expr) => {{
-                let (pairs, panels) = (pairs.clone(), panels.clone());
-                tiles::<{ $q }, { $p }, FMA, WIDE, VNNI>(weights, pairs, unit, panels, near, out, out_stride);
+                let panels = panels.clone();
+                tiles::<{ $q }, { $p }, FMA, WIDE, VNNI>(weights, from, unit, panels, near, out, out_stride);
                 $q
             }};
         }
@@ -277,7 +311,7 @@ per_isa! {
     pub fn add_scores_i8(queries: &[IntWeights], blocks: &[&[i8]], height: usize, out: &mut [f32], out_stride: usize) {
         let near = blocks.first().map_or(0, |block| block.len());
         let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
-        products::<FMA, WIDE, VNNI>(queries, 0..height, 0, panels, near, out, out_stride);
+        products::<FMA, WIDE, VNNI>(queries, 0, 0, panels, near, out, out_stride);
     }
 
     /// `out[q] += Σ weight[q] · value` over the 16 values of every block, one after the other, of each a sum of integers.
@@ -290,8 +324,8 @@ per_isa! {
         const HEIGHT: usize = POSITIONS / 2;
         for (i, block) in blocks.iter().enumerate() {
             let panels = block.as_chunks().0.chunks_exact(HEIGHT).take(n_panels);
-            let (pairs, near) = (i * HEIGHT..(i + 1) * HEIGHT, HEIGHT * size_of::<RowPair>());
-            products::<FMA, WIDE, VNNI>(weights, pairs, i, panels, near, out, out_stride);
+            let near = HEIGHT * size_of::<RowPair>();
+            products::<FMA, WIDE, VNNI>(weights, i * HEIGHT, i, panels, near, out, out_stride);
         }
     }
 }

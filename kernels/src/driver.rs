@@ -305,11 +305,14 @@ impl<'a> Product<'a> {
         self.linears().map(|linear| linear.rows_per_call(m).div_ceil(self.row_tile(m))).max().unwrap_or(1)
     }
 
-    /// Computes the row tiles `tiles`, a few at a time so that the sums stay in the L2 cache (or as many as the kernel wants).
+    /// Computes the row tiles `tiles`, a few at a time so that the sums stay in the L2 cache (or as many as the kernel wants). An odd
+    /// number, where it can be: tokens whose sums are a power of two apart share few sets of the L1 cache. 32 tokens, 4 KB apart, took
+    /// 1.05 times as long on one thread of Emerald Rapids.
     fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, y: &SharedMut<'_, f32>) {
         const SUMS: usize = 32 * 1024;
         let (n, tile) = (self.linear.n(), self.row_tile(m));
-        let step = (SUMS / (tile * m).max(1)).max(1).next_multiple_of(self.tiles_per_call(m));
+        let step = (SUMS / (tile * m).max(1)).saturating_sub(1) | 1;
+        let step = step.next_multiple_of(self.tiles_per_call(m));
         BUFFERS.with_borrow_mut(|Buffers { sums: [sums, sums_up], row }| {
             for start in tiles.clone().step_by(step) {
                 let rows = start * tile..((start + step).min(tiles.end) * tile).min(n);

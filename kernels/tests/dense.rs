@@ -3,7 +3,7 @@
 mod support;
 
 use half::{bf16, f16};
-use ternbench_kernels::dense::{DENSE_KERNELS, DenseKernel};
+use ternbench_kernels::dense::{Activations, DENSE_KERNELS, DenseKernel};
 use ternbench_kernels::driver::{Input, Output, Scratch, Weights, multiply};
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::verify::Random;
@@ -185,6 +185,16 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                         bits(&y[token * rows.len()..][..rows.len()]) == bits(&all[token * n..][rows.clone()])
                     };
                     assert!((0..part).all(same), "{what}: rows {rows:?}, {part} tokens");
+                }
+            }
+            if kernel.info().activations == Activations::F32 {
+                // Enough for whole tiles and what is left of them; one comes twice.
+                let rows = [5u32, 36, 0, 20, 20, 19, 3, 7, 1, 35, 11];
+                for n_rows in 0..=rows.len() {
+                    let mut y = vec![f32::NAN; n_rows];
+                    kernel.compute_rows(&w, &x[k..2 * k], &rows[..n_rows], &mut y);
+                    let expected: Vec<f32> = rows[..n_rows].iter().map(|&row| all[n + row as usize]).collect();
+                    assert!(bits(&y) == bits(&expected), "{what}: {n_rows} rows here and there");
                 }
             }
             let linear = Linear { weights: Weights::Dense { kernel, matrix: w.clone() }, bias: None };

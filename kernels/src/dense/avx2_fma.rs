@@ -49,6 +49,11 @@ macro_rules! source {
                     _ => blocked::<Self, Avx2Tile>(w, tiles, m, rows, y),
                 }
             }
+
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn multiply_rows(w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+                scattered::<Self>(w, x, rows, y);
+            }
         }
 
         impl Source for $ty {
@@ -179,12 +184,52 @@ fn fused_tile<S: Source, const R: usize, const T: usize>(
     stride: usize,
     y: &mut [f32],
 ) {
-    let k = w.k();
-    let mut rows = [std::ptr::null(); R];
-    let mut tokens: [&[f32]; T] = [&[]; T];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = w.row(first + r * spacing).as_ptr();
+    let rows = std::array::from_fn(|r| first + r * spacing);
+    let products = tile::<S, R, T>(w, x, rows, |rows, i| ask_ahead_of::<S, R>(rows, i));
+    for r in 0..R {
+        for t in 0..T {
+            y[t * stride + r * spacing] = products[r][t];
+        }
     }
+}
+
+/// Rows that lie anywhere, [`FUSED_ROWS`] at a time, while the next ones are asked for. One at a time, with one sum that every product
+/// waits for, and memory asked for behind the row, took 0.9 µs for 5 KB on Emerald Rapids.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn scattered<S: Source>(w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+    let (tiles, rest) = rows.as_chunks::<FUSED_ROWS>();
+    let (y, y_rest) = y.as_chunks_mut::<FUSED_ROWS>();
+    for (i, (tile_rows, y)) in tiles.iter().zip(y).enumerate() {
+        let next: [_; FUSED_ROWS] = std::array::from_fn(|r| {
+            rows.get((i + 1) * FUSED_ROWS + r).map_or(std::ptr::null(), |&row| w.row(row as usize).as_ptr())
+        });
+        let ask = |_: [*const u8; FUSED_ROWS], i: usize| {
+            for next in next {
+                for line in (0..bytes_of::<S>(4 * LANES)).step_by(64) {
+                    prefetch::<_MM_HINT_T0>(next.wrapping_add(bytes_of::<S>(LANES * i) + line));
+                }
+            }
+        };
+        *y = tile::<S, FUSED_ROWS, 1>(w, x, tile_rows.map(|row| row as usize), ask).map(|[y]| y);
+    }
+    for (&row, y) in rest.iter().zip(y_rest) {
+        [[*y]] = tile::<S, 1, 1>(w, x, [row as usize], |_, _| ());
+    }
+}
+
+/// The products of `R` rows and `T` tokens over all of `k`. `ask` is called with the rows' starts before vectors `i .. i + 4`, to ask for
+/// what comes later.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<S: Source, const R: usize, const T: usize>(
+    w: &DenseMatrix,
+    x: &[f32],
+    rows: [usize; R],
+    ask: impl Fn([*const u8; R], usize),
+) -> [[f32; T]; R] {
+    let k = w.k();
+    let starts = rows.map(|row| w.row(row).as_ptr());
+    let mut tokens: [&[f32]; T] = [&[]; T];
     for (t, token) in tokens.iter_mut().enumerate() {
         *token = &x[t * k..][..k];
     }
@@ -192,36 +237,43 @@ fn fused_tile<S: Source, const R: usize, const T: usize>(
     let whole = k / LANES;
     // Four vectors a turn, so that a block of 32 converts its scale once.
     for i in (0..whole / 4 * 4).step_by(4) {
-        ask_ahead_of::<S, R>(rows, i);
+        ask(starts, i);
         for j in i..i + 4 {
             // SAFETY: the features are enabled here, and rows and tokens have `k >= 8 j + 8` values.
-            unsafe { add::<S, R, T>(rows, tokens, j, &mut sums) };
+            unsafe { add::<S, R, T>(starts, tokens, j, &mut sums) };
         }
     }
     for i in whole / 4 * 4..whole {
         // SAFETY: as above.
-        unsafe { add::<S, R, T>(rows, tokens, i, &mut sums) };
+        unsafe { add::<S, R, T>(starts, tokens, i, &mut sums) };
     }
     let rest = k / LANES * LANES;
+    let mut products = [[0.0; T]; R];
     for r in 0..R {
         for t in 0..T {
             let mut sum = sums[r][t];
             if rest < k {
                 let mut x = [0.0; LANES];
                 x[..k - rest].copy_from_slice(&tokens[t][rest..]);
-                sum = _mm256_fmadd_ps(load(&rest_of(w, first + r * spacing)), load(&x), sum);
+                sum = _mm256_fmadd_ps(load(&rest_of(w, rows[r])), load(&x), sum);
             }
-            y[t * stride + r * spacing] = reduce(sum);
+            products[r][t] = reduce(sum);
         }
     }
+    products
+}
+
+/// Bytes of so many weights, whole blocks.
+#[inline]
+fn bytes_of<S: Source>(weights: usize) -> usize {
+    weights / S::INFO.ty.block_len() * S::INFO.ty.block_bytes()
 }
 
 /// [`ask_ahead`] of vectors `i .. i + 4`, a block of 32.
 #[inline]
 pub fn ask_ahead_of<S: Source, const R: usize>(rows: [*const u8; R], i: usize) {
-    let bytes = |weights: usize| weights / S::INFO.ty.block_len() * S::INFO.ty.block_bytes();
-    for line in (0..bytes(4 * LANES)).step_by(64) {
-        ask_ahead(rows, bytes(LANES * i) + line);
+    for line in (0..bytes_of::<S>(4 * LANES)).step_by(64) {
+        ask_ahead(rows, bytes_of::<S>(LANES * i) + line);
     }
 }
 

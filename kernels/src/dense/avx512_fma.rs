@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead_of, fused, fused_tiles, rest_of};
+use super::avx2_fma::{F32, FUSED_ROWS, Source, ask_ahead_of, fused, fused_tiles, rest_of, scattered};
 use super::blocked::{Block, Lanes, Out, Tile, blocked, prepare};
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, FUSED_TOKENS, LANES};
@@ -47,6 +47,11 @@ impl<S: Source> Method for Fma512<S> {
             2..=FUSED_TOKENS => fused_pairs::<S>(w, tiles, m, rows, y),
             _ => blocked::<S, Avx512Tile>(w, tiles, m, rows, y),
         }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn multiply_rows(w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+        scattered::<S>(w, x, rows, y);
     }
 }
 

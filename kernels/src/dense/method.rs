@@ -25,6 +25,17 @@ pub trait Method: Send + Sync + 'static {
     /// # Safety
     /// The CPU has what [`Self::Proof`] proves.
     unsafe fn multiply(w: &DenseMatrix, x: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]);
+
+    /// [`DenseKernel::compute_rows`], after its checks.
+    ///
+    /// # Safety
+    /// The CPU has what [`Self::Proof`] proves.
+    unsafe fn multiply_rows(w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+        for (&row, y) in rows.iter().zip(y) {
+            // SAFETY: by this function's contract.
+            unsafe { Self::multiply(w, x, &[], 1, row as usize..row as usize + 1, std::slice::from_mut(y)) };
+        }
+    }
 }
 
 /// What a method is.
@@ -62,5 +73,14 @@ impl<M: Method> DenseKernel for Kernel<M> {
             // SAFETY: as above.
             unsafe { M::multiply(w, x, prepared, m, rows, y) };
         }
+    }
+
+    fn compute_rows(&self, w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+        assert!(M::INFO.activations == Activations::F32, "{} does not take floats", M::INFO.name);
+        assert!(w.ty() == M::INFO.ty, "{} cannot read {}", M::INFO.name, w.ty().name());
+        assert!(rows.iter().all(|&row| (row as usize) < w.n()), "a row of {}", w.n());
+        assert!(x.len() == w.k() && y.len() == rows.len(), "x does not hold k values or y not one of each row");
+        // SAFETY: as above.
+        unsafe { M::multiply_rows(w, x, rows, y) };
     }
 }

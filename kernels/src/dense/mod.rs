@@ -134,6 +134,14 @@ pub trait DenseKernel: Send + Sync {
     /// Writes `y[token * rows.len() + (row - rows.start)] = Σ_k w[row, k] · x[token, k]` for `m` tokens; `x` is `m x k`, and `prepared` what
     /// [`prepare`](Self::prepare) made of it.
     fn compute(&self, w: &DenseMatrix, x: &[f32], prepared: &[u8], m: usize, rows: Range<usize>, y: &mut [f32]);
+
+    /// Writes `y[i] = Σ_k w[rows[i], k] · x[k]` for rows that lie anywhere and one token, with the bits of [`compute`](Self::compute).
+    /// Only where the kernel takes floats.
+    fn compute_rows(&self, w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f32]) {
+        for (&row, y) in rows.iter().zip(y) {
+            self.compute(w, x, &[], 1, row as usize..row as usize + 1, std::slice::from_mut(y));
+        }
+    }
 }
 
 /// Calls `f(tokens, room)` for every `tile` of `m` tokens (the last may have fewer), split over the team. `room` is for `len` values

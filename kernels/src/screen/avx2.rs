@@ -11,7 +11,7 @@ use crate::isa::{Avx2, Token};
 
 /// How many bytes ahead of its loads memory is asked for: 16 tiles. Without that, and with the rows read as four streams, a search of
 /// a 128,256 x 2560 head took a seventh longer on one thread of a Zen 3; twice as far ahead was slower.
-pub const AHEAD: usize = 16 * TILE_BYTES;
+const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
@@ -138,7 +138,7 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
 
 /// Asks for the tile that many bytes behind `tile`.
 #[inline]
-pub fn ask_for(tile: &[u8; TILE_BYTES], ahead: usize) {
+fn ask_for(tile: &[u8; TILE_BYTES], ahead: usize) {
     for line in 0..TILE_BYTES.div_ceil(64) {
         prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(ahead + 64 * line));
     }
@@ -158,7 +158,7 @@ fn add_block(sums: __m256, products: __m256i, scales: __m256i, block: &QueryBloc
 /// The codes 0..=31 of every quad.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
+fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
     let low_half = _mm256_set1_epi8(15);
     let fifth_bit = _mm256_set1_epi8(16);
     let fifth = load(tile, FIFTH_BITS.start);

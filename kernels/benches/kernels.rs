@@ -13,7 +13,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ternbench_kernels::dense::{Activations, DENSE_KERNELS};
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
-use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, Exactness, Pool, Prepared, oracle};
+use ternbench_kernels::{AlignedBytes, DenseMatrix, DenseType, Exactness, Pool, Prepared, Team, oracle};
 
 /// `n x k`: q and o; k and v; gate and up; down.
 const SHAPES: [(usize, usize); 4] = [(2560, 2560), (640, 2560), (6912, 2560), (2560, 6912)];
@@ -39,7 +39,7 @@ fn ternary(criterion: &mut Criterion) {
                 }
                 let packed = kernel.pack(&w);
                 let mut prepared = Prepared::default();
-                kernel.prepare(&x, &mut prepared);
+                kernel.prepare(&Team::alone(), &x, &mut prepared);
                 let n_rows = n.next_multiple_of(info.row_tile);
                 let mut acc = vec![0; m * n_rows];
                 kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);

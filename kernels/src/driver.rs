@@ -380,7 +380,7 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
         let slot = &mut prepared[n_prepared];
         slot.0 = name;
         match &linear.weights {
-            Weights::Ternary(ternary) => ternary.at(m).0.prepare(quantized, &mut slot.1),
+            Weights::Ternary(ternary) => ternary.at(m).0.prepare(team, quantized, &mut slot.1),
             Weights::Dense { kernel, .. } => {
                 let x = if let Input::Rows(x) = x { x } else { &rows[..] };
                 kernel.prepare(team, x, m, k, &mut slot.1.bytes);

@@ -13,6 +13,7 @@ use crate::activation::QuantizedActivations;
 use crate::bytes::{AlignedBytes, Bytes};
 use crate::isa::Feature;
 use crate::ops;
+use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
 
 /// How close a kernel's sums are to the oracle's.
@@ -101,71 +102,86 @@ pub struct Prepared {
     pub sums: Vec<i32>,
 }
 
+/// Tokens that a worker takes at once, where the form does not say it.
+const TOKENS: usize = 8;
+
 impl Prepared {
     /// The plain form: int8 in their own order, every token padded with zeros to a multiple of `multiple`, and `Σ_k x`.
-    pub fn fill_in_order(&mut self, x: &QuantizedActivations, multiple: usize) {
-        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
-        self.bytes.ensure_len(self.m * self.stride);
-        self.sums.resize(self.m, 0);
-        let tokens = self.bytes.as_i8_mut().chunks_exact_mut(self.stride.max(1));
-        for (token, (values, sum)) in tokens.zip(&mut self.sums).enumerate() {
-            let (head, padding) = values.split_at_mut(x.k);
-            head.copy_from_slice(x.row(token));
-            padding.fill(0);
-            *sum = ops::sum(x.row(token));
-        }
+    pub fn fill_in_order(&mut self, team: &Team, x: &QuantizedActivations, multiple: usize) {
+        self.fill_in_blocks(team, x, multiple, usize::MAX);
     }
 
     /// Blocks of `block` columns one after the other, each of them all tokens in turn: what a kernel that works through a block
     /// for all tokens reads from end to end. Columns are padded with zeros to a multiple of `multiple`; the last block may be
     /// narrower. See [`block`](Self::block).
-    pub fn fill_in_blocks(&mut self, x: &QuantizedActivations, multiple: usize, block: usize) {
-        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
-        self.bytes.ensure_len(self.m * self.stride);
-        self.sums.resize(self.m, 0);
-        let values = self.bytes.as_i8_mut();
-        for token in 0..x.m {
-            let row = x.row(token);
-            self.sums[token] = ops::sum(row);
-            for first in (0..self.stride).step_by(block) {
-                let width = block.min(self.stride - first);
-                let out = &mut values[first * x.m + token * width..][..width];
-                let row = &row[first.min(x.k)..(first + width).min(x.k)];
+    pub fn fill_in_blocks(&mut self, team: &Team, x: &QuantizedActivations, multiple: usize, block: usize) {
+        self.fill(team, x, multiple, block, TOKENS, |first, tokens, out| {
+            let width = out.len() / tokens.len();
+            for (token, out) in tokens.zip(out.chunks_exact_mut(width)) {
+                let row = &x.row(token)[first.min(x.k)..(first + width).min(x.k)];
                 out[..row.len()].copy_from_slice(row);
                 out[row.len()..].fill(0);
             }
-        }
+        });
     }
 
     /// Blocks of `block` columns, in each of them `group` tokens after the other, in each of these groups (the last may be smaller)
     /// steps of 4 columns, in each step the 4 values of every token: what a kernel reads from end to end that multiplies 4 columns of
     /// many rows by several tokens. Columns are padded with zeros to a multiple of `multiple`, itself one of 4; the last block may be
     /// narrower. See [`steps`](Self::steps).
-    pub fn fill_in_steps(&mut self, x: &QuantizedActivations, multiple: usize, block: usize, group: usize) {
-        (self.m, self.stride) = (x.m, x.k.next_multiple_of(multiple));
-        self.bytes.ensure_len(self.m * self.stride);
-        self.sums.clear();
-        self.sums.extend((0..x.m).map(|token| ops::sum(x.row(token))));
-        let values = self.bytes.as_i8_mut().as_chunks_mut().0;
-        let block = block.min(self.stride).max(1);
-        for first in (0..self.stride).step_by(block) {
-            let width = block.min(self.stride - first);
-            for token in (0..x.m).step_by(group) {
-                let n_tokens = group.min(x.m - token);
-                let steps = &mut values[(first * x.m + token * width) / 4..][..n_tokens * width / 4];
-                match n_tokens {
-                    1 => interleave::<1>(x, token, first, steps),
-                    2 => interleave::<2>(x, token, first, steps),
-                    3 => interleave::<3>(x, token, first, steps),
-                    4 => interleave::<4>(x, token, first, steps),
-                    5 => interleave::<5>(x, token, first, steps),
-                    6 => interleave::<6>(x, token, first, steps),
-                    7 => interleave::<7>(x, token, first, steps),
-                    8 => interleave::<8>(x, token, first, steps),
-                    _ => unreachable!("no kernel takes more than 8 tokens at once"),
-                }
+    pub fn fill_in_steps(
+        &mut self,
+        team: &Team,
+        x: &QuantizedActivations,
+        multiple: usize,
+        block: usize,
+        group: usize,
+    ) {
+        self.fill(team, x, multiple, block, group, |first, tokens, out| {
+            let (token, steps) = (tokens.start, out.as_chunks_mut().0);
+            match tokens.len() {
+                1 => interleave::<1>(x, token, first, steps),
+                2 => interleave::<2>(x, token, first, steps),
+                3 => interleave::<3>(x, token, first, steps),
+                4 => interleave::<4>(x, token, first, steps),
+                5 => interleave::<5>(x, token, first, steps),
+                6 => interleave::<6>(x, token, first, steps),
+                7 => interleave::<7>(x, token, first, steps),
+                8 => interleave::<8>(x, token, first, steps),
+                _ => unreachable!("no kernel takes more than 8 tokens at once"),
             }
-        }
+        });
+    }
+
+    /// Calls `write(first column, tokens, values)` for every block of `block` columns and every `group` tokens, split over the team.
+    fn fill(
+        &mut self,
+        team: &Team,
+        x: &QuantizedActivations,
+        multiple: usize,
+        block: usize,
+        group: usize,
+        write: impl Fn(usize, Range<usize>, &mut [i8]) + Sync,
+    ) {
+        let (m, stride) = (x.m, x.k.next_multiple_of(multiple));
+        (self.m, self.stride) = (m, stride);
+        self.bytes.ensure_len(m * stride);
+        self.sums.resize(m, 0);
+        let (values, sums) = (SharedMut::new(self.bytes.as_i8_mut()), SharedMut::new(&mut self.sums));
+        team.split(m.div_ceil(group), 1, |groups| {
+            for start in groups.map(|i| i * group) {
+                let tokens = start..(start + group).min(m);
+                for first in (0..stride).step_by(block) {
+                    let width = block.min(stride - first);
+                    let here = first * m + tokens.start * width..first * m + tokens.end * width;
+                    // SAFETY: a group is handed out once, and its values in a block are its own.
+                    write(first, tokens.clone(), unsafe { values.slice(here) });
+                }
+                // SAFETY: as above.
+                let sums = unsafe { sums.slice(tokens.clone()) };
+                tokens.zip(sums).for_each(|(token, sum)| *sum = ops::sum(x.row(token)));
+            }
+        });
     }
 
     /// The steps of the group of `T` tokens that begins with `token`, in the block that starts at column `first` and is `width` columns
@@ -226,8 +242,8 @@ pub trait TernaryKernel: Send + Sync {
     /// Lays out `w` for [`compute`](Self::compute); pads rows to `row_tile` and columns with zero trits.
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix;
 
-    /// Brings quantised activations into this kernel's form.
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared);
+    /// Brings quantised activations into this kernel's form, on the team.
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared);
 
     /// Writes `acc[token * rows.len() + (row - rows.start)]` for every token of `x` and every row of `rows`.
     ///

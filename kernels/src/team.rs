@@ -103,6 +103,11 @@ pub struct Team {
 unsafe impl Sync for Team {}
 
 impl Team {
+    /// The calling thread alone: its regions are plain calls.
+    pub fn alone() -> Self {
+        Self::new(1)
+    }
+
     fn new(n: usize) -> Self {
         Self {
             n,

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::activation::QuantizedActivations;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel};
 use crate::oracle;
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// A matrix and activations with a name that says what they are after.
@@ -172,7 +173,7 @@ fn check(
 ) -> Result<(), Mismatch> {
     let (n, k, m) = (packed.n, packed.k, x.m);
     let mut prepared = Prepared::default();
-    kernel.prepare(x, &mut prepared);
+    kernel.prepare(&Team::alone(), x, &mut prepared);
     let n_rows = n.next_multiple_of(kernel.info().row_tile);
     // What no kernel writes by chance.
     let mut acc = vec![0x5EED_5EED; m * n_rows];

@@ -50,7 +50,7 @@ fn sums_that_overflow_int16_are_exact() {
                 let n_rows = w.n().next_multiple_of(kernel.info().row_tile);
                 for m in [1, 9] {
                     let mut prepared = Prepared::default();
-                    kernel.prepare(&activations(m, k, *x), &mut prepared);
+                    kernel.prepare(&Team::alone(), &activations(m, k, *x), &mut prepared);
                     let mut acc = vec![0x5EED_5EED; m * n_rows];
                     kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
                     for (at, &got) in acc.iter().enumerate() {
@@ -93,8 +93,8 @@ impl TernaryKernel for Careless {
         PackedMatrix { n: w.n(), k: w.k(), data: data.into() }
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, 1);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, 1);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {

@@ -10,7 +10,7 @@ use ternbench_kernels::driver::{Input, Output, Scratch, multiply};
 use ternbench_kernels::layout::LAYOUTS;
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{
-    AlignedBytes, DenseMatrix, DenseType, Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations,
+    AlignedBytes, DenseMatrix, DenseType, Exactness, Linear, PackedMatrix, Pool, Prepared, QuantizedActivations, Team,
     TernaryKernel, TernaryMatrix, ops, oracle,
 };
 
@@ -57,8 +57,8 @@ fn check_input(kernels: &[&dyn TernaryKernel], w: &TernaryMatrix, x: &QuantizedA
         let packed = kernel.pack(w);
         // Prepared from a larger input before, so that stale bytes are there to be read by mistake.
         let mut prepared = Prepared::default();
-        kernel.prepare(&activations(x.m + 1, x.k + 64, |_, _| 127), &mut prepared);
-        kernel.prepare(x, &mut prepared);
+        kernel.prepare(&Team::alone(), &activations(x.m + 1, x.k + 64, |_, _| 127), &mut prepared);
+        kernel.prepare(&Team::alone(), x, &mut prepared);
         check(*kernel, &packed, &prepared, 0..n_tiles * tile, &expected, what);
         check(*kernel, &packed, &prepared, n_tiles / 2 * tile..n_tiles * tile, &expected, what);
         check(*kernel, &packed, &prepared, n_tiles / 3 * tile..(n_tiles / 3 + 1) * tile, &expected, what);

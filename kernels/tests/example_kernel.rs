@@ -41,8 +41,8 @@ impl TernaryKernel for I8Signs {
         PackedMatrix { n: w.n(), k: w.k(), data: data.into() }
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, 1);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, 1);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
@@ -68,7 +68,7 @@ fn the_example_equals_the_oracle() {
     for (n, k, m) in [(1, 1, 1), (33, 65, 3), (64, 256, 9)] {
         for (what, w, x) in support::inputs(n, k, m) {
             let (packed, mut prepared) = (kernel.pack(&w), Prepared::default());
-            kernel.prepare(&x, &mut prepared);
+            kernel.prepare(&Team::alone(), &x, &mut prepared);
             let mut acc = vec![0; m * n];
             kernel.compute(&packed, &prepared, 0..n, &mut acc);
             assert_eq!(acc, oracle::gemm(&w, &x), "{what}");

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ternbench_kernels::{Prepared, QuantizedActivations, TernaryMatrix, oracle, registry};
+use ternbench_kernels::{Prepared, QuantizedActivations, Team, TernaryMatrix, oracle, registry};
 
 // Bytes 0 to 3: n, k (two bytes), m; byte 4: where the range of rows starts. Of the rest, a byte gives a trit by its remainder,
 // and an activation as it is.
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         let info = kernel.info();
         let packed = kernel.pack(&w);
         let mut prepared = Prepared::default();
-        kernel.prepare(&x, &mut prepared);
+        kernel.prepare(&Team::alone(), &x, &mut prepared);
         let n_tiles = n.div_ceil(info.row_tile);
         let rows = usize::from(*start) % n_tiles * info.row_tile..n_tiles * info.row_tile;
         let mut acc = vec![0x5EED_5EED; m * rows.len()];

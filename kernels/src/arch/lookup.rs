@@ -10,6 +10,7 @@ use crate::isa::Token;
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::{bitplane, tl1, tl2};
 use crate::tables::{self, Table};
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// A layout whose nibbles index tables.
@@ -119,7 +120,7 @@ impl<M: Method, const H: usize> TernaryKernel for Lookup<M, H> {
         M::Layout::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+    fn prepare(&self, _: &Team, x: &QuantizedActivations, out: &mut Prepared) {
         M::Layout::fill::<H>(x, out);
     }
 

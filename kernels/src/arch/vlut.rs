@@ -16,6 +16,7 @@ use crate::isa::Token;
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::lanes::{self, Column, LANES};
 use crate::layout::vlut::{self, N_CODES, Quad, TILE_K, TILE_ROWS};
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 pub use crate::layout::vlut::{GROUP, GROUPS};
@@ -123,7 +124,7 @@ where
         vlut::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+    fn prepare(&self, _: &Team, x: &QuantizedActivations, out: &mut Prepared) {
         lanes::fill(x, out);
     }
 

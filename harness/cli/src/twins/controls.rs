@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use ternbench_kernels::activation::QuantizedActivations;
 use ternbench_kernels::bytes::AlignedBytes;
 use ternbench_kernels::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared};
-use ternbench_kernels::{DenseMatrix, Pool, TernaryKernel, TernaryMatrix};
+use ternbench_kernels::{DenseMatrix, Pool, Team, TernaryKernel, TernaryMatrix};
 use ternbench_model::ModelConfig;
 use ternbench_model::config::Activation;
 use ternbench_model::error::LoadError;
@@ -150,8 +150,8 @@ impl TernaryKernel for Int16Sums {
         PackedMatrix { n: w.n(), k: w.k(), data: data.into() }
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, 1);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, 1);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
@@ -183,7 +183,7 @@ mod tests {
             let inputs: Vec<f32> = (0..2 * k).map(|i| (i * 31 % 101) as f32 - 50.0).collect();
             let x = QuantizedActivations::quantize(&inputs, 2, k);
             let mut prepared = Prepared::default();
-            INT16.prepare(&x, &mut prepared);
+            INT16.prepare(&Team::alone(), &x, &mut prepared);
             let mut acc = vec![0; 6];
             INT16.compute(&INT16.pack(&w), &prepared, 0..3, &mut acc);
             acc == oracle::gemm(&w, &x)

@@ -10,6 +10,7 @@ use std::ops::Range;
 use crate::activation::QuantizedActivations;
 use crate::isa::Token;
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 pub use crate::layout::interleaved::TILE_ROWS;
@@ -113,8 +114,8 @@ where
         D::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, D::COLUMNS);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, D::COLUMNS);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {

@@ -7,6 +7,7 @@ use crate::activation::QuantizedActivations;
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::i8;
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// See the module.
@@ -45,8 +46,8 @@ impl TernaryKernel for I8Blocked {
         i8::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, 1);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, 1);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {

@@ -7,6 +7,7 @@ use crate::activation::QuantizedActivations;
 use crate::isa::{Scalar, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::i8;
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// See the module.
@@ -40,7 +41,7 @@ impl TernaryKernel for I8Naive {
         i8::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+    fn prepare(&self, _: &Team, x: &QuantizedActivations, out: &mut Prepared) {
         (out.m, out.stride) = (x.m, x.k);
         out.bytes.ensure_len(x.values.len());
         out.bytes.as_i8_mut().copy_from_slice(&x.values);

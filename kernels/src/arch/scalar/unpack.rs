@@ -9,6 +9,7 @@ use crate::isa::{Scalar, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::blocks::{self, BLOCK};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// What one layout adds to the loop.
@@ -78,8 +79,8 @@ impl<L: Layout> TernaryKernel for Unpack<L> {
         L::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
-        out.fill_in_order(x, L::COLUMNS);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        out.fill_in_order(team, x, L::COLUMNS);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {

@@ -21,6 +21,7 @@ macro_rules! dpbusd_loops {
         use crate::isa::{Token, $token};
         use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
         use crate::layout::interleaved::{PLANE_BYTES, Shape, TILE_ROWS};
+        use crate::team::Team;
         use crate::trit::TernaryMatrix;
 
         /// Row vectors of a tile.
@@ -93,11 +94,11 @@ macro_rules! dpbusd_loops {
                 D::pack(w)
             }
 
-            fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+            fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
                 if x.m < UNPACK_FROM {
-                    out.fill_in_steps(x, D::SHAPE.columns, usize::MAX, FEW);
+                    out.fill_in_steps(team, x, D::SHAPE.columns, usize::MAX, FEW);
                 } else {
-                    out.fill_in_steps(x, D::SHAPE.columns, COLUMNS / D::SHAPE.columns * D::SHAPE.columns, TOKENS);
+                    out.fill_in_steps(team, x, D::SHAPE.columns, COLUMNS / D::SHAPE.columns * D::SHAPE.columns, TOKENS);
                 }
             }
 

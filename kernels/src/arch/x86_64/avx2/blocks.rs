@@ -13,6 +13,7 @@ use crate::activation::QuantizedActivations;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::blocks::BLOCK;
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// Vectors of a block: 32 columns each, in order.
@@ -69,11 +70,11 @@ impl<D: Decode> TernaryKernel for Maddubs<D> {
         D::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
         if x.m < D::UNPACK_FROM {
-            out.fill_in_order(x, BLOCK);
+            out.fill_in_order(team, x, BLOCK);
         } else {
-            out.fill_in_blocks(x, BLOCK, BLOCKS * BLOCK);
+            out.fill_in_blocks(team, x, BLOCK, BLOCKS * BLOCK);
         }
     }
 

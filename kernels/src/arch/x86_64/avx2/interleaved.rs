@@ -15,6 +15,7 @@ use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
+use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// Row vectors of a tile: 4 of 8 rows each.
@@ -104,11 +105,11 @@ impl<D: Decode> TernaryKernel for Maddubs<D> {
         D::pack(w)
     }
 
-    fn prepare(&self, x: &QuantizedActivations, out: &mut Prepared) {
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
         if x.m < D::UNPACK_FROM {
-            out.fill_in_order(x, D::SHAPE.columns);
+            out.fill_in_order(team, x, D::SHAPE.columns);
         } else {
-            out.fill_in_blocks(x, D::SHAPE.columns, Sizes::<D>::COLUMNS);
+            out.fill_in_blocks(team, x, D::SHAPE.columns, Sizes::<D>::COLUMNS);
         }
     }
 

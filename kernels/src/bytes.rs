@@ -31,10 +31,11 @@ pub struct AlignedBytes {
 
 enum Storage {
     Heap(Vec<Line>),
-    /// Pages of its own, from byte `start` on.
+    /// Pages of its own: `capacity` bytes from byte `start` on.
     Pages {
         map: MmapMut,
         start: usize,
+        capacity: usize,
     },
 }
 
@@ -46,15 +47,18 @@ impl AlignedBytes {
         let storage = if len < HUGE_PAGE {
             Storage::Heap(bytemuck::zeroed_vec(len.div_ceil(64)))
         } else {
-            // What lies before the first huge page and behind the last one is never touched and takes no memory.
-            let Ok(map) = MmapMut::map_anon(len + 2 * HUGE_PAGE) else {
+            // The last page is a huge one too if at least half of it is used; the rest of it takes memory then.
+            let huge = (len + HUGE_PAGE / 2) / HUGE_PAGE * HUGE_PAGE;
+            let capacity = len.max(huge);
+            // What lies before the first huge page is never touched and takes no memory.
+            let Ok(map) = MmapMut::map_anon(capacity + HUGE_PAGE) else {
                 std::alloc::handle_alloc_error(Layout::from_size_align(len, HUGE_PAGE).unwrap_or(Layout::new::<Line>()))
             };
             let start = map.as_ptr().align_offset(HUGE_PAGE);
-            // The last page is a huge one if more than half of it is used. A system that refuses the advice costs speed only.
+            // A system that refuses the advice costs speed only.
             #[cfg(target_os = "linux")]
-            let _ = map.advise_range(memmap2::Advice::HugePage, start, (len + HUGE_PAGE / 2) / HUGE_PAGE * HUGE_PAGE);
-            Storage::Pages { map, start }
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, huge);
+            Storage::Pages { map, start, capacity }
         };
         Self { storage, len }
     }
@@ -71,7 +75,7 @@ impl AlignedBytes {
     pub fn capacity(&self) -> usize {
         match &self.storage {
             Storage::Heap(lines) => size_of_val(&lines[..]),
-            Storage::Pages { map, start } => map.len() - start,
+            Storage::Pages { capacity, .. } => *capacity,
         }
     }
 
@@ -99,7 +103,7 @@ impl Deref for AlignedBytes {
     fn deref(&self) -> &[u8] {
         match &self.storage {
             Storage::Heap(lines) => &bytemuck::cast_slice(lines)[..self.len],
-            Storage::Pages { map, start } => &map[*start..][..self.len],
+            Storage::Pages { map, start, .. } => &map[*start..][..self.len],
         }
     }
 }
@@ -108,7 +112,7 @@ impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.storage {
             Storage::Heap(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
-            Storage::Pages { map, start } => &mut map[*start..][..self.len],
+            Storage::Pages { map, start, .. } => &mut map[*start..][..self.len],
         }
     }
 }

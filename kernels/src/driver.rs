@@ -311,7 +311,8 @@ impl<'a> Product<'a> {
     fn compute(&self, x: &[f32], m: usize, scratch: &Scratch, tiles: Range<usize>, y: &SharedMut<'_, f32>) {
         const SUMS: usize = 32 * 1024;
         let (n, tile) = (self.linear.n(), self.row_tile(m));
-        let step = (SUMS / (tile * m).max(1)).saturating_sub(1) | 1;
+        let step = SUMS / (tile * m).max(1);
+        let step = if m > 1 { step.saturating_sub(1) | 1 } else { step.max(1) };
         let step = step.next_multiple_of(self.tiles_per_call(m));
         BUFFERS.with_borrow_mut(|Buffers { sums: [sums, sums_up], row }| {
             for start in tiles.clone().step_by(step) {

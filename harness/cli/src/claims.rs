@@ -82,7 +82,7 @@ pub struct Args {
     #[command(flatten)]
     head: HeadArg,
     /// What the KV cache of all models keeps keys and values as
-    #[arg(long, value_enum, default_value = "f16")]
+    #[arg(long, value_parser = KvArg::of_claims(), default_value = "f16")]
     kv: KvArg,
     /// Folder that the run's folder is made in [default: results/runs] [env: TERNBENCH_RESULTS]
     #[arg(long)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{EnumValueParser, TypedValueParser};
 use ternbench_kernels::dense::Activations;
 use ternbench_kernels::{Dispatch, Exactness, Pool, TernaryKernel, registry};
 use ternbench_measure::{Env, memory, record};
@@ -56,6 +57,16 @@ pub enum KvArg {
     F16,
     /// Int8 with a unit for each position and head: a quarter of the bytes
     Int8,
+}
+
+impl KvArg {
+    /// Those that a claim can be judged with.
+    pub fn of_claims() -> impl TypedValueParser<Value = Self> {
+        EnumValueParser::<Self>::new().try_map(|kv| match kv {
+            Self::Int8 => Err("no published speed is of keys and values in int8; `ternbench speed` measures it"),
+            kv => Ok(kv),
+        })
+    }
 }
 
 impl From<KvArg> for KvType {

@@ -13,7 +13,7 @@ use ternbench_measure::energy::Counters;
 use ternbench_measure::limits::Work;
 use ternbench_measure::{Cost, interrupt, record};
 use ternbench_model::breakdown::Part;
-use ternbench_model::kv_cache::KvCache;
+use ternbench_model::kv_cache::{KvCache, KvType};
 use ternbench_model::speculate::{DraftUse, Speculator};
 use ternbench_model::weights::LinearName;
 use ternbench_model::{Engine, Logits, ModelConfig, Segment};
@@ -281,21 +281,29 @@ impl<'m> Bench<'m> {
                 fmas_per_token: 0,
             }
         };
+        let is_ternary = model.weights_name() == "ternary";
         match part {
             Part::Qkv => linear(&[LinearName::Q, LinearName::K, LinearName::V]),
             Part::O => linear(&[LinearName::O]),
             Part::GateUp => linear(&[LinearName::Gate, LinearName::Up]),
             Part::Down => linear(&[LinearName::Down]),
-            Part::Attention => Work {
-                bytes_per_token: read(&["kv"]),
-                macs_per_token: 0,
-                fmas_per_token: per_token(2 * config.q_dim() as u64 * self.positions_seen() * count.inputs),
-            },
+            Part::Attention => {
+                let (bytes_per_token, n) = (read(&["kv"]), 2 * config.q_dim() as u64 * self.positions_seen());
+                let (macs, fmas) = match (self.engine.kv().ty(), is_ternary) {
+                    // An instruction multiplies half as many int16 as int8.
+                    (KvType::Int8, true) => (2 * n, 0),
+                    // Beside layers of floats, whose peak is lower, they are not counted.
+                    (KvType::Int8, false) => (0, 0),
+                    (KvType::F32 | KvType::F16, _) => (0, n),
+                };
+                let [macs_per_token, fmas_per_token] = [macs, fmas].map(|n| per_token(n * count.inputs));
+                Work { bytes_per_token, macs_per_token, fmas_per_token }
+            }
             Part::Head => {
                 let (_, whole) = model.macs_per_token();
                 let exact = per_token(head.in_whole * whole + head.rescored * config.hidden as u64);
                 let bytes_per_token = read(&["lm_head"]);
-                if model.weights_name() == "ternary" {
+                if is_ternary {
                     let macs_per_token = per_token(head.in_screened * whole);
                     Work { bytes_per_token, macs_per_token, fmas_per_token: exact }
                 } else {

@@ -1,8 +1,8 @@
 //! Causal softmax attention over the keys and values of many sequences.
 //!
-//! Positions are taken in chunks of [`CHUNK`] (their scores stay in the L1 cache, and a long sequence is work for many threads), each with a softmax of its own, and the answers of the chunks are folded in order
-//! (the online softmax of Milakov & Gimelshein 2018; between threads, the split of Flash-Decoding, Dao et al. 2023). A result
-//! depends on its query and its sequence alone: chunks begin at fixed positions, and a chunk's positions are taken in order, however
+//! Positions are taken in chunks of [`CHUNK`], whose scores stay in the L1 cache and which many threads can share. Each chunk has a
+//! softmax of its own, and the answers of the chunks are folded in order (the online softmax of Milakov & Gimelshein 2018; between
+//! threads, the split of Flash-Decoding, Dao et al. 2023). A result depends on its query and its sequence alone: chunks begin at fixed positions, and a chunk's positions are taken in order, however
 //! queries are put together and work is split.
 
 use std::cell::RefCell;
@@ -362,7 +362,41 @@ mod tests {
                 let segments = [Segment { cache: &mut cache, tokens: &[0], logits: Logits::None }];
                 let mut out = [0.0; 16];
                 pool.run(|team| attend(team, &config, &segments, 0, None, &wave(16, 0.37), &mut out));
-                assert!(out.iter().all(|x| x.is_nan()), "{ty:?}, positions {bad:?}: {out:?}");
+                assert!(out.iter().all(|x| x.is_nan()), "{ty:?}, in keys: {in_keys}, positions {bad:?}: {out:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_block_held_before_changes_nothing() {
+        let config = ModelConfig::new(Architecture::Bitnet, 1, 16, 16, 1, 1, 16, 8);
+        let pool = Pool::new(1).unwrap();
+        let attended = |cache: &mut KvCache, window| {
+            let n = 21;
+            cache.store(0, &wave(n * 16, 0.73), &wave(n * 16, 0.11));
+            let segments = [Segment { cache, tokens: &vec![0; n], logits: Logits::None }];
+            let mut out = vec![0.0; n * 16];
+            pool.run(|team| attend(team, &config, &segments, 0, window, &wave(n * 16, 0.37), &mut out));
+            out
+        };
+        for ty in [KvType::F32, KvType::F16, KvType::Int8] {
+            for window in [None, Some(5)] {
+                let expected = attended(&mut KvPool::new(&config, ty).new_cache(64), window);
+                for before in [f32::NAN, f32::INFINITY, 1e30] {
+                    let kv = KvPool::new(&config, ty);
+                    let mut cache = kv.new_cache(64);
+                    cache.store(0, &[before; 64 * 16], &[before; 64 * 16]);
+                    cache.advance(64);
+                    cache.truncate(0);
+                    assert_eq!(attended(&mut cache, window), expected, "{ty:?}, truncated, {before} before");
+                    cache.store(0, &[before; 64 * 16], &[before; 64 * 16]);
+                    drop(cache);
+                    assert_eq!(
+                        attended(&mut kv.new_cache(64), window),
+                        expected,
+                        "{ty:?}, taken again, {before} before"
+                    );
+                }
             }
         }
     }

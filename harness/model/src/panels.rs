@@ -194,8 +194,8 @@ impl<'c> Panels<'c> {
         }
     }
 
-    /// Adds `Σ weight · value` of the positions that a query sees, of those of the blocks, to its sums, which are `stride` apart. The queries
-    /// are `n_heads` for each range in `seen`.
+    /// Adds `Σ weight · value` over the positions of the blocks that a query sees to its sums, which are `stride` apart. The queries are
+    /// `n_heads` for each range in `seen`. Weights of what is not seen may be set to 0.
     pub(crate) fn add_values(
         &self,
         weights: &mut [Weights],
@@ -205,55 +205,73 @@ impl<'c> Panels<'c> {
         sums: &mut [f32],
         stride: usize,
     ) {
-        if let Blocks::Int8(blocks, units) = &self.blocks {
-            ints.resize(weights.len(), IntWeights::default());
-            let units = units.concat();
-            for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {
-                let seen = &seen[i / n_heads];
-                weights[..seen.start].fill(0.0);
-                weights[seen.end..units.len()].fill(0.0);
-                ops::quantize_weights(weights, &units, ints);
+        match &self.blocks {
+            Blocks::F32(blocks) => {
+                for_each_stretch(blocks.len(), seen, |block, tokens, rows| {
+                    let (weights, sums) =
+                        (&weights[tokens.start * n_heads..], of_tokens(sums, tokens, n_heads * stride));
+                    let (from, rows) = (rows.start, in_block(rows, block));
+                    ops::add_products_f32(weights, from, &blocks[block..=block], BLOCK, rows, sums, stride);
+                });
             }
-            ops::add_values_i8(ints, blocks, self.head_dim.div_ceil(LANES), sums, stride);
-            return;
-        }
-        for block in 0..self.n_blocks() {
-            let positions = block * BLOCK..(block + 1) * BLOCK;
-            let rows = |token: usize| common(&seen[token], &positions);
-            let mut add = |tokens: Range<usize>, rows: Range<usize>| {
-                if rows.is_empty() {
-                    return;
+            Blocks::F16(blocks) => {
+                for_each_stretch(blocks.len(), seen, |block, tokens, rows| {
+                    let (weights, sums) =
+                        (&weights[tokens.start * n_heads..], of_tokens(sums, tokens, n_heads * stride));
+                    let (from, rows) = (rows.start, in_block(rows, block));
+                    ops::add_products_f16(weights, from, &blocks[block..=block], BLOCK, rows, sums, stride);
+                });
+            }
+            Blocks::Int8(blocks, units) => {
+                ints.resize(weights.len(), IntWeights::default());
+                let units = units.concat();
+                for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {
+                    let seen = &seen[i / n_heads];
+                    weights[..seen.start].fill(0.0);
+                    weights[seen.end..units.len()].fill(0.0);
+                    ops::quantize_weights(weights, &units, ints);
                 }
-                let queries = tokens.start * n_heads..tokens.end * n_heads;
-                let sums = &mut sums[queries.start * stride..queries.end * stride];
-                let (weights, from) = (&weights[queries], rows.start);
-                let rows = rows.start - positions.start..rows.end - positions.start;
-                match &self.blocks {
-                    Blocks::F32(all) => {
-                        ops::add_products_f32(weights, from, &all[block..=block], BLOCK, rows, sums, stride)
-                    }
-                    Blocks::F16(all) => {
-                        ops::add_products_f16(weights, from, &all[block..=block], BLOCK, rows, sums, stride)
-                    }
-                    Blocks::Int8(..) => {}
-                }
-            };
-            // What all tokens see, for all at once; what comes before and after, for one after the other.
-            let n_tokens = seen.len();
-            let mut shared = rows(n_tokens - 1).start..rows(0).end;
-            if shared.is_empty() {
-                shared = positions.end..positions.end;
-            }
-            for token in 0..n_tokens {
-                let rows = rows(token);
-                add(token..token + 1, rows.start..rows.end.min(shared.start));
-            }
-            add(0..n_tokens, shared.clone());
-            for token in 0..n_tokens {
-                add(token..token + 1, shared.end..rows(token).end);
+                ops::add_values_i8(ints, blocks, self.head_dim.div_ceil(LANES), sums, stride);
             }
         }
     }
+}
+
+/// Calls `f(block, tokens, positions)` so that every token meets the positions that it sees, in order: what all tokens see of a block for all
+/// at once, what comes before and after for one after the other.
+fn for_each_stretch(n_blocks: usize, seen: &[Range<usize>], mut f: impl FnMut(usize, Range<usize>, Range<usize>)) {
+    let n_tokens = seen.len();
+    for block in 0..n_blocks {
+        let positions = block * BLOCK..(block + 1) * BLOCK;
+        let rows = |token: usize| common(&seen[token], &positions);
+        let mut add = |tokens: Range<usize>, rows: Range<usize>| {
+            if !rows.is_empty() {
+                f(block, tokens, rows);
+            }
+        };
+        let mut shared = rows(n_tokens - 1).start..rows(0).end;
+        if shared.is_empty() {
+            shared = positions.end..positions.end;
+        }
+        for token in 0..n_tokens {
+            let rows = rows(token);
+            add(token..token + 1, rows.start..rows.end.min(shared.start));
+        }
+        add(0..n_tokens, shared.clone());
+        for token in 0..n_tokens {
+            add(token..token + 1, shared.end..rows(token).end);
+        }
+    }
+}
+
+/// The sums of some tokens, of which each has `len`.
+fn of_tokens(sums: &mut [f32], tokens: Range<usize>, len: usize) -> &mut [f32] {
+    &mut sums[tokens.start * len..tokens.end * len]
+}
+
+/// Positions as rows of their block.
+fn in_block(positions: Range<usize>, block: usize) -> Range<usize> {
+    positions.start - block * BLOCK..positions.end - block * BLOCK
 }
 
 /// What is in both; an empty part of `other` when nothing is.

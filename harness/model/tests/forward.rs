@@ -80,7 +80,7 @@ fn batch_split_threads_and_kernel_change_no_bit() {
     }
 }
 
-/// Rounding keys and values to half precision moves logits by about as much as one bit in 2048, to int8 by one in 128, and is the same
+/// Rounding keys and values to half precision moves logits by less than one part in 1024, to int8 by less than one in 64, and is the same
 /// however the tokens are put into passes.
 #[test]
 fn a_rounded_cache_is_near_and_as_reproducible() {
@@ -88,7 +88,7 @@ fn a_rounded_cache_is_near_and_as_reproducible() {
     let model = load(&source("llama-tiny"), "auto", &pool);
     let ids = tokens(41, 0);
     let exact = run(&model, &pool, &ids);
-    for (ty, largest) in [(KvType::F16, 2f64.powi(-10)), (KvType::Int8, 2f64.powi(-6))] {
+    for (ty, largest, sixteenths) in [(KvType::F16, 2f64.powi(-10), 8), (KvType::Int8, 2f64.powi(-6), 5)] {
         let engine = || Engine::new(&model, &pool).with_kv(ty);
         let rounded = all_logits(engine(), &ids);
         let norm = |x: &[f32]| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
@@ -97,7 +97,7 @@ fn a_rounded_cache_is_near_and_as_reproducible() {
         assert!(relative > 0.0 && relative < largest, "{ty:?}: {relative}");
 
         let mut engine = engine();
-        assert!(engine.kv().block_bytes() <= Engine::new(&model, &pool).kv().block_bytes() / 2);
+        assert!(16 * engine.kv().block_bytes() <= sixteenths * Engine::new(&model, &pool).kv().block_bytes());
         let mut cache = engine.new_cache(ids.len());
         let mut logits = Vec::new();
         for tokens in ids.chunks(7) {

@@ -48,10 +48,6 @@ fn trained_models_hardly_notice() {
                 "{file}, {n} tokens, {ty:?}: {before:.5} nats, {after:.5}, KL {divergence:.2e}, same best {same:.4}"
             );
             assert!(divergence > 0.0 && divergence < most, "{file}, {ty:?}: KL {divergence}");
-            assert!(
-                (after - before).abs() < 3.0 * divergence.sqrt() / (n as f64).sqrt() + most,
-                "{file}, {ty:?}: {before} {after}"
-            );
         }
     }
 }

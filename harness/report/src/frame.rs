@@ -33,7 +33,7 @@ pub struct SpeedRow {
     pub model: String,
     /// Model by shape, or else as given.
     pub shape: String,
-    /// What its linear layers hold.
+    /// What its linear layers hold, and the KV cache if that is int8.
     pub weights: String,
     /// Kernel.
     pub kernel: String,
@@ -128,6 +128,12 @@ pub fn limit_of(speed: &Speed) -> Option<f64> {
     limits::limit(speed.work(), speed.limits.into()).map(|limit| limit.tokens_per_s)
 }
 
+/// What the linear layers hold, and the KV cache where it is rounded further than those of other rows.
+pub fn weights_of(speed: &Speed) -> String {
+    let weights = &speed.model.weights;
+    if speed.has_int8_kv() { format!("{weights}, int8 KV") } else { weights.clone() }
+}
+
 /// Speeds that count, one row per sample.
 ///
 /// # Errors
@@ -151,7 +157,7 @@ pub fn speed_samples(records: &[Record]) -> Result<DataFrame, FrameError> {
         text("workload", &|s| s.workload.clone()),
         text("model", &|s| s.model.model.clone()),
         text("shape", &|s| s.model.shape().unwrap_or(&s.model.model).to_owned()),
-        text("weights", &|s| s.model.weights.clone()),
+        text("weights", &weights_of),
         text("kernel", &|s| s.code.kernel.clone()),
         text("isa", &|s| s.code.isa.clone()),
         text("sums", &|s| Sums::of_speed(s).name().to_owned()),

@@ -14,7 +14,7 @@ const TOGETHER: usize = 4;
 pub(super) const NEAR: usize = 4 << 10;
 const FAR: usize = 12 << 10;
 
-/// The weights of a query. Every query has room for the same number, so that those of 16 are at fixed distances from one address; they
+/// The weights of a query. Every query has room for the same number, so that those of several are at fixed distances from one address; they
 /// are no multiple of 4 KB, at which caches take them for each other.
 pub type Weights = [f32; 1040];
 
@@ -191,8 +191,57 @@ fn panels<'a, N>(blocks: &'a [&'a [N]], height: usize, rows: &Range<usize>) -> i
     panels.map(move |panel| &panel[rows.clone()])
 }
 
-/// [`add_products_f32`] for any number of queries, some at a time: as many sums as there are registers for, and enough of them that none
-/// waits for the row before.
+/// Runs `$tiles!(first, queries, panels)` for `$n` queries, some at a time: as many sums as there are registers for, and enough of them
+/// that none waits for the row before.
+macro_rules! some_at_a_time {
+    ($n:expr, $tiles:ident) => {{
+        let n = $n;
+        let mut first = 0;
+        while first < n {
+            first += match (WIDE, n - first) {
+                (true, 8..) => {
+                    $tiles!(first, 8, 2);
+                    8
+                }
+                (true, 4..) => {
+                    $tiles!(first, 4, 4);
+                    4
+                }
+                (true, 3) => {
+                    $tiles!(first, 3, 4);
+                    3
+                }
+                (true, 2) => {
+                    $tiles!(first, 2, 4);
+                    2
+                }
+                (true, _) => {
+                    $tiles!(first, 1, 4);
+                    1
+                }
+                (false, 4..) => {
+                    $tiles!(first, 4, 1);
+                    4
+                }
+                (false, 3) => {
+                    $tiles!(first, 3, 1);
+                    3
+                }
+                (false, 2) => {
+                    $tiles!(first, 2, 2);
+                    2
+                }
+                (false, _) => {
+                    $tiles!(first, 1, 4);
+                    1
+                }
+            };
+        }
+    }};
+}
+pub(super) use some_at_a_time;
+
+/// [`add_products_f32`] for any number of queries.
 #[inline(always)]
 fn products<N: Number, const FMA: bool, const WIDE: bool>(
     weights: &[Weights],
@@ -204,35 +253,19 @@ fn products<N: Number, const FMA: bool, const WIDE: bool>(
     out_stride: usize,
 ) {
     let near = height * size_of::<[N; LANES]>();
-    let n = out.len().div_ceil(out_stride);
-    let mut first = 0;
-    while first < n {
-        let (weights, out) = (&weights[first..], &mut out[first * out_stride..]);
-        macro_rules! tiles {
-            ($q:expr, $p:expr) => {{
-                tiles::<N, { $q }, { $p }, FMA, WIDE>(
-                    weights,
-                    from,
-                    panels(blocks, height, &rows),
-                    near,
-                    out,
-                    out_stride,
-                );
-                $q
-            }};
-        }
-        first += match (WIDE, n - first) {
-            (true, 8..) => tiles!(8, 2),
-            (true, 4..) => tiles!(4, 4),
-            (true, 3) => tiles!(3, 4),
-            (true, 2) => tiles!(2, 4),
-            (true, _) => tiles!(1, 4),
-            (false, 4..) => tiles!(4, 1),
-            (false, 3) => tiles!(3, 1),
-            (false, 2) => tiles!(2, 2),
-            (false, _) => tiles!(1, 4),
+    macro_rules! tiles {
+        ($first:expr, $q:literal, $p:literal) => {
+            tiles::<N, $q, $p, FMA, WIDE>(
+                &weights[$first..],
+                from,
+                panels(blocks, height, &rows),
+                near,
+                &mut out[$first * out_stride..],
+                out_stride,
+            )
         };
     }
+    some_at_a_time!(out.len().div_ceil(out_stride), tiles);
 }
 
 per_isa! {

@@ -1,13 +1,13 @@
 //! The inner loops of attention over keys and values in int8.
 //!
-//! Queries and softmax weights are rounded to int16, finer than int8 by a factor of 256, so that products are summed as integers: exactly,
-//! in any order, with the same bits on every CPU, and with 32 multiply-adds an instruction where floats have 16 and have to be made first.
+//! Queries and softmax weights are rounded to int16, finer than int8 by a factor of 130 to 258, so that products are summed as integers:
+//! exactly, in any order, and with 32 multiply-adds an instruction where floats have 16 and have to be made first.
 //! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`).
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
 
-use super::attention::{LINE, NEAR, fetch_behind};
+use super::attention::{LINE, NEAR, fetch_behind, some_at_a_time};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.
@@ -55,7 +55,10 @@ fn widen<const FMA: bool, const WIDE: bool>(row: &RowPair) -> [i16; 2 * LANES] {
     if WIDE {
         use std::arch::x86_64::*;
         // SAFETY: `WIDE` says that the CPU has AVX-512 with BW; the array holds the 32 bytes that are read.
-        return unsafe { std::mem::transmute(_mm512_cvtepi8_epi16(_mm256_loadu_si256(row.as_ptr().cast()))) };
+        return unsafe {
+            let wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(row.as_ptr().cast()));
+            std::mem::transmute::<__m512i, [i16; 2 * LANES]>(wide)
+        };
     }
     #[cfg(target_arch = "x86_64")]
     if FMA {
@@ -97,9 +100,10 @@ fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
         use std::arch::x86_64::*;
         // SAFETY: `WIDE` says that the CPU has AVX-512 with BW, `VNNI` that it has that too; the arrays are as long as registers.
         return unsafe {
-            let (sums, row) = (std::mem::transmute(sums), std::mem::transmute(row));
+            let sums = std::mem::transmute::<[i32; LANES], __m512i>(sums);
+            let row = std::mem::transmute::<[i16; 2 * LANES], __m512i>(row);
             let weights = _mm512_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
-            std::mem::transmute(if VNNI {
+            std::mem::transmute::<__m512i, [i32; LANES]>(if VNNI {
                 dpwssd(sums, row, weights)
             } else {
                 _mm512_add_epi32(sums, _mm512_madd_epi16(row, weights))
@@ -114,12 +118,14 @@ fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
             let sums: [__m256i; 2] = std::mem::transmute(sums);
             let row: [__m256i; 2] = std::mem::transmute(row);
             let weights = _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
-            let add = |i: usize| _mm256_add_epi32(sums[i], _mm256_madd_epi16(row[i], weights));
-            std::mem::transmute([add(0), add(1)])
+            std::mem::transmute::<[__m256i; 2], [i32; LANES]>([
+                _mm256_add_epi32(sums[0], _mm256_madd_epi16(row[0], weights)),
+                _mm256_add_epi32(sums[1], _mm256_madd_epi16(row[1], weights)),
+            ])
         };
     }
     let product = |l: usize, i: usize| i32::from(row[2 * l + i]) * i32::from(weights[i]);
-    std::array::from_fn(|l| sums[l] + product(l, 0) + product(l, 1))
+    std::array::from_fn(|l| sums[l].wrapping_add(product(l, 0) + product(l, 1)))
 }
 
 /// One pair of rows of [`tile`].
@@ -202,7 +208,7 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
 /// [`tile`] for any number of panels, `P` at a time.
 #[inline(always)]
 fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
-    weights: &[IntWeights],
+    weights: &[IntWeights; Q],
     from: usize,
     unit: usize,
     mut panels: impl Iterator<Item = &'a [RowPair]>,
@@ -210,7 +216,6 @@ fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let Some(weights) = weights.first_chunk::<Q>() else { return };
     let near = (P * near).max(NEAR);
     let mut column = 0;
     loop {
@@ -246,28 +251,16 @@ fn products<'a, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     out_stride: usize,
 ) {
     let n = out.len().div_ceil(out_stride);
-    let mut first = 0;
-    while first < n {
-        let (weights, out) = (&weights[first..], &mut out[first * out_stride..]);
-        macro_rules! tiles {
-            ($q:expr, $p:expr) => {{
-                let panels = panels.clone();
-                tiles::<{ $q }, { $p }, FMA, WIDE, VNNI>(weights, from, unit, panels, near, out, out_stride);
-                $q
-            }};
-        }
-        first += match (WIDE, n - first) {
-            (true, 8..) => tiles!(8, 2),
-            (true, 4..) => tiles!(4, 4),
-            (true, 3) => tiles!(3, 4),
-            (true, 2) => tiles!(2, 4),
-            (true, _) => tiles!(1, 4),
-            (false, 4..) => tiles!(4, 1),
-            (false, 3) => tiles!(3, 1),
-            (false, 2) => tiles!(2, 2),
-            (false, _) => tiles!(1, 4),
+    assert!(weights.len() >= n, "{} queries for {n} places", weights.len());
+    macro_rules! tiles {
+        ($first:expr, $q:literal, $p:literal) => {
+            if let Some(weights) = weights[$first..].first_chunk() {
+                let out = &mut out[$first * out_stride..];
+                tiles::<$q, $p, FMA, WIDE, VNNI>(weights, from, unit, panels.clone(), near, out, out_stride);
+            }
         };
     }
+    some_at_a_time!(n, tiles);
 }
 
 /// [`quantize_i16`].
@@ -283,8 +276,8 @@ fn quantize(x: &[f32], largest: f32, out: &mut [i16]) -> f32 {
 }
 
 per_isa! {
-    /// `x` in whole multiples of a unit, which is returned, the largest ±`largest` (at most 32767) of them; half to even. The unit is not
-    /// a finite number where one of `x` is not, and where all are below 1e-30 they are taken for zeros.
+    /// Rounds `x` to multiples of a unit, half to even. The unit, which is returned, makes the largest magnitude `largest` (at most 32767).
+    /// It is not a finite number where one of `x` is not; where all are below 1e-30 they are taken for zeros.
     pub fn quantize_i16(x: &[f32], largest: f32, out: &mut [i16]) -> f32 {
         quantize(x, largest, out)
     }
@@ -298,7 +291,7 @@ per_isa! {
             let mut products = [0f32; POSITIONS];
             for i in 0..POSITIONS {
                 let product = weights[i] * units[i];
-                products[i] = if weights[i] > 0.0 { product } else { 0.0 };
+                products[i] = if weights[i] == 0.0 { 0.0 } else { product };
             }
             *unit = quantize(&products, f32::from(i16::MAX), ints);
         }
@@ -309,7 +302,8 @@ per_isa! {
     /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind. Queries are `out_stride` numbers apart in
     /// `out`, as many as it has room for.
     pub fn add_scores_i8(queries: &[IntWeights], blocks: &[&[i8]], height: usize, out: &mut [f32], out_stride: usize) {
-        let near = blocks.first().map_or(0, |block| block.len());
+        // A block and the units behind it.
+        let near = blocks.first().map_or(0, |block| block.len() + LINE);
         let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
         products::<FMA, WIDE, VNNI>(queries, 0, 0, panels, near, out, out_stride);
     }
@@ -353,13 +347,13 @@ mod tests {
         }
     }
 
-    /// Every int8 number but -128, and the largest weights: sums are as large as they can become, or mixed.
-    fn numbers(n: usize, extreme: bool) -> Vec<i8> {
-        (0..n).map(|i| if extreme { if i % 3 == 0 { -127 } else { 127 } } else { (i * 37 % 255) as i8 }).collect()
+    /// All legal numbers, or the largest alone, so that with equal weights sums are as large as they can become.
+    fn numbers(n: usize, largest: bool) -> Vec<i8> {
+        (0..n).map(|i| if largest { 127 } else { (i as i32 * 37 % 255 - 127) as i8 }).collect()
     }
 
-    fn query(height: usize, seed: usize, extreme: bool) -> Vec<f32> {
-        (0..height).map(|i| if extreme { 1.0 } else { ((i * 7 + seed) as f32).sin() }).collect()
+    fn query(head_dim: usize, seed: usize, largest: bool) -> Vec<f32> {
+        (0..head_dim).map(|i| if largest { 1.0 } else { ((i * 7 + seed) as f32).sin() }).collect()
     }
 
     #[test]
@@ -367,25 +361,38 @@ mod tests {
         for (n_blocks, head_dim, n_queries) in
             [(1, 16usize, 1), (4, 128, 4), (5, 128, 5), (16, 64, 16), (3, 7, 3), (7, 20, 2), (2, 1024, 9), (1, 256, 37)]
         {
-            for extreme in [false, true] {
+            for largest in [false, true] {
                 let height = head_dim.div_ceil(2);
                 // Units lie behind.
                 let len = height * 2 * LANES + 64;
-                let mut all = numbers(n_blocks * len, extreme);
-                if extreme {
-                    all.fill(127);
-                }
+                let all = numbers(n_blocks * len, largest);
                 let blocks: Vec<&[i8]> = all.chunks_exact(len).collect();
                 let mut queries = vec![IntWeights::default(); n_queries];
                 for (q, ints) in queries.iter_mut().enumerate() {
                     ints.set_query(&query(1024, 3, true));
-                    ints.set_query(&query(head_dim, q, extreme));
+                    ints.set_query(&query(head_dim, q, largest));
                 }
                 let stride = n_blocks * LANES + 3;
                 let mut out = vec![0.0; n_queries * stride - 3];
                 add_scores_i8(&queries, &blocks, height, &mut out, stride);
+                // The ways that are not taken on this CPU.
+                let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
+                let mut others = vec![vec![0.0; out.len()]];
+                products::<false, false, false>(&queries, 0, 0, panels.clone(), 0, &mut others[0], stride);
+                #[cfg(target_arch = "x86_64")]
+                {
+                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                        others.push(vec![0.0; out.len()]);
+                        products::<true, false, false>(&queries, 0, 0, panels.clone(), 0, &mut others[1], stride);
+                    }
+                    if is_x86_feature_detected!("avx512bw") {
+                        others.push(vec![0.0; out.len()]);
+                        products::<true, true, false>(&queries, 0, 0, panels, 0, &mut others[2], stride);
+                    }
+                }
+                assert!(others.iter().all(|other| *other == out), "all ways sum the same integers");
                 for (q, ints) in queries.iter().enumerate() {
-                    assert!(extreme || ints.units[0] > 0.0 && ints.pairs[..height].iter().any(|pair| pair[0] != 0));
+                    assert!(largest || ints.units[0] > 0.0 && ints.pairs[..height].iter().any(|pair| pair[0] != 0));
                     for (i, block) in blocks.iter().enumerate() {
                         for l in 0..LANES {
                             let row = |d: usize| i64::from(block[(d / 2 * LANES + l) * 2 + d % 2]);
@@ -461,5 +468,8 @@ mod tests {
         weights[20] = 0.0;
         quantize_weights(&weights, &units, &mut ints);
         assert!(ints.units[1].is_finite(), "what is not seen has no weight");
+        weights[0] = f32::NAN;
+        quantize_weights(&weights, &units, &mut ints);
+        assert!(ints.units[0].is_nan());
     }
 }

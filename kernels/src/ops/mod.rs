@@ -16,8 +16,8 @@ pub const LANES: usize = 16;
 const CHAINS: usize = 4;
 
 /// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512 without and with VNNI, and picks at run time. Inside,
-/// `FMA` says that it is compiled for one of the latter, or for NEON, `WIDE` for AVX-512, with 32 registers of 16 floats, and `VNNI` for
-/// that too; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
+/// `FMA` says that it is compiled for one of the latter, or for NEON, `WIDE` for AVX-512, with 32 registers of 16 floats, and `VNNI` that
+/// AVX-512 VNNI is there too; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
 macro_rules! per_isa {
     ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*

@@ -226,12 +226,12 @@ impl Screen {
                 for (query, ((scores, chunk_bounds), (bar, mine))) in of_queries.zip(&mut mine).enumerate() {
                     // SAFETY: the team hands out every chunk once, and the rows of chunks do not overlap.
                     unsafe { bounds.slice(query * n + rows.start..query * n + rows.end) }.copy_from_slice(chunk_bounds);
-                    for (rows, scores) in rows.clone().step_by(BLOCK).zip(scores.chunks(BLOCK)) {
+                    for (first, scores) in rows.clone().step_by(BLOCK).zip(scores.chunks(BLOCK)) {
                         // No early exit inside, so that it becomes vector code.
                         if mine.len() >= k && !scores.iter().fold(false, |any, &score| any | (score > *bar)) {
                             continue;
                         }
-                        for (row, &score) in (rows..).zip(scores) {
+                        for (row, &score) in (first..).zip(scores) {
                             if score > *bar || mine.len() < k {
                                 offer(mine, k, (row as u32, score));
                                 *bar = if mine.len() < k { *bar } else { mine[k - 1].1 };

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::{BLOCK, LARGEST};
+use super::{BLOCK, LARGEST, SHIFT};
 use crate::bytes::{AlignedBytes, Bytes};
 use crate::dense::DenseMatrix;
 
@@ -187,6 +187,5 @@ pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 
 /// To the nearest integer, for numbers below 2^22: without the instruction `round` is a call.
 #[inline(always)]
 pub fn rounded(x: f32) -> f32 {
-    const SHIFT: f32 = 1.5 * (1 << 23) as f32;
     (x + SHIFT) - SHIFT
 }

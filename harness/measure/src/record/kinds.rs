@@ -109,6 +109,11 @@ impl Speed {
         self.n_gen > 0 && self.n_prompt == 0 && self.n_depth == 0 && self.n_parallel <= 1 && self.drafts.is_none()
     }
 
+    /// Whether keys and values were kept in int8, coarser than anything that published speeds are of.
+    pub fn has_int8_kv(&self) -> bool {
+        self.kv == "int8"
+    }
+
     /// What a token costs.
     pub fn work(&self) -> Work {
         Work {

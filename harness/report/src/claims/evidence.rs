@@ -41,7 +41,7 @@ impl<'a> Evidence<'a> {
             evidence.archs.insert(&record.arch);
             match &record.body {
                 Body::Speed(speed) if speed.refused.is_some() || speed.samples.ns.is_empty() => evidence.refused += 1,
-                Body::Speed(speed) if speed.drafts.is_some() || speed.n_parallel > 1 => {}
+                Body::Speed(speed) if speed.drafts.is_some() || speed.n_parallel > 1 || speed.has_int8_kv() => {}
                 Body::Speed(speed) => evidence.speeds.push((record, speed)),
                 Body::Verify(verify) => evidence.verifies.push((record, verify)),
                 Body::Agreement(agreement) => evidence.agreements.push(agreement),

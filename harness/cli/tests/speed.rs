@@ -75,6 +75,23 @@ fn speculation_stands_beside_plain_decoding_and_agrees_with_it() {
     }
 }
 
+/// Rounding keys and values is on record, makes fewer bytes, and is nothing that a claim is judged by.
+#[test]
+fn keys_and_values_in_int8_are_named() {
+    let of = |kv: &str| {
+        let out = speed(&[&TINY[..], &["-w", "tg8", "-r", "1", "--kv", kv, "-o", "jsonl"]].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        records(&text(&out.stdout)).remove(0)
+    };
+    let (half, rounded) = (of("f16"), of("int8"));
+    let bytes = |record: &Value| record["bytes_per_token_parts"]["kv"].as_u64().expect("bytes");
+    assert!(rounded["kv"] == "int8" && bytes(&rounded) < bytes(&half), "{rounded}");
+    assert!(half["fmas_per_token"].as_u64() > rounded["fmas_per_token"].as_u64(), "attention is of integers");
+    let claims = command(&["claims", "--quick", "--kv", "int8"]).output().expect("the program starts");
+    assert_eq!(claims.status.code(), Some(2));
+    assert!(text(&claims.stderr).contains("possible values: f32, f16]"), "{}", text(&claims.stderr));
+}
+
 /// All tokens of all sequences count, and weights are read once a pass.
 #[test]
 fn sequences_are_decoded_together() {

@@ -2,8 +2,8 @@
 //!
 //! Positions are taken in chunks of [`CHUNK`], whose scores stay in the L1 cache and which many threads can share. Each chunk has a
 //! softmax of its own, and the answers of the chunks are folded in order (the online softmax of Milakov & Gimelshein 2018; between
-//! threads, the split of Flash-Decoding, Dao et al. 2023). A result depends on its query and its sequence alone: chunks begin at fixed positions, and a chunk's positions are taken in order, however
-//! queries are put together and work is split.
+//! threads, the split of Flash-Decoding, Dao et al. 2023). A result depends on its query and its sequence alone: chunks begin at fixed
+//! positions, and a chunk's positions are taken in order, however queries are put together and work is split.
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -206,22 +206,8 @@ impl<'c> Panels<'c> {
         stride: usize,
     ) {
         match &self.blocks {
-            Blocks::F32(blocks) => {
-                for_each_stretch(blocks.len(), seen, |block, tokens, rows| {
-                    let (weights, sums) =
-                        (&weights[tokens.start * n_heads..], of_tokens(sums, tokens, n_heads * stride));
-                    let (from, rows) = (rows.start, in_block(rows, block));
-                    ops::add_products_f32(weights, from, &blocks[block..=block], BLOCK, rows, sums, stride);
-                });
-            }
-            Blocks::F16(blocks) => {
-                for_each_stretch(blocks.len(), seen, |block, tokens, rows| {
-                    let (weights, sums) =
-                        (&weights[tokens.start * n_heads..], of_tokens(sums, tokens, n_heads * stride));
-                    let (from, rows) = (rows.start, in_block(rows, block));
-                    ops::add_products_f16(weights, from, &blocks[block..=block], BLOCK, rows, sums, stride);
-                });
-            }
+            Blocks::F32(blocks) => add_seen(ops::add_products_f32, blocks, weights, n_heads, seen, sums, stride),
+            Blocks::F16(blocks) => add_seen(ops::add_products_f16, blocks, weights, n_heads, seen, sums, stride),
             Blocks::Int8(blocks, units) => {
                 ints.resize(weights.len(), IntWeights::default());
                 let units = units.concat();
@@ -237,16 +223,30 @@ impl<'c> Panels<'c> {
     }
 }
 
-/// Calls `f(block, tokens, positions)` so that every token meets the positions that it sees, in order: what all tokens see of a block for all
-/// at once, what comes before and after for one after the other.
-fn for_each_stretch(n_blocks: usize, seen: &[Range<usize>], mut f: impl FnMut(usize, Range<usize>, Range<usize>)) {
+/// [`ops::add_products_f32`], or the same of other numbers.
+type AddProducts<N> = fn(&[Weights], usize, &[&[N]], usize, Range<usize>, &mut [f32], usize);
+
+/// [`Panels::add_values`] of floats. Every token meets the positions that it sees in order: what all tokens see of a block for all at once,
+/// what comes before and after for one after the other.
+fn add_seen<N>(
+    add_products: AddProducts<N>,
+    blocks: &[&[N]],
+    weights: &[Weights],
+    n_heads: usize,
+    seen: &[Range<usize>],
+    sums: &mut [f32],
+    stride: usize,
+) {
     let n_tokens = seen.len();
-    for block in 0..n_blocks {
-        let positions = block * BLOCK..(block + 1) * BLOCK;
+    for (i, block) in blocks.iter().enumerate() {
+        let positions = i * BLOCK..(i + 1) * BLOCK;
         let rows = |token: usize| common(&seen[token], &positions);
         let mut add = |tokens: Range<usize>, rows: Range<usize>| {
             if !rows.is_empty() {
-                f(block, tokens, rows);
+                let queries = tokens.start * n_heads..tokens.end * n_heads;
+                let sums = &mut sums[queries.start * stride..queries.end * stride];
+                let in_block = rows.start - positions.start..rows.end - positions.start;
+                add_products(&weights[queries], rows.start, &[block], BLOCK, in_block, sums, stride);
             }
         };
         let mut shared = rows(n_tokens - 1).start..rows(0).end;
@@ -262,16 +262,6 @@ fn for_each_stretch(n_blocks: usize, seen: &[Range<usize>], mut f: impl FnMut(us
             add(token..token + 1, shared.end..rows(token).end);
         }
     }
-}
-
-/// The sums of some tokens, of which each has `len`.
-fn of_tokens(sums: &mut [f32], tokens: Range<usize>, len: usize) -> &mut [f32] {
-    &mut sums[tokens.start * len..tokens.end * len]
-}
-
-/// Positions as rows of their block.
-fn in_block(positions: Range<usize>, block: usize) -> Range<usize> {
-    positions.start - block * BLOCK..positions.end - block * BLOCK
 }
 
 /// What is in both; an empty part of `other` when nothing is.

@@ -11,7 +11,7 @@ use ternbench_measure::record::{Body, Kernel, Model, Speed};
 use ternbench_measure::stats::{self, Compared, Estimate};
 
 use crate::catalogue::Catalogue;
-use crate::frame::weights_of;
+use crate::frame::{held, kv_of};
 use crate::sums::Sums;
 use crate::table::{Column, Kind, Table, Value, column};
 
@@ -22,7 +22,7 @@ pub struct Contender {
     pub workload: String,
     /// The model as given on the command line; empty for a kernel on its own.
     pub model: String,
-    /// What its linear layers hold, and the KV cache if that is int8; empty for a kernel on its own.
+    /// What its linear layers hold, and the KV cache if not half precision; empty for a kernel on its own.
     pub weights: String,
     /// The kernel.
     pub kernel: String,
@@ -114,7 +114,7 @@ impl Series {
         let contender = Contender {
             workload: speed.workload.clone(),
             model: speed.model.model.clone(),
-            weights: weights_of(speed),
+            weights: held(&speed.model.weights, kv_of(speed)),
             kernel: speed.code.kernel.clone(),
             sums: Sums::of_speed(speed),
             n_threads: speed.n_threads,

@@ -10,7 +10,7 @@ use ternbench_measure::stats::{self, Estimate};
 use crate::sums::Sums;
 
 /// What makes two speed samples comparable.
-const SPEED_KEYS: [&str; 8] = ["workload", "model", "shape", "weights", "kernel", "isa", "sums", "n_threads"];
+const SPEED_KEYS: [&str; 9] = ["workload", "model", "shape", "weights", "kv", "kernel", "isa", "sums", "n_threads"];
 /// What is the same for all of them; the largest is kept.
 const SPEED_CARRIED: [&str; 5] =
     ["limit_tokens_per_s", "bytes_per_token", "macs_per_token", "bandwidth_bytes_per_s", "macs_per_s"];
@@ -33,8 +33,10 @@ pub struct SpeedRow {
     pub model: String,
     /// Model by shape, or else as given.
     pub shape: String,
-    /// What its linear layers hold, and the KV cache if that is int8.
+    /// What its linear layers hold.
     pub weights: String,
+    /// What the KV cache holds; empty for half precision, and for records older than the choice.
+    pub kv: String,
     /// Kernel.
     pub kernel: String,
     /// Instruction set that ran.
@@ -60,6 +62,11 @@ pub struct SpeedRow {
 }
 
 impl SpeedRow {
+    /// What was read, see [`held`].
+    pub fn held(&self) -> String {
+        held(&self.weights, &self.kv)
+    }
+
     /// What its multiply-adds are of: int8 in ternary layers, and what kernels of blocks and of BF16 have in their names.
     pub fn arithmetic(&self) -> &'static str {
         match self.kernel.rsplit('-').next() {
@@ -128,10 +135,14 @@ pub fn limit_of(speed: &Speed) -> Option<f64> {
     limits::limit(speed.work(), speed.limits.into()).map(|limit| limit.tokens_per_s)
 }
 
-/// What the linear layers hold, and the KV cache where it is rounded further than those of other rows.
-pub fn weights_of(speed: &Speed) -> String {
-    let weights = &speed.model.weights;
-    if speed.has_int8_kv() { format!("{weights}, int8 KV") } else { weights.clone() }
+/// What the KV cache held, where that is to be said: half precision is what speeds are of.
+pub fn kv_of(speed: &Speed) -> &str {
+    if speed.kv == "f16" { "" } else { &speed.kv }
+}
+
+/// What was read: `ternary`, or `ternary, int8 KV`.
+pub fn held(weights: &str, kv: &str) -> String {
+    if kv.is_empty() { weights.to_owned() } else { format!("{weights}, {kv} KV") }
 }
 
 /// Speeds that count, one row per sample.
@@ -157,7 +168,8 @@ pub fn speed_samples(records: &[Record]) -> Result<DataFrame, FrameError> {
         text("workload", &|s| s.workload.clone()),
         text("model", &|s| s.model.model.clone()),
         text("shape", &|s| s.model.shape().unwrap_or(&s.model.model).to_owned()),
-        text("weights", &weights_of),
+        text("weights", &|s| s.model.weights.clone()),
+        text("kv", &|s| kv_of(s).to_owned()),
         text("kernel", &|s| s.code.kernel.clone()),
         text("isa", &|s| s.code.isa.clone()),
         text("sums", &|s| Sums::of_speed(s).name().to_owned()),
@@ -186,6 +198,7 @@ pub fn speed_rows(records: &[Record]) -> Result<Vec<SpeedRow>, FrameError> {
             model: frame.text("model", i)?,
             shape: frame.text("shape", i)?,
             weights: frame.text("weights", i)?,
+            kv: frame.text("kv", i)?,
             kernel: frame.text("kernel", i)?,
             isa: frame.text("isa", i)?,
             sums: Sums::named(&frame.text("sums", i)?),
@@ -360,9 +373,13 @@ mod tests {
         let slow = make::speed("synthetic:b", "f16", 2, "g1", &[4.0, 5.0, 6.0]);
         let mut refused = make::speed("synthetic:c", "ternary", 2, "g1", &[1e6]);
         refused.refused = Some("impossible".into());
-        let records = make::records([a.into(), b.into(), slow.into(), refused.into()]);
+        let mut rounded = make::speed("synthetic:a", "ternary", 2, "g1", &[3.0]);
+        rounded.kv = "int8".into();
+        let records = make::records([a.into(), b.into(), slow.into(), refused.into(), rounded.into()]);
         let rows = speed_rows(&records).expect("rows");
-        assert_eq!(rows.len(), 2);
+        assert_eq!(rows.len(), 3);
+        assert_eq!((rows[2].held().as_str(), rows[2].tokens_per_s.n), ("ternary, int8 KV", 1));
+        assert_eq!((rows[0].held().as_str(), rows[2].arithmetic()), ("ternary", "int8"));
         assert_eq!((rows[0].shape.as_str(), rows[0].tokens_per_s.n), ("a", 5));
         assert!((rows[0].tokens_per_s.value - 12.0).abs() < 1e-6 && (rows[0].mad - 1.0).abs() < 1e-6, "{:?}", rows[0]);
         assert!((rows[1].tokens_per_s.value - 5.0).abs() < 1e-6);

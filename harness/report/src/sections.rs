@@ -130,7 +130,7 @@ pub fn speed(rows: &[SpeedRow]) -> Table {
             row.workload.clone().into(),
             Catalogue::get().title(&row.shape).into(),
             row.model.clone().into(),
-            row.weights.clone().into(),
+            row.held().into(),
             row.sums.mark(&row.kernel).into(),
             row.isa.clone().into(),
             row.sums.name().into(),

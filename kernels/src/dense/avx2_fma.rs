@@ -201,7 +201,7 @@ pub fn scattered<S: Source>(w: &DenseMatrix, x: &[f32], rows: &[u32], y: &mut [f
     let (y, y_rest) = y.as_chunks_mut::<FUSED_ROWS>();
     for (i, (tile_rows, y)) in tiles.iter().zip(y).enumerate() {
         let next: [_; FUSED_ROWS] = std::array::from_fn(|r| {
-            w.row(rows.get((i + 1) * FUSED_ROWS + r).unwrap_or(&tile_rows[r]).to_owned() as usize).as_ptr()
+            w.row(*rows.get((i + 1) * FUSED_ROWS + r).unwrap_or(&tile_rows[r]) as usize).as_ptr()
         });
         let ask = |_: [*const u8; FUSED_ROWS], i: usize| {
             for next in next {

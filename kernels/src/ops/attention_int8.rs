@@ -285,6 +285,7 @@ per_isa! {
     /// Takes what softmax made of scores, times the values' units; 16 positions get a unit of their own, so that a large weight makes
     /// none but its neighbours vanish. Where a weight is 0 its value counts for nothing, whatever it is.
     pub fn quantize_weights(weights: &[f32], units: &[f32], out: &mut IntWeights) {
+        assert!(units.len() <= IntWeights::MAX_POSITIONS, "{} positions", units.len());
         let (weights, units) = (weights.as_chunks::<POSITIONS>().0, units.as_chunks::<POSITIONS>().0);
         let ints = out.pairs.as_flattened_mut().as_chunks_mut::<POSITIONS>().0;
         for (((weights, units), ints), unit) in weights.iter().zip(units).zip(ints).zip(&mut out.units) {

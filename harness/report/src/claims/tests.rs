@@ -357,3 +357,13 @@ fn where_it_runs() {
     assert_eq!(verdict(&records_on("Cortex", "aarch64", [verify("neon")]), "runs-on-arm"), Verdict::Reproduced);
     assert_eq!(verdict(&records(race(&[2.0])), "only-bitnet-cpp"), Verdict::NotReproduced);
 }
+
+#[test]
+fn speeds_that_claims_are_not_of_are_no_evidence() {
+    let speed = || speed("synthetic:a", "ternary", 2, "g1", &[10.0]);
+    let (mut rounded, mut together) = (speed(), speed());
+    rounded.kv = "int8".into();
+    together.n_parallel = 8;
+    let run = Run { records: records([speed().into(), rounded.into(), together.into()]), ..Run::default() };
+    assert_eq!(super::evidence::Evidence::new(&run).speeds.len(), 1);
+}

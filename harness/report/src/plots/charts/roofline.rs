@@ -26,12 +26,12 @@ pub(super) fn models(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
         row.n_threads == most && row.bandwidth_bytes_per_s > 0.0 && row.macs_per_s > 0.0 && row.bytes_per_token > 0.0
     };
     // The best of each model, decode of one sequence and all else apart.
-    let mut best: BTreeMap<(&str, &str, bool), &SpeedRow> = BTreeMap::new();
+    let mut best: BTreeMap<(&str, &str, &str, bool), &SpeedRow> = BTreeMap::new();
     for row in rows.iter().filter(usable) {
         let macs = |row: &SpeedRow| row.tokens_per_s.value * row.macs_per_token;
         let workload = Workload::of(&row.workload);
         let together = workload.prefill || workload.n_parallel > 1;
-        let kept = best.entry((&row.shape, &row.weights, together)).or_insert(row);
+        let kept = best.entry((&row.shape, &row.weights, &row.kv, together)).or_insert(row);
         if macs(row) > macs(kept) {
             *kept = row;
         }
@@ -52,7 +52,7 @@ pub(super) fn models(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
     ];
     for (name, weights, prefill, color) in kinds {
         let members =
-            best.iter().filter(|((_, of, at), _)| (*of == "ternary") == (weights == "ternary") && *at == prefill);
+            best.iter().filter(|((_, of, _, at), _)| (*of == "ternary") == (weights == "ternary") && *at == prefill);
         let point = |row: &SpeedRow| Point {
             x: intensity(row),
             y: row.tokens_per_s.value * row.macs_per_token / 1e9,
@@ -60,7 +60,7 @@ pub(super) fn models(rows: &[SpeedRow], host: &str) -> Option<XyChart> {
                 row.tokens_per_s.low * row.macs_per_token / 1e9,
                 row.tokens_per_s.high * row.macs_per_token / 1e9,
             )),
-            label: match row.weights.as_str() {
+            label: match row.held().as_str() {
                 "ternary" | "f16" => title(row).to_owned(),
                 other => format!("{} {other}", title(row)),
             },

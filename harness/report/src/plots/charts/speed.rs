@@ -48,7 +48,7 @@ pub(super) fn by_kernel(rows: &[SpeedRow], workload: &Workload<'_>, host: &str) 
     let (series, series_of) = series_of(&rows);
     let mut groups: Vec<(Group, Vec<&SpeedRow>)> = Vec::new();
     for &row in &rows {
-        let subtitle = format!("{} · {}", row.weights, kernel(row));
+        let subtitle = format!("{} · {}", row.held(), kernel(row));
         match groups.iter_mut().find(|(group, _)| group.title == title(row) && group.subtitle == subtitle) {
             Some((_, members)) => members.push(row),
             None => groups.push((Group { title: title(row).to_owned(), subtitle, bars: Vec::new() }, vec![row])),
@@ -110,7 +110,7 @@ fn lines<'a>(
 /// Speed over threads, for what ran with several.
 pub(super) fn scaling(rows: &[SpeedRow], workload: &Workload<'_>, host: &str) -> Option<XyChart> {
     let rows = rows.iter().filter(|row| row.workload == workload.name);
-    let lines = lines(rows, |row| format!("{} {} · {}", title(row), row.weights, kernel(row)), |row| row.n_threads);
+    let lines = lines(rows, |row| format!("{} {} · {}", title(row), row.held(), kernel(row)), |row| row.n_threads);
     let (_, first) = lines.first()?;
     let mut ticks: Vec<f64> = lines.iter().flat_map(|(_, of)| of.iter().map(|row| row.n_threads as f64)).collect();
     ticks.sort_by(f64::total_cmp);
@@ -152,7 +152,7 @@ pub(super) fn latency_by_depth(rows: &[SpeedRow], host: &str) -> Option<XyChart>
     let depth = |row: &SpeedRow| Workload::of(&row.workload).depth;
     let single = |row: &&SpeedRow| row.workload.starts_with("tg") && Workload::of(&row.workload).n_parallel == 1;
     let decodes = rows.iter().filter(single);
-    let name = |row: &SpeedRow| format!("{} {} · {}, {}", title(row), row.weights, kernel(row), threads(row.n_threads));
+    let name = |row: &SpeedRow| format!("{} {} · {}, {}", title(row), row.held(), kernel(row), threads(row.n_threads));
     let lines = lines(decodes, name, depth);
     let line = |(i, (name, of)): (usize, (String, Vec<&SpeedRow>))| XySeries {
         name,

@@ -186,7 +186,7 @@ impl Prepared {
 
     /// The steps of the group of `T` tokens that begins with `token`, in the block that starts at column `first` and is `width` columns
     /// wide.
-    #[inline]
+    #[inline(always)]
     pub fn steps<const T: usize>(&self, first: usize, width: usize, token: usize) -> &[[[i8; 4]; T]] {
         self.bytes.as_i8()[first * self.m + token * width..][..T * width].as_chunks().0.as_chunks().0
     }

@@ -198,7 +198,8 @@ macro_rules! dpbusd_loops {
                 for (block, tiles) in row_tile::<D>(w, index).chunks(per_block).enumerate() {
                     unpack::<D>(tiles, &mut codes.0);
                     let (first, width) = (block * per_block * D::SHAPE.columns, tiles.len() * D::SHAPE.columns);
-                    let codes = &codes.0[..width / 4];
+                    // Not what is padded.
+                    let codes = &codes.0[..width.min(w.k - first).div_ceil(4)];
                     let lines_per_turn = (size_of_val(tiles) / 64).div_ceil(x.m.div_ceil(TOKENS));
                     let mut next = tiles.as_ptr_range().end.cast::<u8>();
                     let mut token = 0;
@@ -208,9 +209,10 @@ macro_rules! dpbusd_loops {
                             next = next.wrapping_add(64);
                         }
                         let acc = &mut acc[token * n_rows + i * TILE_ROWS..];
+                        let begin = (block == 0).then_some(&x.sums[token..]);
                         let n_tokens = (x.m - token).min(TOKENS);
                         match n_tokens {
-                            $($tokens => steps::<$tokens>(codes, x, first, token, acc, n_rows),)*
+                            $($tokens => steps::<$tokens>(codes, x.steps(first, width, token), begin, acc, n_rows),)*
                             _ => unreachable!("at most {TOKENS}"),
                         }
                         token += n_tokens;
@@ -236,19 +238,18 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// The register tile: adds 32 rows x `T` tokens over the columns of `codes`, the first of which is `first`. Token `t`'s sums
-        /// start at `t * stride`.
+        /// The register tile: adds 32 rows x `T` tokens over the columns of `codes`, which may be fewer than there are in `x`. Token `t`'s
+        /// sums start at `t * stride`; with `begin`, which has `Σ x` of every token, what is there means nothing yet.
         #[target_feature(enable = $features)]
         fn steps<const T: usize>(
             codes: &[Step],
-            x: &Prepared,
-            first: usize,
-            token: usize,
+            x: &[[[i8; 4]; T]],
+            begin: Option<&[i32]>,
             acc: &mut [i32],
             stride: usize,
         ) {
             let mut sums = [[$zero(); VECTORS]; T];
-            for (step, columns) in codes.iter().zip(x.steps::<T>(first, 4 * codes.len(), token)) {
+            for (step, columns) in codes.iter().zip(x) {
                 let mut x = [$zero(); T];
                 for t in 0..T {
                     x[t] = broadcast(columns[t]);
@@ -262,10 +263,12 @@ macro_rules! dpbusd_loops {
             }
             for t in 0..T {
                 let acc = acc[t * stride..][..TILE_ROWS].as_chunks_mut::<{ $bytes / 4 }>().0;
-                let correction = $set1(-x.sums[token + t]);
                 for v in 0..VECTORS {
-                    // SAFETY: the array holds the dwords of a register; the load needs no alignment.
-                    let old = if first == 0 { correction } else { unsafe { $load(acc[v].as_ptr().cast()) } };
+                    let old = match begin {
+                        Some(begin) => $set1(-begin[t]),
+                        // SAFETY: the array holds the dwords of a register; the load needs no alignment.
+                        None => unsafe { $load(acc[v].as_ptr().cast()) },
+                    };
                     store_sums(&mut acc[v], $add(old, sums[t][v]));
                 }
             }

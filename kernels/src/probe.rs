@@ -54,6 +54,18 @@ pub fn mac_peak(team: &Team, seconds: f64) -> MacPeak {
     }
 }
 
+/// Multiply-adds per second by `method`, one that [`mac_peak`] named, right now: the better of two samples, some 10 ms in all. `None` where
+/// nothing here is called that. Call it from the closure of [`crate::Pool::run`].
+pub fn macs_now(team: &Team, arithmetic: Arithmetic, method: &str) -> Option<f64> {
+    let loops = match arithmetic {
+        Arithmetic::Int8 => int8_loops(),
+        Arithmetic::F32 => f32_loops(),
+        Arithmetic::Bf16 => bf16_loops(),
+    };
+    let l = loops.iter().find(|l| l.method == method)?;
+    Some(measure_loop(team, 0.0, 2, l).per_s)
+}
+
 /// Bytes per second that the team reads from a buffer of `buffer_bytes`, which should be several times the last-level cache
 /// (256 MB and more), measured for about `seconds`. Call it from the closure of [`crate::Pool::run`].
 ///
@@ -121,23 +133,25 @@ struct MacLoop {
 
 fn best_loop(team: &Team, seconds: f64, loops: &[MacLoop]) -> Peak {
     let seconds = seconds / loops.len() as f64;
-    let measure = |l: &MacLoop| {
-        let mut peak = Peak { method: l.method, per_s: 0.0, samples: Vec::new() };
-        let end = Instant::now() + Duration::from_secs_f64(seconds);
-        // As long as a sample of reading: shorter ones catch bursts of the clock (up to 15 % above, on Emerald Rapids) that no result
-        // sustains, longer ones meet a disturbance each.
-        let mut rounds = 1000;
-        while peak.samples.len() < 5 || Instant::now() < end {
-            let elapsed = time_together(team, |_| (l.run)(rounds));
-            if elapsed < Duration::from_millis(4) {
-                rounds *= 2;
-                continue;
-            }
-            peak.add((rounds * l.macs_per_round * team.n_threads() as u64) as f64 / elapsed.as_secs_f64());
+    best(loops.iter().map(|l| measure_loop(team, seconds, 5, l)).collect())
+}
+
+/// At least so many samples, and for at least so long.
+fn measure_loop(team: &Team, seconds: f64, n_samples: usize, l: &MacLoop) -> Peak {
+    let mut peak = Peak { method: l.method, per_s: 0.0, samples: Vec::new() };
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    // As long as a sample of reading: shorter ones catch bursts of the clock (up to 15 % above, on Emerald Rapids) that no result
+    // sustains, longer ones meet a disturbance each.
+    let mut rounds = 1000;
+    while peak.samples.len() < n_samples || Instant::now() < end {
+        let elapsed = time_together(team, |_| (l.run)(rounds));
+        if elapsed < Duration::from_millis(4) {
+            rounds *= 2;
+            continue;
         }
-        peak
-    };
-    best(loops.iter().map(measure).collect())
+        peak.add((rounds * l.macs_per_round * team.n_threads() as u64) as f64 / elapsed.as_secs_f64());
+    }
+    peak
 }
 
 /// Defines `fn $name(rounds)`: an assembly loop over `$body`, whose instructions must touch the listed registers only.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use ternbench_kernels::Pool;
 use ternbench_measure::limits::{self, Work};
+use ternbench_measure::stats;
 use ternbench_model::breakdown::Part;
 use ternbench_report::table::{Kind, Table, Value, column};
 
@@ -32,7 +33,9 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     let mut bench = Bench::new(loaded.engine(pool), workload)?;
     bench.run()?;
     let mut runs = Vec::with_capacity(RUNS);
+    let mut macs_per_s = Vec::with_capacity(RUNS);
     for _ in 0..RUNS {
+        macs_per_s.extend(probes.macs_now(pool, loaded.model.arithmetic()));
         bench.engine().take_breakdown();
         let total = bench.run()?;
         runs.push((total, bench.engine().take_breakdown()));
@@ -40,7 +43,8 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     runs.sort_by_key(|(total, _)| *total);
     let (total, times) = runs[RUNS / 2];
     let (total, tokens) = (total as f64, workload.tokens() as f64);
-    let peaks = probes.limits(pool.n_threads(), loaded.model.arithmetic()).into();
+    let limits = probes.limits(pool.n_threads(), loaded.model.arithmetic());
+    let peaks = stats::median(&macs_per_s).map_or(limits, |usual| limits.at_clock(usual)).into();
     let row = |name: &str, ns: f64, work: Option<Work>, limit_s: Option<f64>, bound: &str| -> Vec<Value> {
         let mega = |n: u64| Value::from(n as f64 / 1e6);
         vec![

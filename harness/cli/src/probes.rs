@@ -14,10 +14,26 @@ const BUFFER_BYTES: usize = 512 << 20;
 /// The peaks per number of threads.
 pub struct Probes {
     cache_bytes: u64,
-    /// Of reading, and of multiply-adds of int8, f32 and bf16: 0 where nothing multiplies that.
-    peaks: RefCell<BTreeMap<usize, [f64; 4]>>,
+    /// Of reading, and of multiply-adds of int8, f32 and bf16: none where nothing multiplies that.
+    peaks: RefCell<BTreeMap<usize, [Best; 4]>>,
     /// What to write down.
     pub records: Vec<record::Probe>,
+}
+
+/// The best sample and what reached it.
+#[derive(Clone, Copy, Default)]
+struct Best {
+    per_s: f64,
+    method: &'static str,
+}
+
+/// Where the peaks of an arithmetic are.
+fn index(arithmetic: Arithmetic) -> usize {
+    match arithmetic {
+        Arithmetic::Int8 => 1,
+        Arithmetic::F32 => 2,
+        Arithmetic::Bf16 => 3,
+    }
 }
 
 impl Probes {
@@ -38,30 +54,32 @@ impl Probes {
         let (new, records) = probe_all(pool, seconds);
         let mut peaks = self.peaks.borrow_mut();
         let best = peaks.entry(pool.n_threads()).or_default();
-        best.iter_mut().zip(new).for_each(|(best, new)| *best = best.max(new));
+        best.iter_mut().zip(new).filter(|(best, new)| new.per_s > best.per_s).for_each(|(best, new)| *best = new);
         records
     }
 
     /// The limits of an arithmetic on `n_threads`.
     pub fn limits(&self, n_threads: usize, arithmetic: Arithmetic) -> record::Limits {
-        let [bandwidth, int8, f32, bf16] = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
+        let peaks = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
         record::Limits {
-            bandwidth_bytes_per_s: bandwidth,
-            macs_per_s: match arithmetic {
-                Arithmetic::Int8 => int8,
-                Arithmetic::F32 => f32,
-                Arithmetic::Bf16 => bf16,
-            },
-            f32_fmas_per_s: f32,
+            bandwidth_bytes_per_s: peaks[0].per_s,
+            macs_per_s: peaks[index(arithmetic)].per_s,
+            f32_fmas_per_s: peaks[index(Arithmetic::F32)].per_s,
             cache_bytes: self.cache_bytes,
         }
     }
 
+    /// Multiply-adds per second right now, in the way that reached the peak.
+    pub fn macs_now(&self, pool: &Pool, arithmetic: Arithmetic) -> Option<f64> {
+        let method = self.peaks.borrow().get(&pool.n_threads())?[index(arithmetic)].method;
+        pool.run(|team| probe::macs_now(team, arithmetic, method))
+    }
+
     /// One line per number of threads.
     pub fn lines(&self) -> Vec<String> {
-        let line = |(n, peaks): (&usize, &[f64; 4])| {
+        let line = |(n, peaks): (&usize, &[Best; 4])| {
             let plural = if *n == 1 { "" } else { "s" };
-            let [bandwidth, int8, f32, bf16] = peaks.map(|per_s| per_s / 1e9);
+            let [bandwidth, int8, f32, bf16] = peaks.map(|best| best.per_s / 1e9);
             let bf16 = if bf16 > 0.0 { format!(", {bf16:.0} G bf16 MAC/s") } else { String::new() };
             format!(
                 "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s{bf16}"
@@ -72,7 +90,7 @@ impl Probes {
 }
 
 /// All probes with one pool: their peaks and their records.
-fn probe_all(pool: &Pool, seconds: f64) -> ([f64; 4], Vec<record::Probe>) {
+fn probe_all(pool: &Pool, seconds: f64) -> ([Best; 4], Vec<record::Probe>) {
     let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
     let (bandwidth, macs) = pool.run(|team| {
         let bandwidth = probe::read_bandwidth(team, BUFFER_BYTES, seconds / 2.0);
@@ -83,7 +101,8 @@ fn probe_all(pool: &Pool, seconds: f64) -> ([f64; 4], Vec<record::Probe>) {
     let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas", "bf16_macs"];
     let measured = names.into_iter().zip(peaks).filter_map(|(name, peak)| Some((name, peak?)));
     let records = measured.map(|(name, peak)| probe_record(name, peak, pool.n_threads()));
-    (peaks.map(|peak| peak.map_or(0.0, |peak| peak.per_s)), records.collect())
+    let best = |peak: &Peak| Best { per_s: peak.per_s, method: peak.method };
+    (peaks.map(|peak| peak.map(best).unwrap_or_default()), records.collect())
 }
 
 /// The samples of a probe, as times for one unit of a billion.

@@ -49,9 +49,9 @@ pub struct Results {
     pub interrupted: bool,
 }
 
-/// An entrant made ready. Opponents keep what they said last.
+/// An entrant made ready. Models keep what the machine could multiply before each run, opponents what they said last.
 enum Ready<'a> {
-    Bench(Box<Bench<'a>>),
+    Bench(Box<Bench<'a>>, Vec<f64>),
     Opponent(Option<Box<Row>>),
 }
 
@@ -65,7 +65,7 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
         .map(|entrant| match *entrant {
             Entrant::Model(loaded, pool, draft) => {
                 let workload = Workload { draft, ..workload };
-                Ok(Ready::Bench(Box::new(Bench::new(loaded.engine(pool), workload)?)))
+                Ok(Ready::Bench(Box::new(Bench::new(loaded.engine(pool), workload)?), Vec::new()))
             }
             Entrant::Opponent(..) => Ok(Ready::Opponent(None)),
         })
@@ -79,7 +79,10 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
         .map(|(ready, entrant)| {
             let name = format!("{}, {workload}", entrant.name());
             Contender::metered(name, move || match (&mut *ready, entrant) {
-                (Ready::Bench(bench), _) => bench.run_metered(counters).map_err(Into::into),
+                (Ready::Bench(bench, macs), Entrant::Model(loaded, pool, _)) => {
+                    macs.extend(rules.probes.macs_now(pool, loaded.model.arithmetic()));
+                    bench.run_metered(counters).map_err(Into::into)
+                }
                 (Ready::Opponent(last), Entrant::Opponent(opponent, n_threads)) => {
                     // In one line: the runner keeps no causes.
                     let row = opponent.run(undrafted, *n_threads).map_err(|error| console::one_line(&error))?;
@@ -87,7 +90,7 @@ pub fn run(entrants: &[Entrant<'_>], workload: Workload, group: &str, rules: &Ru
                     *last = Some(Box::new(row));
                     Ok(Cost { ns, joules: None })
                 }
-                (Ready::Opponent(_), Entrant::Model(..)) => Err(Failure::from("a model is no opponent")),
+                _ => Err(Failure::from("a model is no opponent")),
             })
         })
         .collect();
@@ -122,7 +125,7 @@ fn results(
     let mut probed = Vec::new();
     for ((entrant, ready), series) in entrants.iter().zip(ready).zip(&outcome.series) {
         let mut speed = match (entrant, ready) {
-            (Entrant::Model(loaded, pool, _), Ready::Bench(bench)) => {
+            (Entrant::Model(loaded, pool, _), Ready::Bench(bench, _)) => {
                 workload::speed_record(loaded, bench, rules.probes.limits(pool.n_threads(), loaded.model.arithmetic()))
             }
             (Entrant::Opponent(opponent, n_threads), Ready::Opponent(row)) => {
@@ -140,8 +143,9 @@ fn results(
         });
         speed.protocol = Some(protocol.clone());
         speed.refused = series.failed.clone().or_else(|| wrong(&speed, rules.proofs));
-        if let Entrant::Model(loaded, pool, _) = entrant {
+        if let (Entrant::Model(loaded, pool, _), Ready::Bench(_, macs)) = (entrant, ready) {
             probed.extend(hold_to_limits(&mut speed, loaded, pool, rules.probes));
+            speed.follow_clock(macs.clone());
         }
         speeds.push(speed);
     }

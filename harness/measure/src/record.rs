@@ -226,14 +226,23 @@ impl Serialize for Samples {
 pub struct Limits {
     /// Best sample of the bandwidth probe with the same threads.
     pub bandwidth_bytes_per_s: f64,
-    /// Best sample of the MAC probe with the same threads.
+    /// The MAC probe with the same threads: its best sample, or what was usual [beside the run](Self::at_clock).
     pub macs_per_s: f64,
-    /// Best sample of the probe of f32 fused multiply-adds with the same threads; 0 in records that left attention out of the limit.
+    /// The probe of f32 fused multiply-adds with the same threads; 0 in records that left attention out of the limit.
     #[serde(default)]
     pub f32_fmas_per_s: f64,
     /// Last-level cache.
     #[serde(default)]
     pub cache_bytes: u64,
+}
+
+impl Limits {
+    /// With what the machine could multiply beside a run. Clocks change within seconds, by more than results differ; the peaks of floats
+    /// change with those of the layers' arithmetic.
+    pub fn at_clock(self, macs_per_s: f64) -> Self {
+        let change = if self.macs_per_s > 0.0 { macs_per_s / self.macs_per_s } else { 1.0 };
+        Self { macs_per_s, f32_fmas_per_s: self.f32_fmas_per_s * change, ..self }
+    }
 }
 
 impl From<Limits> for Peaks {

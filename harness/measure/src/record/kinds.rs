@@ -57,9 +57,12 @@ pub struct Speed {
     /// What became of drafted tokens, where decoding speculated.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub drafts: Option<Drafts>,
-    /// The probes.
+    /// The probes: the best that was seen of reading, and what was usual of multiply-adds beside this run, where `macs_per_s_before` tells.
     #[serde(default)]
     pub limits: Limits,
+    /// Multiply-adds per second of the bare loop, just before each run, warm-up and twin among them. Empty in older records.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub macs_per_s_before: Vec<f64>,
     /// Energy of each sample, in joules, above nothing: idle power is in it. Empty where it was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples_joules: Vec<f64>,
@@ -121,6 +124,14 @@ impl Speed {
             macs_per_token: self.macs_per_token,
             fmas_per_token: self.fmas_per_token,
         }
+    }
+
+    /// Holds the result against what the machine could multiply meanwhile.
+    pub fn follow_clock(&mut self, macs_per_s_before: Vec<f64>) {
+        if let Some(usual) = crate::stats::median(&macs_per_s_before) {
+            self.limits = self.limits.at_clock(usual);
+        }
+        self.macs_per_s_before = macs_per_s_before;
     }
 
     /// Refuses the result if its fastest sample beats the measured peaks.

@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::rows::{FIFTH_BITS, Factors, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
-use super::{BLOCK, Query, QueryBlock, Score, TINY};
+use super::rows::{FIFTH_BITS, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
+use super::{BLOCK, Found, Query, QueryBlock, Score, finish};
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 
@@ -15,12 +15,12 @@ const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx2`.
         unsafe {
             match queries {
-                [query] => score_one(rows, query, groups, scores, bounds),
-                _ => score_many(rows, queries, groups, scores, bounds),
+                [query] => score_one(rows, query, groups, &mut least[0], found),
+                _ => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -41,10 +41,10 @@ pub fn quantize_row() -> Option<QuantizeRow> {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    for group in groups.clone() {
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, found: &mut Found<'_>) {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
-        finish(query, &factors, sums(query, tiles), group - groups.start, scores, bounds);
+        finish(rows, group, &factors, (0, query), &to_array(sums(query, tiles)), least, found);
     }
 }
 
@@ -60,10 +60,9 @@ struct Unpacked {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    let n_rows = scores.len() / queries.len();
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let mut unpacked = Vec::new();
-    for group in groups.clone() {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
         unpacked.resize(tiles.len(), Unpacked { codes: [[0; 32]; 8], scales: [0; 32] });
         for (tile, unpacked) in tiles.iter().zip(&mut unpacked) {
@@ -87,9 +86,8 @@ fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut
                 }
             }
             for (j, query) in queries.iter().enumerate() {
-                let of_query = (i * TOGETHER + j) * n_rows..(i * TOGETHER + j + 1) * n_rows;
-                let (scores, bounds) = (&mut scores[of_query.clone()], &mut bounds[of_query]);
-                finish(query, &factors, sums[j], group - groups.start, scores, bounds);
+                let i = i * TOGETHER + j;
+                finish(rows, group, &factors, (i, query), &to_array(sums[j]), &mut least[i], found);
             }
         }
     }
@@ -220,31 +218,11 @@ pub fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), values) };
 }
 
-/// Scales and bounds eight sums, and writes them to the rows of group `group` of the output.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub fn finish(query: &Query, factors: &Factors, sums: __m256, group: usize, scores: &mut [f32], bounds: &mut [f32]) {
-    let score = _mm256_mul_ps(sums, floats(&factors.scale));
-    let of_norm = _mm256_fmadd_ps(_mm256_set1_ps(query.of_norm), floats(&factors.norm), _mm256_set1_ps(TINY as f32));
-    let slack = _mm256_fmadd_ps(_mm256_set1_ps(query.of_residual), floats(&factors.residual), of_norm);
-    let rows = group * GROUP_ROWS..scores.len().min((group + 1) * GROUP_ROWS);
-    store(score, &mut scores[rows.clone()]);
-    store(_mm256_add_ps(score, slack), &mut bounds[rows]);
-}
-
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn floats(values: &[f32; GROUP_ROWS]) -> __m256 {
-    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
-    unsafe { _mm256_loadu_ps(values.as_ptr()) }
-}
-
-/// The first lanes, as many as `out` has.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(values: __m256, out: &mut [f32]) {
-    let mut lanes = [0f32; GROUP_ROWS];
+pub fn to_array(values: __m256) -> [f32; GROUP_ROWS] {
+    let mut array = [0f32; GROUP_ROWS];
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), values) };
-    out.copy_from_slice(&lanes[..out.len()]);
+    unsafe { _mm256_storeu_ps(array.as_mut_ptr(), values) };
+    array
 }

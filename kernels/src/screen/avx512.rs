@@ -7,20 +7,20 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{finish, floats, store_bytes};
+use super::avx2::{store_bytes, to_array};
 use super::rows::{FIFTH_BITS, GROUP_ROWS, Rows, TILE_BYTES};
-use super::{BLOCK, Query, QueryBlock, SHIFT, Score};
+use super::{BLOCK, Found, Query, QueryBlock, SHIFT, Score, finish};
 use crate::arch::x86_64::{ask_ahead, prefetch};
 use crate::isa::{Avx512Vnni, Token};
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx512Vnni`, which brings AVX2 and FMA.
         unsafe {
             match queries {
-                [query] => score_one(rows, query, groups, scores, bounds),
-                _ => score_many(rows, queries, groups, scores, bounds),
+                [query] => score_one(rows, query, groups, &mut least[0], found),
+                _ => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -28,10 +28,10 @@ pub fn score() -> Option<Score> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    for group in groups.clone() {
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, found: &mut Found<'_>) {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
-        finish(query, &factors, sums(query, tiles), group - groups.start, scores, bounds);
+        finish(rows, group, &factors, (0, query), &to_array(sums(query, tiles)), least, found);
     }
 }
 
@@ -127,8 +127,7 @@ struct Unpacked {
 type Sums = [[f32; GROUP_ROWS]; GROUPS];
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    let n_rows = scores.len() / queries.len();
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let zero = [[0.0; GROUP_ROWS]; GROUPS];
     let mut strip = [Unpacked { codes: [[[0; 32]; GROUPS]; 8], scales: zero, shifts: zero }; STRIP];
     let mut sums = vec![zero; queries.len()];
@@ -159,10 +158,8 @@ fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut
         }
         for group in first..first + n_groups {
             let (_, factors) = rows.group(group);
-            for (i, (query, sums)) in queries.iter().zip(&sums).enumerate() {
-                let of_query = i * n_rows..(i + 1) * n_rows;
-                let (scores, bounds) = (&mut scores[of_query.clone()], &mut bounds[of_query]);
-                finish(query, &factors, floats(&sums[group - first]), group - groups.start, scores, bounds);
+            for ((query, sums), least) in queries.iter().enumerate().zip(&sums).zip(&mut *least) {
+                finish(rows, group, &factors, query, &sums[group - first], least, found);
             }
         }
     }

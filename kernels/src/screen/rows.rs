@@ -97,6 +97,11 @@ impl Rows {
         self.data.len()
     }
 
+    /// Rows.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
     /// Groups of 8 rows.
     pub fn n_groups(&self) -> usize {
         self.n.div_ceil(GROUP_ROWS)

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::rows::{FIFTH_BITS, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
+use super::rows::{CODE_BYTES, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
 use super::{BLOCK, Found, Query, QueryBlock, Score, finish};
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
@@ -157,23 +157,24 @@ fn add_block(sums: __m256, products: __m256i, scales: __m256i, block: &QueryBloc
 #[inline]
 #[target_feature(enable = "avx2")]
 fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
-    let low_half = _mm256_set1_epi8(15);
-    let fifth_bit = _mm256_set1_epi8(16);
-    let fifth = load(tile, FIFTH_BITS.start);
-    /// Two quads: the halves of one vector of nibbles, and the fifth bits shifted to where they belong.
-    macro_rules! pair {
-        ($v:literal, $even:expr, $odd:expr) => {{
-            let nibbles = load(tile, 32 * $v);
-            let even = _mm256_or_si256(_mm256_and_si256(nibbles, low_half), _mm256_and_si256($even, fifth_bit));
-            let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(nibbles), low_half);
-            [even, _mm256_or_si256(odd, _mm256_and_si256($odd, fifth_bit))]
-        }};
+    let [a, b, c, d, e] = [load(tile, 0), load(tile, 32), load(tile, 64), load(tile, 96), load(tile, 128)];
+    /// Some bits of every byte; what a shift brings from the byte beside it is not among them.
+    macro_rules! bits {
+        ($mask:literal, $bytes:expr) => {
+            _mm256_and_si256($bytes, _mm256_set1_epi8($mask))
+        };
     }
-    let [a, b] = pair!(0, _mm256_slli_epi16::<4>(fifth), _mm256_slli_epi16::<3>(fifth));
-    let [c, d] = pair!(1, _mm256_slli_epi16::<2>(fifth), _mm256_slli_epi16::<1>(fifth));
-    let [e, f] = pair!(2, fifth, _mm256_srli_epi16::<1>(fifth));
-    let [g, h] = pair!(3, _mm256_srli_epi16::<2>(fifth), _mm256_srli_epi16::<3>(fifth));
-    [a, b, c, d, e, f, g, h]
+    let last = _mm256_or_si256(bits!(2, _mm256_srli_epi16::<4>(d)), bits!(1, _mm256_srli_epi16::<5>(c)));
+    [
+        bits!(31, a),
+        bits!(31, b),
+        bits!(31, c),
+        bits!(31, d),
+        bits!(31, e),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(a)), bits!(3, _mm256_srli_epi16::<6>(c))),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(b)), bits!(3, _mm256_srli_epi16::<6>(d))),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(e)), last),
+    ]
 }
 
 /// Columns `4 q .. 4 q + 4` of an input, for every row.
@@ -187,7 +188,7 @@ fn quad(x: &[i8; BLOCK], q: usize) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn block_scales(tile: &[u8; TILE_BYTES]) -> __m256i {
-    let bytes = tile[FIFTH_BITS.end..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
+    let bytes = tile[CODE_BYTES..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
     #[rustfmt::skip]
     let spread = _mm256_setr_epi8(
         0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,
@@ -213,7 +214,7 @@ fn load_bytes(bytes: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
+fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), values) };
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::rows::{FIFTH_BITS, GROUP_ROWS, Rows, TILE_BYTES};
+use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES, code};
 use super::{Found, Query, QueryBlock, finish};
 
 /// See [`super::Score`].
@@ -21,13 +21,11 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> [f32; GROUP_ROWS] {
         let mut lanes = [0i32; 4 * GROUP_ROWS];
         for (quad, x) in x.as_chunks::<4>().0.iter().enumerate() {
             for (byte, lane) in lanes.iter_mut().enumerate() {
-                let low = tile[quad / 2 * 32 + byte] >> (quad % 2 * 4) & 15;
-                let high = (tile[FIFTH_BITS.start + byte] >> quad & 1) << 4;
-                *lane += (i32::from(low | high) - 16) * i32::from(x[byte % 4]);
+                *lane += (i32::from(code(tile, quad, byte)) - 16) * i32::from(x[byte % 4]);
             }
         }
         for (row, (sum, lanes)) in sums.iter_mut().zip(lanes.as_chunks::<4>().0).enumerate() {
-            let block = lanes.iter().sum::<i32>() * i32::from(tile[FIFTH_BITS.end + row]);
+            let block = lanes.iter().sum::<i32>() * i32::from(tile[CODE_BYTES + row]);
             *sum += scale * block as f32;
         }
     }

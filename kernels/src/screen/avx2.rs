@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::rows::{FIFTH_BITS, Factors, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
-use super::{BLOCK, Query, QueryBlock, Score, TINY};
+use super::rows::{CODE_BYTES, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
+use super::{BLOCK, Found, Query, QueryBlock, Score, finish};
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 
@@ -15,12 +15,12 @@ const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx2`.
         unsafe {
             match queries {
-                [query] => score_one(rows, query, groups, scores, bounds),
-                _ => score_many(rows, queries, groups, scores, bounds),
+                [query] => score_one(rows, query, groups, &mut least[0], found),
+                _ => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -41,10 +41,10 @@ pub fn quantize_row() -> Option<QuantizeRow> {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    for group in groups.clone() {
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, found: &mut Found<'_>) {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
-        finish(query, &factors, sums(query, tiles), group - groups.start, scores, bounds);
+        finish(rows, group, &factors, (0, query), &to_array(sums(query, tiles)), least, found);
     }
 }
 
@@ -60,10 +60,9 @@ struct Unpacked {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    let n_rows = scores.len() / queries.len();
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let mut unpacked = Vec::new();
-    for group in groups.clone() {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
         unpacked.resize(tiles.len(), Unpacked { codes: [[0; 32]; 8], scales: [0; 32] });
         for (tile, unpacked) in tiles.iter().zip(&mut unpacked) {
@@ -87,9 +86,8 @@ fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut
                 }
             }
             for (j, query) in queries.iter().enumerate() {
-                let of_query = (i * TOGETHER + j) * n_rows..(i * TOGETHER + j + 1) * n_rows;
-                let (scores, bounds) = (&mut scores[of_query.clone()], &mut bounds[of_query]);
-                finish(query, &factors, sums[j], group - groups.start, scores, bounds);
+                let i = i * TOGETHER + j;
+                finish(rows, group, &factors, (i, query), &to_array(sums[j]), &mut least[i], found);
             }
         }
     }
@@ -159,23 +157,24 @@ fn add_block(sums: __m256, products: __m256i, scales: __m256i, block: &QueryBloc
 #[inline]
 #[target_feature(enable = "avx2")]
 fn codes(tile: &[u8; TILE_BYTES]) -> [__m256i; 8] {
-    let low_half = _mm256_set1_epi8(15);
-    let fifth_bit = _mm256_set1_epi8(16);
-    let fifth = load(tile, FIFTH_BITS.start);
-    /// Two quads: the halves of one vector of nibbles, and the fifth bits shifted to where they belong.
-    macro_rules! pair {
-        ($v:literal, $even:expr, $odd:expr) => {{
-            let nibbles = load(tile, 32 * $v);
-            let even = _mm256_or_si256(_mm256_and_si256(nibbles, low_half), _mm256_and_si256($even, fifth_bit));
-            let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(nibbles), low_half);
-            [even, _mm256_or_si256(odd, _mm256_and_si256($odd, fifth_bit))]
-        }};
+    let [a, b, c, d, e] = [load(tile, 0), load(tile, 32), load(tile, 64), load(tile, 96), load(tile, 128)];
+    /// Some bits of every byte; what a shift brings from the byte beside it is not among them.
+    macro_rules! bits {
+        ($mask:literal, $bytes:expr) => {
+            _mm256_and_si256($bytes, _mm256_set1_epi8($mask))
+        };
     }
-    let [a, b] = pair!(0, _mm256_slli_epi16::<4>(fifth), _mm256_slli_epi16::<3>(fifth));
-    let [c, d] = pair!(1, _mm256_slli_epi16::<2>(fifth), _mm256_slli_epi16::<1>(fifth));
-    let [e, f] = pair!(2, fifth, _mm256_srli_epi16::<1>(fifth));
-    let [g, h] = pair!(3, _mm256_srli_epi16::<2>(fifth), _mm256_srli_epi16::<3>(fifth));
-    [a, b, c, d, e, f, g, h]
+    let last = _mm256_or_si256(bits!(2, _mm256_srli_epi16::<4>(d)), bits!(1, _mm256_srli_epi16::<5>(c)));
+    [
+        bits!(31, a),
+        bits!(31, b),
+        bits!(31, c),
+        bits!(31, d),
+        bits!(31, e),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(a)), bits!(3, _mm256_srli_epi16::<6>(c))),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(b)), bits!(3, _mm256_srli_epi16::<6>(d))),
+        _mm256_or_si256(bits!(28, _mm256_srli_epi16::<3>(e)), last),
+    ]
 }
 
 /// Columns `4 q .. 4 q + 4` of an input, for every row.
@@ -189,7 +188,7 @@ fn quad(x: &[i8; BLOCK], q: usize) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn block_scales(tile: &[u8; TILE_BYTES]) -> __m256i {
-    let bytes = tile[FIFTH_BITS.end..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
+    let bytes = tile[CODE_BYTES..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
     #[rustfmt::skip]
     let spread = _mm256_setr_epi8(
         0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,
@@ -215,36 +214,16 @@ fn load_bytes(bytes: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
+fn store_bytes(values: __m256i, bytes: &mut [u8; 32]) {
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), values) };
 }
 
-/// Scales and bounds eight sums, and writes them to the rows of group `group` of the output.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub fn finish(query: &Query, factors: &Factors, sums: __m256, group: usize, scores: &mut [f32], bounds: &mut [f32]) {
-    let score = _mm256_mul_ps(sums, floats(&factors.scale));
-    let of_norm = _mm256_fmadd_ps(_mm256_set1_ps(query.of_norm), floats(&factors.norm), _mm256_set1_ps(TINY as f32));
-    let slack = _mm256_fmadd_ps(_mm256_set1_ps(query.of_residual), floats(&factors.residual), of_norm);
-    let rows = group * GROUP_ROWS..scores.len().min((group + 1) * GROUP_ROWS);
-    store(score, &mut scores[rows.clone()]);
-    store(_mm256_add_ps(score, slack), &mut bounds[rows]);
-}
-
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn floats(values: &[f32; GROUP_ROWS]) -> __m256 {
-    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
-    unsafe { _mm256_loadu_ps(values.as_ptr()) }
-}
-
-/// The first lanes, as many as `out` has.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(values: __m256, out: &mut [f32]) {
-    let mut lanes = [0f32; GROUP_ROWS];
+pub fn to_array(values: __m256) -> [f32; GROUP_ROWS] {
+    let mut array = [0f32; GROUP_ROWS];
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), values) };
-    out.copy_from_slice(&lanes[..out.len()]);
+    unsafe { _mm256_storeu_ps(array.as_mut_ptr(), values) };
+    array
 }

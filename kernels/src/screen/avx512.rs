@@ -7,20 +7,20 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{finish, floats, store_bytes};
-use super::rows::{FIFTH_BITS, GROUP_ROWS, Rows, TILE_BYTES};
-use super::{BLOCK, Query, QueryBlock, SHIFT, Score};
+use super::avx2::to_array;
+use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES};
+use super::{BLOCK, Found, Query, QueryBlock, SHIFT, Score, finish};
 use crate::arch::x86_64::{ask_ahead, prefetch};
 use crate::isa::{Avx512Vnni, Token};
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
+    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx512Vnni`, which brings AVX2 and FMA.
         unsafe {
             match queries {
-                [query] => score_one(rows, query, groups, scores, bounds),
-                _ => score_many(rows, queries, groups, scores, bounds),
+                [query] => score_one(rows, query, groups, &mut least[0], found),
+                _ => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -28,10 +28,10 @@ pub fn score() -> Option<Score> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    for group in groups.clone() {
+fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, found: &mut Found<'_>) {
+    for group in groups {
         let (tiles, factors) = rows.group(group);
-        finish(query, &factors, sums(query, tiles), group - groups.start, scores, bounds);
+        finish(rows, group, &factors, (0, query), &to_array(sums(query, tiles)), least, found);
     }
 }
 
@@ -51,49 +51,48 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
     sums
 }
 
-/// Codes 0..=31 times x: the lower half of the lanes begins with `offset` and adds up quads 0, 1, 4 and 5 of the eight rows, the upper
-/// half quads 2, 3, 6 and 7. Four products of at most 31 · 127 a step stay far below 2^31.
+/// Codes 0..=31 times x: the lower half of the lanes begins with `offset` and adds up four quads of the eight rows, the upper half the
+/// others. Four products of at most 31 · 127 a step stay far below 2^31.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn multiply(tile: &[u8; TILE_BYTES], x: &[i8; BLOCK], offset: i32) -> __m512i {
     // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
     let x = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) });
     let mut sums = _mm512_maskz_set1_epi32(0x00ff, offset);
-    for (codes, low) in codes(tile).into_iter().zip(LOW_QUADS) {
-        let x = _mm512_permutexvar_epi32(halves(low as i32, low as i32 + 2), x);
-        sums = _mm512_dpbusd_epi32(sums, codes, x);
+    for (codes, [low, high]) in codes(tile).into_iter().zip([[0, 1], [2, 3], [5, 6], [4, 7]]) {
+        sums = _mm512_dpbusd_epi32(sums, codes, _mm512_permutexvar_epi32(halves(low, high), x));
     }
     sums
 }
 
-/// The quads in the lower halves of what [`codes`] gives; in the upper halves are those two further on.
-const LOW_QUADS: [usize; 4] = [0, 1, 4, 5];
-
-/// The codes 0..=31 of a tile, two quads of the eight rows in a register.
+/// The codes 0..=31 of a tile, two quads of the eight rows in a register: 0 and 1, 2 and 3, 5 and 6, 4 and 7.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn codes(tile: &[u8; TILE_BYTES]) -> [__m512i; 4] {
-    let low_half = _mm512_set1_epi8(15);
-    let fifth_bit = _mm512_set1_epi8(16);
-    // SAFETY: 32 bytes inside the tile; the load needs no alignment.
-    let fifth = unsafe { _mm256_loadu_si256(tile[FIFTH_BITS].as_ptr().cast()) };
-    // The bits of quads 0 and 2 where a fifth bit belongs. A rotation, as some bits come back to the right; what crosses from byte
-    // to byte is masked out.
-    let fifth = _mm512_rolv_epi32(_mm512_broadcast_i64x4(fifth), halves(4, 2));
-    /// Two quads: half a byte of 64, and the fifth bits shifted to where they belong.
-    macro_rules! quads {
-        ($nibbles:expr, $fifth:expr) => {
-            // (a & b) | c
-            _mm512_ternarylogic_epi32::<0xea>($nibbles, low_half, _mm512_and_si512($fifth, fifth_bit))
-        };
-    }
-    let (first, second) = (load(tile, 0), load(tile, 64));
+    let (ab, cd) = (load(tile, 0), load(tile, 64));
+    let (c, e) = (_mm512_broadcast_i64x4(load_half(tile, 64)), _mm512_broadcast_i64x4(load_half(tile, 128)));
+    let last = choose(_mm512_set1_epi8(2), _mm512_srli_epi16::<4>(cd), _mm512_srli_epi16::<5>(c));
+    let high = _mm512_mask_set1_epi8(_mm512_set1_epi8(-1), !0 << 32, 28);
     [
-        quads!(first, fifth),
-        quads!(_mm512_srli_epi16::<4>(first), _mm512_ror_epi32::<1>(fifth)),
-        quads!(second, _mm512_ror_epi32::<4>(fifth)),
-        quads!(_mm512_srli_epi16::<4>(second), _mm512_ror_epi32::<5>(fifth)),
+        code_of(ab),
+        code_of(cd),
+        code_of(choose(_mm512_set1_epi8(28), _mm512_srli_epi16::<3>(ab), _mm512_srli_epi16::<6>(cd))),
+        code_of(choose(high, _mm512_srlv_epi32(e, halves(0, 3)), last)),
     ]
+}
+
+/// The lowest five bits of every byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn code_of(bytes: __m512i) -> __m512i {
+    _mm512_and_si512(bytes, _mm512_set1_epi8(31))
+}
+
+/// Bits of `a` where `mask` has ones, of `b` elsewhere.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn choose(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi32::<0xca>(mask, a, b)
 }
 
 /// A number for each half of a register.
@@ -117,34 +116,33 @@ const STRIP: usize = 8;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Unpacked {
-    codes: [[[u8; 32]; GROUPS]; 8],
-    scales: [[f32; GROUP_ROWS]; GROUPS],
+    codes: [[[u8; 64]; VECTORS]; 8],
+    scales: Floats,
     /// What takes [`SHIFT`] out of a product: `-SHIFT · scale`.
-    shifts: [[f32; GROUP_ROWS]; GROUPS],
+    shifts: Floats,
 }
 
-/// The sums of [`GROUPS`] groups.
-type Sums = [[f32; GROUP_ROWS]; GROUPS];
+/// A number for every row of [`GROUPS`] groups.
+type Floats = [[f32; 2 * GROUP_ROWS]; VECTORS];
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]) {
-    let n_rows = scores.len() / queries.len();
-    let zero = [[0.0; GROUP_ROWS]; GROUPS];
-    let mut strip = [Unpacked { codes: [[[0; 32]; GROUPS]; 8], scales: zero, shifts: zero }; STRIP];
+fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
+    let zero = [[0.0; 2 * GROUP_ROWS]; VECTORS];
+    let mut strip = [Unpacked { codes: [[[0; 64]; VECTORS]; 8], scales: zero, shifts: zero }; STRIP];
     let mut sums = vec![zero; queries.len()];
     for first in groups.clone().step_by(GROUPS) {
         let n_groups = GROUPS.min(groups.end - first);
         // Behind the last group, that one again.
         let tiles: [_; GROUPS] = std::array::from_fn(|g| rows.group(first + g.min(n_groups - 1)).0);
         let n_strips = tiles[0].len().div_ceil(STRIP);
-        let mut ahead = Ahead::new(&tiles, n_strips * (GROUPS + queries.len().div_ceil(TOGETHER)));
+        let mut ahead = Ahead::new(&tiles, n_strips * (VECTORS + queries.len().div_ceil(TOGETHER)));
         sums.fill(zero);
         for start in (0..tiles[0].len()).step_by(STRIP) {
             let strip = &mut strip[..STRIP.min(tiles[0].len() - start)];
-            for (g, tiles) in tiles.iter().enumerate() {
+            for (v, [a, b]) in tiles.as_chunks().0.iter().enumerate() {
                 ahead.ask();
-                for (tile, unpacked) in tiles[start..].iter().zip(&mut *strip) {
-                    unpack(tile, g, unpacked);
+                for ((a, b), unpacked) in a[start..].iter().zip(&b[start..]).zip(&mut *strip) {
+                    unpack(a, b, v, unpacked);
                 }
             }
             for (queries, sums) in queries.chunks(TOGETHER).zip(sums.chunks_mut(TOGETHER)) {
@@ -159,10 +157,8 @@ fn score_many(rows: &Rows, queries: &[Query], groups: Range<usize>, scores: &mut
         }
         for group in first..first + n_groups {
             let (_, factors) = rows.group(group);
-            for (i, (query, sums)) in queries.iter().zip(&sums).enumerate() {
-                let of_query = i * n_rows..(i + 1) * n_rows;
-                let (scores, bounds) = (&mut scores[of_query.clone()], &mut bounds[of_query]);
-                finish(query, &factors, floats(&sums[group - first]), group - groups.start, scores, bounds);
+            for ((query, sums), least) in queries.iter().enumerate().zip(&sums).zip(&mut *least) {
+                finish(rows, group, &factors, query, &sums.as_flattened().as_chunks().0[group - first], least, found);
             }
         }
     }
@@ -189,27 +185,44 @@ impl Ahead {
     }
 }
 
-/// Puts a tile in place `group`.
+/// Puts the tiles of two groups, the same columns, in place `v`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-fn unpack(tile: &[u8; TILE_BYTES], group: usize, unpacked: &mut Unpacked) {
-    for (codes, low) in codes(tile).into_iter().zip(LOW_QUADS) {
-        store_bytes(_mm512_castsi512_si256(codes), &mut unpacked.codes[low][group]);
-        store_bytes(_mm512_extracti64x4_epi64::<1>(codes), &mut unpacked.codes[low + 2][group]);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn unpack(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES], v: usize, unpacked: &mut Unpacked) {
+    let mut vectors = [_mm512_setzero_si512(); 5];
+    for (i, vector) in vectors.iter_mut().enumerate() {
+        let first = _mm512_castsi256_si512(load_half(first, 32 * i));
+        *vector = _mm512_inserti64x4::<1>(first, load_half(second, 32 * i));
     }
-    let scales = _mm256_cvtepi32_ps(block_scales(tile));
-    let shifts = _mm256_mul_ps(scales, _mm256_set1_ps(-SHIFT));
-    // SAFETY: the arrays hold the 32 bytes that are written; the stores need no alignment.
+    let [a, b, c, d, e] = vectors;
+    let high = _mm512_set1_epi8(28);
+    let last = choose(_mm512_set1_epi8(2), _mm512_srli_epi16::<4>(d), _mm512_srli_epi16::<5>(c));
+    let codes = [
+        a,
+        b,
+        c,
+        d,
+        e,
+        choose(high, _mm512_srli_epi16::<3>(a), _mm512_srli_epi16::<6>(c)),
+        choose(high, _mm512_srli_epi16::<3>(b), _mm512_srli_epi16::<6>(d)),
+        choose(high, _mm512_srli_epi16::<3>(e), last),
+    ];
+    let scales = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(scale_bytes(second), scale_bytes(first))));
+    let shifts = _mm512_mul_ps(scales, _mm512_set1_ps(-SHIFT));
+    // SAFETY: the arrays hold the 64 bytes that are written; the stores need no alignment.
     unsafe {
-        _mm256_storeu_ps(unpacked.scales[group].as_mut_ptr(), scales);
-        _mm256_storeu_ps(unpacked.shifts[group].as_mut_ptr(), shifts);
+        for q in 0..8 {
+            _mm512_storeu_si512(unpacked.codes[q][v].as_mut_ptr().cast(), code_of(codes[q]));
+        }
+        _mm512_storeu_ps(unpacked.scales[v].as_mut_ptr(), scales);
+        _mm512_storeu_ps(unpacked.shifts[v].as_mut_ptr(), shifts);
     }
 }
 
 /// Adds tiles `start` and those behind it to the sums of every query.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn add_strip<const T: usize>(queries: &[Query], start: usize, tiles: &[Unpacked], sums: &mut [Sums]) {
+fn add_strip<const T: usize>(queries: &[Query], start: usize, tiles: &[Unpacked], sums: &mut [Floats]) {
     let mut blocks: [&[QueryBlock]; T] = [&[]; T];
     let mut totals = [[_mm512_setzero_ps(); VECTORS]; T];
     for t in 0..T {
@@ -224,7 +237,7 @@ fn add_strip<const T: usize>(queries: &[Query], start: usize, tiles: &[Unpacked]
             products[t] = [_mm512_set1_epi32(blocks[t][i].shifted_offset); VECTORS];
         }
         for q in 0..8 {
-            let codes = tile.codes[q].as_chunks::<2>().0;
+            let codes = &tile.codes[q];
             for t in 0..T {
                 let x = quad(&blocks[t][i].x, q);
                 for v in 0..VECTORS {
@@ -247,9 +260,8 @@ fn add_strip<const T: usize>(queries: &[Query], start: usize, tiles: &[Unpacked]
     }
     for t in 0..T {
         for v in 0..VECTORS {
-            let sums = &mut sums[t].as_chunks_mut::<2>().0[v];
-            // SAFETY: the arrays hold the 64 bytes that are written; the store needs no alignment.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().cast(), totals[t][v]) };
+            // SAFETY: the array holds the 64 bytes that are written; the store needs no alignment.
+            unsafe { _mm512_storeu_ps(sums[t][v].as_mut_ptr(), totals[t][v]) };
         }
     }
 }
@@ -257,9 +269,9 @@ fn add_strip<const T: usize>(queries: &[Query], start: usize, tiles: &[Unpacked]
 /// Register `v` of a float for each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_floats(of: &Sums, v: usize) -> __m512 {
-    // SAFETY: the arrays hold the 64 bytes that are read; the load needs no alignment.
-    unsafe { _mm512_loadu_ps(of.as_chunks::<2>().0[v].as_ptr().cast()) }
+fn load_floats(of: &Floats, v: usize) -> __m512 {
+    // SAFETY: the array holds the 64 bytes that are read; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(of[v].as_ptr()) }
 }
 
 /// Columns `4 q .. 4 q + 4` of an input, for every row.
@@ -273,8 +285,20 @@ fn quad(x: &[i8; BLOCK], q: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn block_scales(tile: &[u8; TILE_BYTES]) -> __m256i {
-    let bytes = tile[FIFTH_BITS.end..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
-    _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))
+    _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scale_bytes(tile)))
+}
+
+#[inline(always)]
+fn scale_bytes(tile: &[u8; TILE_BYTES]) -> i64 {
+    tile[CODE_BYTES..].first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_half(tile: &[u8; TILE_BYTES], at: usize) -> __m256i {
+    assert!(at + 32 <= TILE_BYTES);
+    // SAFETY: 32 bytes inside the tile; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) }
 }
 
 #[inline]

@@ -34,7 +34,7 @@ use std::sync::Mutex;
 use crate::bytes::{AlignedBytes, Bytes};
 use crate::dense::{Activations, DenseKernel, DenseMatrix, DenseType};
 use crate::team::{SharedMut, Team};
-use rows::{GROUP_ROWS, Rows};
+use rows::{Factors, GROUP_ROWS, Rows};
 
 /// Columns that share a scale.
 const BLOCK: usize = 32;
@@ -43,6 +43,9 @@ const CHUNK: usize = 24;
 /// Reading a row here and there costs this many times the bytes of reading all rows in order: on Zen 3 13 GB/s one row at a time, where
 /// four streams are 20 to 26; on Emerald Rapids 12 of 17 GB/s four rows at a time.
 const SCATTERED: f64 = 1.6;
+/// Rows that are rescored while others are scored, for every input and row asked for: in an order without intent there are about
+/// `ln(n / k)`.
+const AT_ONCE: usize = 32;
 /// Far above anything that underflow can add up to while weights and inputs stay within [`LARGEST`], far below any logit.
 const TINY: f64 = 1e-20;
 /// Larger weights and input norms are left to the head itself: nothing overflows below.
@@ -56,9 +59,18 @@ pub struct Screen {
     score: Score,
 }
 
-/// Scores the rows of `groups` for every query: writes `ŵ·x̂` to `scores` and the bound to `bounds`, query after query, of each as
-/// many as the rows that there are.
-type Score = fn(&Rows, &[Query], groups: Range<usize>, scores: &mut [f32], bounds: &mut [f32]);
+/// Scores the rows of `groups` for every query, and calls `found` for each whose bound is at least the query's number in `least`, which
+/// then becomes what that returns.
+type Score = fn(&Rows, &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>);
+type Found<'a> = dyn FnMut(Candidate, f32) -> f32 + 'a;
+
+/// A row that may be among the best of a query; beside it goes its score, `ŵ·x̂`.
+#[derive(Clone, Copy)]
+struct Candidate {
+    query: u32,
+    row: u32,
+    bound: f32,
+}
 
 /// What a search took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +83,7 @@ pub struct Rescored {
 #[derive(Default)]
 pub struct SearchBuffers {
     queries: Vec<Query>,
-    /// Of every query the bounds of all rows.
-    bounds: Vec<f32>,
-    /// A query and a row of it.
-    candidates: Vec<(u32, u32)>,
+    candidates: Vec<Candidate>,
     logits: Vec<f32>,
 }
 
@@ -82,7 +91,7 @@ impl SearchBuffers {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let queries: usize = self.queries.iter().map(|query| query.blocks.capacity() * size_of::<QueryBlock>()).sum();
-        4 * (self.bounds.capacity() + 2 * self.candidates.capacity() + self.logits.capacity()) + queries
+        self.candidates.capacity() * size_of::<Candidate>() + 4 * self.logits.capacity() + queries
     }
 }
 
@@ -170,117 +179,105 @@ impl Screen {
         if k == 0 || !(2f32.powi(-20)..=2f32.powi(20)).contains(&scale) {
             return None;
         }
-        let SearchBuffers { queries, bounds, candidates, logits } = buffers;
+        let SearchBuffers { queries, candidates, logits } = buffers;
         queries.resize_with(m, Query::default);
         if !queries.iter_mut().zip(x.chunks_exact(self.head.k().max(1))).all(|(query, x)| query.prepare(x)) {
             return None;
         }
-        bounds.resize(m * n, 0.0);
         candidates.clear();
-        for (query, seeds) in (0..).zip(self.score_all(team, queries, bounds, k)) {
-            candidates.extend(seeds.iter().map(|&(row, _)| (query, row)));
-        }
-        self.rescore(team, x, candidates, logits);
-        let mut least = vec![f32::INFINITY; m];
-        for (&(query, _), &logit) in candidates.iter().zip(&*logits) {
-            least[query as usize] = least[query as usize].min(logit);
-        }
-        // Logits this close could become equal when they are scaled, and of equals the smaller index is better.
-        least.iter_mut().for_each(|worst| *worst -= worst.abs() * 2f32.powi(-21) + 2f32.powi(-100));
-        candidates.clear();
-        let reached = Mutex::new(candidates);
-        team.split(m, 1, |queries| {
-            for query in queries {
-                let rows = rows_reaching(&bounds[query * n..][..n], least[query]);
-                let mut reached = reached.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                reached.extend(rows.into_iter().map(|row| (query as u32, row)));
-            }
-        });
-        let candidates = reached.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if SCATTERED * candidates.len() as f64 > (n * whole_heads(m)) as f64 {
+        let standings = Standings { x, scale, k, best, candidates, rescored: 0 };
+        let Standings { best, candidates, rescored, .. } = self.score_all(team, queries, standings);
+        candidates.retain(|candidate| candidate.bound >= least(&best[candidate.query as usize], k, scale));
+        let rows = rescored + candidates.len();
+        if SCATTERED * rows as f64 > (n * whole_heads(m)) as f64 {
+            best.iter_mut().for_each(Vec::clear);
             return None;
         }
+        candidates.sort_unstable_by_key(|candidate| (candidate.query, candidate.row));
         self.rescore(team, x, candidates, logits);
-        for (&(query, row), &logit) in candidates.iter().zip(&*logits) {
-            offer(&mut best[query as usize], k, (row, logit * scale));
+        for (candidate, logit) in candidates.iter().zip(&*logits) {
+            offer(&mut best[candidate.query as usize], k, (candidate.row, logit * scale));
         }
-        Some(Rescored { rows: candidates.len() })
+        Some(Rescored { rows })
     }
 
-    /// Bounds of all rows, and of every query the `k` rows with the best scores.
-    fn score_all(&self, team: &Team, queries: &[Query], bounds: &mut [f32], k: usize) -> Vec<Vec<(u32, f32)>> {
-        let (n, m) = (self.head.n(), queries.len());
-        let best = Mutex::new(vec![Vec::new(); m]);
-        let bounds = SharedMut::new(bounds);
+    /// Scores all rows. Those that seem to be among the best so far are rescored at once, so that few others become candidates.
+    fn score_all<'a>(&self, team: &Team, queries: &[Query], standings: Standings<'a>) -> Standings<'a> {
+        let Standings { x, scale, k, .. } = standings;
         let n_chunks = self.rows.n_groups().div_ceil(CHUNK);
+        let shared = Mutex::new(standings);
+        let lock = || shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         team.split(n_chunks, n_chunks.div_ceil(team.n_threads() * 8), |chunks| {
-            let mut mine = vec![(f32::NEG_INFINITY, Vec::new()); m];
-            let mut scores = vec![0.0; m * CHUNK * GROUP_ROWS];
-            let mut chunk_bounds = scores.clone();
-            for chunk in chunks {
-                let groups = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows.n_groups());
-                let rows = groups.start * GROUP_ROWS..(groups.end * GROUP_ROWS).min(n);
-                let (scores, chunk_bounds) = (&mut scores[..m * rows.len()], &mut chunk_bounds[..m * rows.len()]);
-                (self.score)(&self.rows, queries, groups, scores, chunk_bounds);
-                let of_queries = scores.chunks_exact(rows.len()).zip(chunk_bounds.chunks_exact(rows.len()));
-                for (query, ((scores, chunk_bounds), (bar, mine))) in of_queries.zip(&mut mine).enumerate() {
-                    // SAFETY: the team hands out every chunk once, and the rows of chunks do not overlap.
-                    unsafe { bounds.slice(query * n + rows.start..query * n + rows.end) }.copy_from_slice(chunk_bounds);
-                    for (first, scores) in rows.clone().step_by(BLOCK).zip(scores.chunks(BLOCK)) {
-                        // No early exit inside, so that it becomes vector code.
-                        if mine.len() >= k && !scores.iter().fold(false, |any, &score| any | (score > *bar)) {
-                            continue;
-                        }
-                        for (row, &score) in (first..).zip(scores) {
-                            if score > *bar || mine.len() < k {
-                                offer(mine, k, (row as u32, score));
-                                *bar = if mine.len() < k { *bar } else { mine[k - 1].1 };
-                            }
-                        }
-                    }
+            let mut best = lock().best.to_vec();
+            let mut bars: Vec<f32> = best.iter().map(|best| least(best, k, scale)).collect();
+            let (mut candidates, mut rescored) = (Vec::new(), Vec::new());
+            let mut found = |candidate: Candidate, score: f32| {
+                let Candidate { query, row, .. } = candidate;
+                let best = &mut best[query as usize];
+                let is_better = best.len() < k || score * scale > best[k - 1].1;
+                if is_better && rescored.len() < AT_ONCE * k * queries.len() {
+                    let mut logit = [0.0];
+                    let x = &x[query as usize * self.head.k()..][..self.head.k()];
+                    self.kernel.compute_rows(&self.head, x, &[row], &mut logit);
+                    rescored.push((query, (row, logit[0] * scale)));
+                    offer(best, k, (row, logit[0] * scale));
+                } else {
+                    candidates.push(candidate);
                 }
-            }
-            let mut best = best.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            for (best, (_, mine)) in best.iter_mut().zip(mine) {
-                mine.into_iter().for_each(|row| offer(best, k, row));
+                least(best, k, scale)
+            };
+            let groups = chunks.start * CHUNK..(chunks.end * CHUNK).min(self.rows.n_groups());
+            (self.score)(&self.rows, queries, groups, &mut bars, &mut found);
+            let mut shared = lock();
+            shared.candidates.append(&mut candidates);
+            shared.rescored += rescored.len();
+            for (query, row) in rescored {
+                offer(&mut shared.best[query as usize], k, row);
             }
         });
-        best.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+        shared.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The head's own logits of candidates.
-    fn rescore(&self, team: &Team, x: &[f32], candidates: &[(u32, u32)], logits: &mut Vec<f32>) {
+    /// The head's own logits of candidates, which are sorted by query.
+    fn rescore(&self, team: &Team, x: &[f32], candidates: &[Candidate], logits: &mut Vec<f32>) {
         logits.resize(candidates.len(), 0.0);
         let logits = SharedMut::new(logits);
         let k = self.head.k();
         team.split(candidates.len(), 32, |range| {
             // SAFETY: the team hands out every index once.
             let mut logits = unsafe { logits.slice(range.clone()) };
-            for of_query in candidates[range].chunk_by(|a, b| a.0 == b.0) {
-                let rows: Vec<u32> = of_query.iter().map(|&(_, row)| row).collect();
+            for of_query in candidates[range].chunk_by(|a, b| a.query == b.query) {
+                let rows: Vec<u32> = of_query.iter().map(|candidate| candidate.row).collect();
                 let of_rows = logits.split_off_mut(..rows.len()).unwrap_or_default();
-                self.kernel.compute_rows(&self.head, &x[of_query[0].0 as usize * k..][..k], &rows, of_rows);
+                self.kernel.compute_rows(&self.head, &x[of_query[0].query as usize * k..][..k], &rows, of_rows);
             }
         });
+    }
+}
+
+/// What the workers of a search share.
+struct Standings<'a> {
+    x: &'a [f32],
+    scale: f32,
+    k: usize,
+    /// For every query the best of the rows rescored so far, with their logits times `scale`.
+    best: &'a mut [Vec<(u32, f32)>],
+    candidates: &'a mut Vec<Candidate>,
+    rescored: usize,
+}
+
+/// What the bound of a row must reach, or the row cannot come before the worst of `best`. Logits this close could become equal when they
+/// are scaled, and of equals the smaller index is better.
+fn least(best: &[(u32, f32)], k: usize, scale: f32) -> f32 {
+    match best.get(k - 1) {
+        Some(&(_, worst)) => worst / scale - (worst / scale).abs() * 2f32.powi(-21) - 2f32.powi(-100),
+        None => f32::NEG_INFINITY,
     }
 }
 
 /// What multiplying the whole head by `m` inputs costs, in passes over its bytes: from four on it is the multiply-adds that take time.
 fn whole_heads(m: usize) -> usize {
     m.div_ceil(4)
-}
-
-/// The rows whose bound is at least `least`.
-fn rows_reaching(bounds: &[f32], least: f32) -> Vec<u32> {
-    let mut rows = Vec::new();
-    for (first, bounds) in bounds.chunks(BLOCK).enumerate() {
-        // No early exit inside, so that it becomes vector code.
-        if bounds.iter().fold(false, |any, &bound| any | (bound >= least)) {
-            let reached = bounds.iter().enumerate().filter(|(_, bound)| **bound >= least);
-            rows.extend(reached.map(|(i, _)| (first * BLOCK + i) as u32));
-        }
-    }
-    rows
 }
 
 /// Puts `new`, a row and its logit, in its place in `best`, which is sorted and keeps `k` rows: the largest logit first, of equals
@@ -331,6 +328,34 @@ struct QueryBlock {
     offset: i32,
     /// The same, added to [`SHIFT`] as an integer.
     shifted_offset: i32,
+}
+
+/// Scales and bounds the sums of a group, and hands on the rows whose bound reaches `least`. Inlined where more CPU features are enabled.
+#[inline(always)]
+fn finish(
+    rows: &Rows,
+    group: usize,
+    factors: &Factors,
+    (i, query): (usize, &Query),
+    sums: &[f32; GROUP_ROWS],
+    least: &mut f32,
+    found: &mut Found<'_>,
+) {
+    let (mut scores, mut bounds) = ([0f32; GROUP_ROWS], [0f32; GROUP_ROWS]);
+    for lane in 0..GROUP_ROWS {
+        scores[lane] = sums[lane] * factors.scale[lane];
+        let slack = query.of_norm.mul_add(factors.norm[lane], TINY as f32);
+        bounds[lane] = scores[lane] + query.of_residual.mul_add(factors.residual[lane], slack);
+    }
+    // No early exit inside, so that it becomes vector code.
+    if bounds.iter().fold(false, |any, bound| any | (bound >= least)) {
+        let first = group * GROUP_ROWS;
+        for (row, (&score, &bound)) in (first..rows.n()).zip(scores.iter().zip(&bounds)) {
+            if bound >= *least {
+                *least = found(Candidate { query: i as u32, row: row as u32, bound }, score);
+            }
+        }
+    }
 }
 
 /// Its bits and an integer between -2^22 and 2^22, added, are the bits of their sum: a product that begins with it need not be converted.

@@ -73,8 +73,14 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
     };
     let run = |path: Score, queries: &[Query]| {
         let n = queries.len() * screen.head.n();
-        let (mut scores, mut bounds) = (vec![0.0; n], vec![0.0; n]);
-        path(&screen.rows, queries, 0..screen.rows.n_groups(), &mut scores, &mut bounds);
+        let (mut scores, mut bounds) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+        let mut all = |Candidate { query, row, bound }: Candidate, score: f32| {
+            let at = query as usize * screen.head.n() + row as usize;
+            (scores[at], bounds[at]) = (score, bound);
+            f32::NEG_INFINITY
+        };
+        let mut least = vec![f32::NEG_INFINITY; queries.len()];
+        path(&screen.rows, queries, 0..screen.rows.n_groups(), &mut least, &mut all);
         (scores, bounds)
     };
     paths()

@@ -484,7 +484,7 @@ mod tests {
         {
             let keys = numbers(n_blocks * head_dim * LANES, 11);
             let queries = weights_of(&numbers(n_queries * head_dim, 13), head_dim);
-            let mut expected = vec![[f32::NAN; _]; n_queries];
+            let mut expected: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
             for (query, expected) in queries.iter().zip(&mut expected) {
                 for (keys, expected) in keys.chunks_exact(head_dim * LANES).zip(expected.chunks_exact_mut(LANES)) {
                     for (lane, expected) in expected.iter_mut().enumerate() {
@@ -493,7 +493,8 @@ mod tests {
                 }
             }
             let len = head_dim * LANES;
-            let (mut out, mut out_f16) = (vec![[f32::NAN; _]; n_queries], vec![[f32::NAN; _]; n_queries]);
+            let mut out: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
+            let mut out_f16 = out.clone();
             scores_f32(&queries, &keys.chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out);
             scores_f16(&queries, &halves_of(&keys).chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out_f16);
             for q in 0..n_queries {
@@ -547,7 +548,7 @@ mod tests {
         // One query whose only number is 1: the score is the key.
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         for halves in halves.chunks(1024) {
-            let mut wide = [[0.0; _]];
+            let mut wide: [Weights; 1] = [[0.0; _]];
             scores_f16(&[[1.0; _]], &halves.chunks(LANES).collect::<Vec<_>>(), 1, &mut wide);
             for (half, wide) in halves.iter().zip(&wide[0]) {
                 assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
@@ -560,7 +561,8 @@ mod tests {
         let numbers: Vec<f32> = (0..2 * 3 * LANES * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
         let blocks: Vec<&[f32]> = numbers.chunks_exact(3 * LANES * LANES).collect();
         let weights = weights_of(&(0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect::<Vec<_>>(), 32);
-        let (mut together, mut scores) = (vec![0.0; 21 * 48], vec![[0.0; _]; 21]);
+        let mut together = vec![0.0; 21 * 48];
+        let mut scores: Vec<Weights> = vec![[0.0; _]; 21];
         add_values_f32(&weights, &blocks, 0..32, &mut together, 48);
         scores_f32(&weights, &blocks, 32, &mut scores);
         for q in 0..21 {
@@ -569,7 +571,7 @@ mod tests {
                 add_values_f32(&weights[q..=q], &blocks, positions, &mut alone, 48);
             }
             assert_eq!(alone, together[q * 48..][..48]);
-            let mut alone = [[0.0; _]];
+            let mut alone: [Weights; 1] = [[0.0; _]];
             scores_f32(&weights[q..=q], &blocks, 32, &mut alone);
             assert_eq!(alone[0][..32], scores[q][..32]);
         }

@@ -426,7 +426,7 @@ mod tests {
                 let units_of_blocks: Vec<&[f32]> = units.chunks_exact(LANES).collect();
                 type Way = fn(&[IntWeights], &[&[i8]], &[&[f32]], usize, &mut [Weights]);
                 let scores_by = |way: Way| {
-                    let mut out = vec![[0.0; _]; n_queries];
+                    let mut out: Vec<Weights> = vec![[0.0; _]; n_queries];
                     way(&queries, &blocks, &units_of_blocks, height, &mut out);
                     out
                 };

@@ -13,11 +13,12 @@ use ternbench_kernels::{Team, ops};
 
 use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
-use crate::panels::{BLOCK, CHUNK, common};
+use crate::panels::{BLOCK, CHUNK, Queries, common};
 use crate::segment::Segment;
 
-/// Queries (a head of a token) that one work item answers: they share keys and values while those are in the L1 cache.
-const QUERIES: usize = 16;
+/// Queries (a head of a token) that one work item answers: they share keys and values while those are near. Two times the 12 that go together
+/// with AVX-512.
+const QUERIES: usize = 24;
 
 /// Work items per thread from which on no item is split into chunks.
 const ENOUGH: usize = 8;
@@ -66,13 +67,15 @@ pub(crate) fn attend(
     if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
             SCRATCH.with_borrow_mut(|scratch| {
+                let Scratch { queries, answers, of_chunk } = scratch;
                 for item in &items[range] {
-                    let mut answers = item.no_answers();
+                    item.take_queries(q, queries);
+                    answers.clear();
                     for chunk in item.chunks() {
-                        item.answer(chunk, q, scratch);
-                        item.fold(&mut answers, &scratch.answers);
+                        item.answer(chunk, queries, of_chunk);
+                        item.fold(answers, &of_chunk.answers);
                     }
-                    item.finish(&answers, &out);
+                    item.finish(answers, &out);
                 }
             });
         });
@@ -82,23 +85,32 @@ pub(crate) fn attend(
     let mut work: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (i, chunk))).collect();
     work.sort_by_key(|&(_, chunk)| chunk);
+    let queries: Vec<Queries> = items
+        .iter()
+        .map(|item| {
+            let mut queries = Queries::default();
+            item.take_queries(q, &mut queries);
+            queries
+        })
+        .collect();
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
     let mut parts = vec![0.0; work.len() * len];
     let shared = SharedMut::new(&mut parts);
     team.split(work.len(), work.len().div_ceil(team.n_threads() * 4), |range| {
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with_borrow_mut(|Scratch { of_chunk, .. }| {
             for i in range {
-                let (item, chunk) = (&items[work[i].0], work[i].1);
-                item.answer(chunk, q, scratch);
+                let (item, chunk) = work[i];
+                let (item, queries) = (&items[item], &queries[item]);
+                item.answer(chunk, queries, of_chunk);
                 // SAFETY: each piece of work is handed out once, and this is its own part.
-                unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&scratch.answers);
+                unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&of_chunk.answers);
             }
         });
     });
     team.split(items.len(), 1, |range| {
         for i in range {
             let item = &items[i];
-            let mut answers = item.no_answers();
+            let mut answers = Vec::new();
             for (part, _) in parts.chunks_exact(len).zip(&work).filter(|(_, work)| work.0 == i) {
                 item.fold(&mut answers, &part[..item.answers_len()]);
             }
@@ -131,7 +143,13 @@ thread_local! {
 
 #[derive(Default)]
 struct Scratch {
-    queries: Vec<ops::Weights>,
+    queries: Queries,
+    answers: Vec<f32>,
+    of_chunk: ChunkScratch,
+}
+
+#[derive(Default)]
+struct ChunkScratch {
     scores: Vec<ops::Weights>,
     ints: Vec<ops::IntWeights>,
     seen: Vec<Range<usize>>,
@@ -168,27 +186,17 @@ impl Item<'_> {
         self.n_queries() * self.answer_len()
     }
 
-    /// Answers over no position at all.
-    fn no_answers(&self) -> Vec<f32> {
-        let mut answers = vec![0.0; self.answers_len()];
-        let len = self.answer_len();
-        answers.chunks_exact_mut(len).for_each(|answer| answer[len - 2] = f32::NEG_INFINITY);
-        answers
+    /// Takes the queries of all in `q` that are the item's.
+    fn take_queries(&self, q: &[f32], queries: &mut Queries) {
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let of_item = (0..self.n_tokens).flat_map(|token| q[self.heads(token)].chunks_exact(self.head_dim));
+        queries.set(self.cache.ty(), of_item, scale);
     }
 
-    /// Answers the queries, of all in `q`, over the positions of a chunk.
-    fn answer(&self, chunk: usize, q: &[f32], scratch: &mut Scratch) {
-        let (n, width) = (self.n_queries(), self.head_dim);
-        let Scratch { queries, scores, ints, seen, answers } = scratch;
-        queries.resize(n, [0.0; _]);
-        scores.resize(n, [0.0; _]);
-        let scale = 1.0 / (width as f32).sqrt();
-        for (token, queries) in queries.chunks_exact_mut(self.n_heads).enumerate() {
-            for (query, q) in queries.iter_mut().zip(q[self.heads(token)].chunks_exact(width)) {
-                query.iter_mut().zip(q).for_each(|(scaled, q)| *scaled = q * scale);
-            }
-        }
-
+    /// Answers the queries over the positions of a chunk.
+    fn answer(&self, chunk: usize, queries: &Queries, scratch: &mut ChunkScratch) {
+        let ChunkScratch { scores, ints, seen, answers } = scratch;
+        scores.resize(self.n_queries(), [0.0; _]);
         let all = self.seen(0).start..self.seen(self.n_tokens - 1).end;
         let all = common(&all, &(chunk * CHUNK..(chunk + 1) * CHUNK));
         let blocks = all.start / BLOCK..all.end.div_ceil(BLOCK);
@@ -201,10 +209,10 @@ impl Item<'_> {
         }));
 
         let (keys, values) = self.cache.head(self.layer, self.kv_head, blocks);
-        keys.scores(queries, ints, scores);
+        keys.scores(queries, scores);
         let answer_len = self.answer_len();
         answers.clear();
-        answers.resize(n * answer_len, 0.0);
+        answers.resize(self.answers_len(), 0.0);
         for ((query, scores), answer) in scores.iter_mut().enumerate().zip(answers.chunks_exact_mut(answer_len)) {
             let (max, sum) = ops::exponentials(&mut scores[..len], seen[query / self.n_heads].clone());
             answer[answer_len - 2..].copy_from_slice(&[max, sum]);
@@ -212,8 +220,12 @@ impl Item<'_> {
         values.add_values(scores, self.n_heads, seen, ints, answers, answer_len);
     }
 
-    /// Takes the answers over later positions into those over earlier ones.
-    fn fold(&self, answers: &mut [f32], later: &[f32]) {
+    /// Takes the answers over later positions into those over earlier ones, if there are any.
+    fn fold(&self, answers: &mut Vec<f32>, later: &[f32]) {
+        if answers.is_empty() {
+            answers.extend_from_slice(later);
+            return;
+        }
         let len = self.answer_len();
         for (answer, later) in answers.chunks_exact_mut(len).zip(later.chunks_exact(len)) {
             let ((answer, state), (later, later_state)) = (answer.split_at_mut(len - 2), later.split_at(len - 2));

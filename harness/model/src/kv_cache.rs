@@ -87,6 +87,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// What keys and values are kept as.
+    pub(crate) fn ty(&self) -> KvType {
+        self.pool.ty()
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len
@@ -165,6 +170,7 @@ mod tests {
     use ternbench_kernels::ops::LANES;
 
     use super::*;
+    use crate::panels::Queries;
 
     const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 3, ty: KvType::F32 };
 
@@ -197,9 +203,11 @@ mod tests {
                     let (mut key, mut value) = ([0.0; 3], [0.0; LANES]);
                     let mut ints = Vec::new();
                     for (i, key) in key.iter_mut().enumerate() {
-                        let (mut query, mut scores) = ([0.0; _], [[0.0; _]]);
+                        let (mut query, mut scores) = ([0.0; 3], [[0.0; _]]);
                         query[i] = 1.0;
-                        keys.scores(&[query], &mut ints, &mut scores);
+                        let mut queries = Queries::default();
+                        queries.set(cache.ty(), std::iter::once(&query[..]), 1.0);
+                        keys.scores(&queries, &mut scores);
                         *key = scores[0][lane];
                     }
                     let mut weights = [0.0; _];

@@ -4,7 +4,7 @@
 //! scores need no sum across lanes, and values in panels of 16 dimensions. Int8 numbers lie in pairs, of dimensions or of positions, and
 //! the units of the block's 16 rows lie behind them.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -119,6 +119,30 @@ impl KvType {
     }
 }
 
+/// Queries as they are multiplied with keys.
+#[derive(Default)]
+pub(crate) struct Queries {
+    floats: Vec<Weights>,
+    /// Of int8 keys.
+    ints: Vec<IntWeights>,
+}
+
+impl Queries {
+    /// Takes others, scaled, for keys of a type.
+    pub(crate) fn set<'q>(&mut self, ty: KvType, queries: impl Iterator<Item = &'q [f32]> + Clone, scale: f32) {
+        let n = queries.clone().count();
+        self.floats.resize(n, [0.0; _]);
+        self.ints.resize(if ty == KvType::Int8 { n } else { 0 }, IntWeights::default());
+        for (i, query) in queries.enumerate() {
+            let scaled = &mut self.floats[i][..query.len()];
+            scaled.iter_mut().zip(query).for_each(|(scaled, x)| *scaled = x * scale);
+            if let Some(ints) = self.ints.get_mut(i) {
+                ints.set_query(scaled);
+            }
+        }
+    }
+}
+
 /// A head's keys, or its values, in some blocks.
 pub(crate) struct Panels<'c> {
     blocks: Blocks<'c>,
@@ -126,10 +150,42 @@ pub(crate) struct Panels<'c> {
 }
 
 enum Blocks<'c> {
-    F32(Vec<&'c [f32]>),
-    F16(Vec<&'c [f16]>),
+    F32(Each<&'c [f32]>),
+    F16(Each<&'c [f16]>),
     /// Of each the numbers and the units.
-    Int8(Vec<&'c [i8]>, Vec<&'c [f32]>),
+    Int8(Each<&'c [i8]>, Each<&'c [f32]>),
+}
+
+/// Something of each block, without a visit to the allocator.
+#[derive(Default)]
+struct Each<T> {
+    all: [T; CHUNK / BLOCK],
+    len: usize,
+}
+
+impl<T: Default> Extend<T> for Each<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, items: I) {
+        for item in items {
+            self.all[self.len] = item;
+            self.len += 1;
+        }
+    }
+}
+
+impl<T: Default> FromIterator<T> for Each<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let mut each = Self::default();
+        each.extend(items);
+        each
+    }
+}
+
+impl<T> Deref for Each<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.all[..self.len]
+    }
 }
 
 impl<'c> Panels<'c> {
@@ -167,29 +223,14 @@ impl<'c> Panels<'c> {
         Self { blocks, head_dim }
     }
 
-    fn n_blocks(&self) -> usize {
-        match &self.blocks {
-            Blocks::F32(blocks) => blocks.len(),
-            Blocks::F16(blocks) => blocks.len(),
-            Blocks::Int8(blocks, _) => blocks.len(),
-        }
-    }
-
     /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
     /// nothing.
-    pub(crate) fn scores(&self, queries: &[Weights], ints: &mut Vec<IntWeights>, scores: &mut [Weights]) {
-        let n = self.n_blocks() * BLOCK;
-        scores.iter_mut().for_each(|scores| scores[..n].fill(0.0));
-        let (width, out) = (self.head_dim, scores.as_flattened_mut());
+    pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights]) {
         match &self.blocks {
-            Blocks::F32(blocks) => ops::add_products_f32(queries, 0, blocks, width, 0..width, out, WEIGHTS),
-            Blocks::F16(blocks) => ops::add_products_f16(queries, 0, blocks, width, 0..width, out, WEIGHTS),
+            Blocks::F32(blocks) => ops::scores_f32(&queries.floats, blocks, self.head_dim, scores),
+            Blocks::F16(blocks) => ops::scores_f16(&queries.floats, blocks, self.head_dim, scores),
             Blocks::Int8(blocks, units) => {
-                ints.resize(queries.len(), IntWeights::default());
-                ints.iter_mut().zip(queries).for_each(|(ints, query)| ints.set_query(&query[..width]));
-                ops::add_scores_i8(ints, blocks, width.div_ceil(2), out, WEIGHTS);
-                let units = units.concat();
-                scores.iter_mut().for_each(|scores| ops::multiply(&units, &mut scores[..n]));
+                ops::scores_i8(&queries.ints, blocks, units, self.head_dim.div_ceil(2), scores);
             }
         }
     }
@@ -206,8 +247,8 @@ impl<'c> Panels<'c> {
         stride: usize,
     ) {
         match &self.blocks {
-            Blocks::F32(blocks) => add_seen(ops::add_products_f32, blocks, weights, n_heads, seen, sums, stride),
-            Blocks::F16(blocks) => add_seen(ops::add_products_f16, blocks, weights, n_heads, seen, sums, stride),
+            Blocks::F32(blocks) => add_seen(ops::add_values_f32, blocks, weights, n_heads, seen, sums, stride),
+            Blocks::F16(blocks) => add_seen(ops::add_values_f16, blocks, weights, n_heads, seen, sums, stride),
             Blocks::Int8(blocks, units) => {
                 ints.resize(weights.len(), IntWeights::default());
                 let units = units.concat();
@@ -223,13 +264,13 @@ impl<'c> Panels<'c> {
     }
 }
 
-/// [`ops::add_products_f32`], or the same of other numbers.
-type AddProducts<N> = fn(&[Weights], usize, &[&[N]], usize, Range<usize>, &mut [f32], usize);
+/// [`ops::add_values_f32`], or the same of other numbers.
+type AddValues<N> = fn(&[Weights], &[&[N]], Range<usize>, &mut [f32], usize);
 
-/// [`Panels::add_values`] of floats. Every token meets the positions that it sees in order: what all tokens see of a block for all at once,
-/// what comes before and after for one after the other.
+/// [`Panels::add_values`] of floats. Every token meets the positions that it sees in order: those that all tokens see for all at once, what comes
+/// before and after for one after the other.
 fn add_seen<N>(
-    add_products: AddProducts<N>,
+    add_values: AddValues<N>,
     blocks: &[&[N]],
     weights: &[Weights],
     n_heads: usize,
@@ -238,29 +279,23 @@ fn add_seen<N>(
     stride: usize,
 ) {
     let n_tokens = seen.len();
-    for (i, block) in blocks.iter().enumerate() {
-        let positions = i * BLOCK..(i + 1) * BLOCK;
-        let rows = |token: usize| common(&seen[token], &positions);
-        let mut add = |tokens: Range<usize>, rows: Range<usize>| {
-            if !rows.is_empty() {
-                let queries = tokens.start * n_heads..tokens.end * n_heads;
-                let sums = &mut sums[queries.start * stride..queries.end * stride];
-                let in_block = rows.start - positions.start..rows.end - positions.start;
-                add_products(&weights[queries], rows.start, &[block], BLOCK, in_block, sums, stride);
-            }
-        };
-        let mut shared = rows(n_tokens - 1).start..rows(0).end;
-        if shared.is_empty() {
-            shared = positions.end..positions.end;
+    let mut add = |tokens: Range<usize>, positions: Range<usize>| {
+        if !positions.is_empty() {
+            let queries = tokens.start * n_heads..tokens.end * n_heads;
+            let sums = &mut sums[queries.start * stride..queries.end * stride];
+            add_values(&weights[queries], blocks, positions, sums, stride);
         }
-        for token in 0..n_tokens {
-            let rows = rows(token);
-            add(token..token + 1, rows.start..rows.end.min(shared.start));
-        }
-        add(0..n_tokens, shared.clone());
-        for token in 0..n_tokens {
-            add(token..token + 1, shared.end..rows(token).end);
-        }
+    };
+    let mut shared = seen[n_tokens - 1].start..seen[0].end;
+    if shared.is_empty() {
+        shared = usize::MAX..usize::MAX;
+    }
+    for (token, seen) in seen.iter().enumerate() {
+        add(token..token + 1, seen.start..seen.end.min(shared.start));
+    }
+    add(0..n_tokens, shared.clone());
+    for (token, seen) in seen.iter().enumerate() {
+        add(token..token + 1, shared.end..seen.end);
     }
 }
 

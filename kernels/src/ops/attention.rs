@@ -92,64 +92,159 @@ pub fn ask_for(bytes: &[u8]) {
     let _ = bytes;
 }
 
-/// One row of [`tile`].
+/// `weight · row + sums`.
+#[inline(always)]
+fn add_product<const FMA: bool, const WIDE: bool>(weight: f32, row: [f32; LANES], sums: [f32; LANES]) -> [f32; LANES] {
+    // As an intrinsic: of a loop over lanes LLVM makes one over 16 queries, which gathers.
+    #[cfg(target_arch = "x86_64")]
+    if WIDE {
+        use std::arch::x86_64::*;
+        // SAFETY: `WIDE` says that the CPU has AVX-512; the arrays are as long as registers.
+        return unsafe {
+            let (row, sums) = (std::mem::transmute::<[f32; LANES], __m512>(row), std::mem::transmute(sums));
+            std::mem::transmute::<__m512, [f32; LANES]>(_mm512_fmadd_ps(_mm512_set1_ps(weight), row, sums))
+        };
+    }
+    let mut sums = sums;
+    for l in 0..LANES {
+        sums[l] = madd::<FMA>(weight, row[l], sums[l]);
+    }
+    sums
+}
+
+/// Adds the products of a row of `P` panels to [`Sums`].
 #[inline(always)]
 fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: [&[f32]; Q],
-    panels: [&[[N; LANES]]; P],
-    i: usize,
-    sums: &mut [[[f32; LANES]; P]; Q],
+    weights: [f32; Q],
+    row: [&[N; LANES]; P],
+    sums: &mut Sums<Q, P>,
 ) {
-    let mut row = [[0f32; LANES]; P];
+    let mut wide = [[0f32; LANES]; P];
     for p in 0..P {
-        row[p] = N::widen::<FMA, WIDE>(&panels[p][i]);
+        wide[p] = N::widen::<FMA, WIDE>(row[p]);
     }
     for q in 0..Q {
         for p in 0..P {
-            for l in 0..LANES {
-                sums[q][p][l] = madd::<FMA>(weights[q][i], row[p][l], sums[q][p][l]);
-            }
+            sums[q][p] = add_product::<FMA, WIDE>(weights[q], wide[p], sums[q][p]);
         }
     }
 }
 
-/// Adds the products of `Q` queries' weights with the rows of `P` panels, which lie side by side in `out` from `column` on. A panel's sums
-/// are in registers, the rows are added one after the other.
+/// Of `Q` queries in `P` panels, in registers.
+type Sums<const Q: usize, const P: usize> = [[[f32; LANES]; P]; Q];
+
+/// Adds the products of the queries' weights, from number `from` on, with rows of panels, one row after the other.
 #[inline(always)]
-fn tile<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: [&[f32]; Q],
+fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights; Q],
+    from: usize,
     panels: [&[[N; LANES]]; P],
     near: usize,
-    column: usize,
-    out: &mut [f32],
-    out_stride: usize,
+    sums: &mut Sums<Q, P>,
 ) {
-    // All slices have one length, so that no access of the loop is checked.
+    // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
     let n_rows = panels[0].len();
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][..n_rows]);
-    let panels: [&[[N; LANES]]; P] = std::array::from_fn(|p| &panels[p][..n_rows]);
-    let at = |q: usize, p: usize| q * out_stride + column + p * LANES..q * out_stride + column + (p + 1) * LANES;
-    let mut sums = [[[0f32; LANES]; P]; Q];
-    for q in 0..Q {
-        for p in 0..P {
-            sums[q][p].copy_from_slice(&out[at(q, p)]);
-        }
+    let mut rows = panels;
+    for p in 0..P {
+        rows[p] = &panels[p][..n_rows];
+    }
+    macro_rules! add {
+        ($i:expr) => {{
+            let (mut of_queries, mut of_panels) = ([0.0; Q], [&rows[0][$i]; P]);
+            for q in 0..Q {
+                of_queries[q] = weights[q][from + $i];
+            }
+            for p in 0..P {
+                of_panels[p] = &rows[p][$i];
+            }
+            add_row::<N, Q, P, FMA, WIDE>(of_queries, of_panels, sums);
+        }};
     }
     // A cache line at a time.
     let per_line = (LINE / size_of::<[N; LANES]>()).max(1);
     let mut i = 0;
     while i + per_line <= n_rows {
         for p in 0..P {
-            fetch_behind::<N, Q>(panels[p][i].as_ptr(), near);
+            fetch_behind::<N, Q>(rows[p][i].as_ptr(), near);
         }
         for j in i..i + per_line {
-            add_row::<N, Q, P, FMA, WIDE>(weights, panels, j, &mut sums);
+            add!(j);
         }
         i += per_line;
     }
     while i < n_rows {
-        add_row::<N, Q, P, FMA, WIDE>(weights, panels, i, &mut sums);
+        add!(i);
         i += 1;
+    }
+}
+
+/// The scores of `P` blocks of keys, for `out` from `column` on.
+#[inline(always)]
+fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    queries: &[Weights; Q],
+    blocks: &[&[N]; P],
+    head_dim: usize,
+    column: usize,
+    out: &mut [Weights; Q],
+) {
+    let mut panels: [&[[N; LANES]]; P] = [&[]; P];
+    for p in 0..P {
+        panels[p] = &blocks[p].as_chunks().0[..head_dim];
+    }
+    let near = (P * head_dim * size_of::<[N; LANES]>()).max(NEAR);
+    let mut sums = [[[0f32; LANES]; P]; Q];
+    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, near, &mut sums);
+    for q in 0..Q {
+        for p in 0..P {
+            out[q][column + p * LANES..][..LANES].copy_from_slice(&sums[q][p]);
+        }
+    }
+}
+
+/// [`score`] for any number of blocks, `P` at a time.
+#[inline(always)]
+fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    queries: &[Weights; Q],
+    blocks: &[&[N]],
+    head_dim: usize,
+    out: &mut [Weights; Q],
+) {
+    let (together, rest) = blocks.as_chunks::<P>();
+    for (i, blocks) in together.iter().enumerate() {
+        score::<N, Q, P, FMA, WIDE>(queries, blocks, head_dim, i * P * LANES, out);
+    }
+    for (i, block) in rest.iter().enumerate() {
+        score::<N, Q, 1, FMA, WIDE>(queries, &[block], head_dim, (together.len() * P + i) * LANES, out);
+    }
+}
+
+/// Adds the values at `positions` in `P` panels of dimensions, from number `panel` on. The sums are in registers from the first block to the last.
+#[inline(always)]
+fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights; Q],
+    blocks: &[&[N]],
+    positions: &Range<usize>,
+    panel: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let at = |q: usize, p: usize| q * out_stride + (panel + p) * LANES..q * out_stride + (panel + p + 1) * LANES;
+    let mut sums = [[[0f32; LANES]; P]; Q];
+    for q in 0..Q {
+        for p in 0..P {
+            sums[q][p].copy_from_slice(&out[at(q, p)]);
+        }
+    }
+    for i in positions.start / LANES..positions.end.div_ceil(LANES) {
+        let first = i * LANES;
+        let rows = positions.start.max(first) - first..positions.end.min(first + LANES) - first;
+        let all = blocks[i].as_chunks().0;
+        let mut panels: [&[[N; LANES]]; P] = [&[]; P];
+        for p in 0..P {
+            panels[p] = &all[(panel + p) * LANES..][..LANES][rows.clone()];
+        }
+        let near = size_of_val(blocks[i]).max(NEAR);
+        add_rows::<N, Q, P, FMA, WIDE>(weights, first + rows.start, panels, near, &mut sums);
     }
     for q in 0..Q {
         for p in 0..P {
@@ -158,37 +253,25 @@ fn tile<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: 
     }
 }
 
-/// [`tile`] for any number of panels, `P` at a time.
+/// [`value`] for any number of panels, `P` at a time.
 #[inline(always)]
-fn tiles<'a, N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights],
-    from: usize,
-    panels: impl Iterator<Item = &'a [[N; LANES]]>,
-    near: usize,
+fn values_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights; Q],
+    blocks: &[&[N]],
+    positions: &Range<usize>,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][from..]);
-    let near = (P * near).max(NEAR);
-    let mut waiting: [&[[N; LANES]]; P] = [&[]; P];
-    let (mut n, mut column) = (0, 0);
-    for panel in panels {
-        waiting[n] = panel;
-        n += 1;
-        if n == P {
-            tile::<N, Q, P, FMA, WIDE>(weights, waiting, near, column, out, out_stride);
-            (n, column) = (0, column + P * LANES);
-        }
+    let n_panels = blocks[0].len() / (LANES * LANES);
+    let mut panel = 0;
+    while panel + P <= n_panels {
+        value::<N, Q, P, FMA, WIDE>(weights, blocks, positions, panel, out, out_stride);
+        panel += P;
     }
-    for (i, panel) in waiting[..n].iter().enumerate() {
-        tile::<N, Q, 1, FMA, WIDE>(weights, [panel], near, column + i * LANES, out, out_stride);
+    while panel < n_panels {
+        value::<N, Q, 1, FMA, WIDE>(weights, blocks, positions, panel, out, out_stride);
+        panel += 1;
     }
-}
-
-/// Some rows of all panels.
-fn panels<'a, N>(blocks: &'a [&'a [N]], height: usize, rows: &Range<usize>) -> impl Iterator<Item = &'a [[N; LANES]]> {
-    let panels = blocks.iter().flat_map(move |block| block.as_chunks::<LANES>().0.chunks_exact(height));
-    panels.map(move |panel| &panel[rows.clone()])
 }
 
 /// Runs `$tiles!(first, queries, panels)` for `$n` queries, some at a time: as many sums as there are registers for, and enough of them
@@ -199,6 +282,10 @@ macro_rules! some_at_a_time {
         let mut first = 0;
         while first < n {
             first += match (WIDE, n - first) {
+                (true, 12..) => {
+                    $tiles!(first, 12, 2);
+                    12
+                }
                 (true, 8..) => {
                     $tiles!(first, 8, 2);
                     8
@@ -241,56 +328,70 @@ macro_rules! some_at_a_time {
 }
 pub(super) use some_at_a_time;
 
-/// [`add_products_f32`] for any number of queries.
+/// [`scores_f32`] of any numbers.
 #[inline(always)]
-fn products<N: Number, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights],
-    from: usize,
+fn scores<N: Number, const FMA: bool, const WIDE: bool>(
+    queries: &[Weights],
     blocks: &[&[N]],
-    height: usize,
-    rows: Range<usize>,
+    head_dim: usize,
+    out: &mut [Weights],
+) {
+    macro_rules! tiles {
+        ($first:expr, $q:literal, $p:literal) => {
+            if let (Some(queries), Some(out)) = (queries[$first..].first_chunk(), out[$first..].first_chunk_mut()) {
+                scores_of::<N, $q, $p, FMA, WIDE>(queries, blocks, head_dim, out);
+            }
+        };
+    }
+    some_at_a_time!(queries.len(), tiles);
+}
+
+/// [`add_values_f32`] of any numbers.
+#[inline(always)]
+fn values<N: Number, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights],
+    blocks: &[&[N]],
+    positions: Range<usize>,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let near = height * size_of::<[N; LANES]>();
     macro_rules! tiles {
         ($first:expr, $q:literal, $p:literal) => {
-            tiles::<N, $q, $p, FMA, WIDE>(
-                &weights[$first..],
-                from,
-                panels(blocks, height, &rows),
-                near,
-                &mut out[$first * out_stride..],
-                out_stride,
-            )
+            if let Some(weights) = weights[$first..].first_chunk() {
+                let out = &mut out[$first * out_stride..];
+                values_of::<N, $q, $p, FMA, WIDE>(weights, blocks, &positions, out, out_stride);
+            }
         };
     }
-    some_at_a_time!(out.len().div_ceil(out_stride), tiles);
+    some_at_a_time!(weights.len(), tiles);
 }
 
 per_isa! {
-    /// `out[q] += Σ_i weights[q][from + i] · row[i]`, one row after the other, so that a sum in pieces has the bits of the whole and none
-    /// depends on the other queries.
-    ///
-    /// A row is kept in panels of 16 numbers: `blocks` side by side, each `[width / 16][height][16]`, of which `rows` are summed. Query `q` has
-    /// the rows' weights at `weights[q][from..]` and its `width` sums from `q · out_stride` on; there are as many queries as `out`
-    /// has room for.
-    ///
-    /// With keys, a panel a block (`[head_dim][16 positions]`), and queries as weights these are scores; with values
-    /// (`[head_dim / 16][positions][16]`) and softmax weights, the attention's output.
-    pub fn add_products_f32(
-        weights: &[Weights], from: usize, blocks: &[&[f32]], height: usize, rows: Range<usize>, out: &mut [f32],
-        out_stride: usize,
-    ) {
-        products::<f32, FMA, WIDE>(weights, from, blocks, height, rows, out, out_stride);
+    /// `out[q][16 i + l] = Σ_d query[q][d] · key[d]` for key `l` of block `i`; `blocks` are `[head_dim][16 keys]`.
+    pub fn scores_f32(queries: &[Weights], blocks: &[&[f32]], head_dim: usize, out: &mut [Weights]) {
+        scores::<f32, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
-    /// [`add_products_f32`] with rows in half precision, which are widened in registers.
-    pub fn add_products_f16(
-        weights: &[Weights], from: usize, blocks: &[&[f16]], height: usize, rows: Range<usize>, out: &mut [f32],
-        out_stride: usize,
+    /// [`scores_f32`] with keys in half precision, which are widened in registers.
+    pub fn scores_f16(queries: &[Weights], blocks: &[&[f16]], head_dim: usize, out: &mut [Weights]) {
+        scores::<f16, FMA, WIDE>(queries, blocks, head_dim, out);
+    }
+
+    /// `out[q] += Σ_i weights[q][i] · value[i]` over `positions`, counted from the first block on, one after the other, so that a sum in pieces
+    /// has the bits of the whole and none depends on the other queries.
+    ///
+    /// `blocks` are `[dimensions / 16][16 values][16]`; the sums of query `q` are at `out[q · out_stride..]`.
+    pub fn add_values_f32(
+        weights: &[Weights], blocks: &[&[f32]], positions: Range<usize>, out: &mut [f32], out_stride: usize,
     ) {
-        products::<f16, FMA, WIDE>(weights, from, blocks, height, rows, out, out_stride);
+        values::<f32, FMA, WIDE>(weights, blocks, positions, out, out_stride);
+    }
+
+    /// [`add_values_f32`] with values in half precision.
+    pub fn add_values_f16(
+        weights: &[Weights], blocks: &[&[f16]], positions: Range<usize>, out: &mut [f32], out_stride: usize,
+    ) {
+        values::<f16, FMA, WIDE>(weights, blocks, positions, out, out_stride);
     }
 
     /// Of `scores`, a multiple of 16, those in `seen` become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` where
@@ -365,85 +466,114 @@ mod tests {
         (0..n).map(|i| (i * 7 % modulus) as f32 - 5.0).collect()
     }
 
-    /// `n` queries with `height` weights each, behind three others.
-    fn weights_of(n: usize, weights: Vec<f32>, height: usize) -> Vec<Weights> {
-        let mut all = vec![[f32::NAN; _]; n];
-        all.iter_mut()
-            .zip(weights.chunks_exact(height))
-            .for_each(|(all, weights)| all[3..][..height].copy_from_slice(weights));
+    /// Room for as many queries as there are rows of weights.
+    fn weights_of(rows: &[f32], n: usize) -> Vec<Weights> {
+        let mut all = vec![[f32::NAN; _]; rows.len() / n];
+        all.iter_mut().zip(rows.chunks_exact(n)).for_each(|(all, row)| all[..n].copy_from_slice(row));
         all
     }
 
+    fn halves_of(x: &[f32]) -> Vec<f16> {
+        x.iter().copied().map(f16::from_f32).collect()
+    }
+
     #[test]
-    fn products_of_any_shape_are_right_in_both_types() {
-        // Panels, their height, the rows, queries.
-        let cases = [
-            (1, 128, 0..128, 4),
-            (8, 16, 0..16, 4),
-            (8, 16, 3..9, 1),
-            (3, 7, 1..7, 3),
-            (2, 5, 0..5, 7),
-            (8, 16, 0..16, 16),
-            (1, 9, 2..9, 11),
-            (2, 9, 0..9, 37),
-            (4, 16, 5..5, 2),
-            (9, 128, 0..128, 1),
-            (5, 16, 1..16, 3),
-            (7, 16, 0..15, 20),
-        ];
-        for (n_panels, height, range, n_queries) in cases {
-            let out_stride = n_panels * LANES + 2;
-            let panels = numbers(n_panels * height * LANES, 11);
-            let weights = weights_of(n_queries, numbers(n_queries * height, 13), height);
-            let start = numbers(n_queries * out_stride - 2, 17);
-            let mut expected = start.clone();
-            for q in 0..n_queries {
-                for (p, panel) in panels.chunks_exact(height * LANES).enumerate() {
-                    for (i, row) in panel.chunks_exact(LANES).enumerate().filter(|(i, _)| range.contains(i)) {
-                        for (lane, x) in row.iter().enumerate() {
-                            expected[q * out_stride + p * LANES + lane] += weights[q][3 + i - range.start] * x;
-                        }
+    fn scores_of_any_shape_are_right_in_both_types() {
+        for (n_blocks, head_dim, n_queries) in
+            [(1, 128, 4), (16, 128, 16), (3, 7, 3), (2, 5, 7), (5, 16, 11), (9, 20, 1), (7, 9, 37), (4, 16, 2)]
+        {
+            let keys = numbers(n_blocks * head_dim * LANES, 11);
+            let queries = weights_of(&numbers(n_queries * head_dim, 13), head_dim);
+            let mut expected: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
+            for (query, expected) in queries.iter().zip(&mut expected) {
+                for (keys, expected) in keys.chunks_exact(head_dim * LANES).zip(expected.chunks_exact_mut(LANES)) {
+                    for (lane, expected) in expected.iter_mut().enumerate() {
+                        *expected = (0..head_dim).map(|d| query[d] * keys[d * LANES + lane]).sum();
                     }
                 }
             }
-            let halves: Vec<f16> = panels.iter().copied().map(f16::from_f32).collect();
-            // In one block, and in blocks of a panel each.
-            for panels_together in [n_panels, 1] {
-                let len = panels_together * height * LANES;
-                let mut out = start.clone();
-                let blocks: Vec<&[f32]> = panels.chunks(len).collect();
-                add_products_f32(&weights, 3, &blocks, height, range.clone(), &mut out, out_stride);
-                assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries");
-                let mut out = start.clone();
-                let blocks: Vec<&[f16]> = halves.chunks(len).collect();
-                add_products_f16(&weights, 3, &blocks, height, range.clone(), &mut out, out_stride);
-                assert_eq!(out, expected, "{n_panels} panels of {height}, {n_queries} queries, f16");
+            let len = head_dim * LANES;
+            let mut out: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
+            let mut out_f16 = out.clone();
+            scores_f32(&queries, &keys.chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out);
+            scores_f16(&queries, &halves_of(&keys).chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out_f16);
+            for q in 0..n_queries {
+                let n = n_blocks * LANES;
+                assert_eq!(out[q][..n], expected[q][..n], "{n_blocks} blocks, query {q} of {n_queries}");
+                assert_eq!(out_f16[q][..n], expected[q][..n], "{n_blocks} blocks, query {q} of {n_queries}, f16");
             }
+        }
+    }
+
+    #[test]
+    fn values_of_any_shape_are_right_in_both_types() {
+        // Blocks, panels, positions, queries.
+        for (n_blocks, n_panels, positions, n_queries) in [
+            (1, 8, 0..16, 4),
+            (2, 8, 3..25, 1),
+            (4, 3, 17..31, 7),
+            (16, 8, 0..256, 16),
+            (3, 2, 0..37, 37),
+            (3, 4, 16..16, 2),
+            (5, 9, 15..65, 3),
+            (2, 7, 0..31, 20),
+        ] {
+            let stride = n_panels * LANES + 2;
+            let values = numbers(n_blocks * n_panels * LANES * LANES, 11);
+            let weights = weights_of(&numbers(n_queries * n_blocks * LANES, 13), n_blocks * LANES);
+            let start = numbers(n_queries * stride - 2, 17);
+            let mut expected = start.clone();
+            for (q, weights) in weights.iter().enumerate() {
+                for i in positions.clone() {
+                    for d in 0..n_panels * LANES {
+                        let row = (i / LANES * n_panels + d / LANES) * LANES + i % LANES;
+                        expected[q * stride + d] += weights[i] * values[row * LANES + d % LANES];
+                    }
+                }
+            }
+            let len = n_panels * LANES * LANES;
+            let (mut out, mut out_f16) = (start.clone(), start);
+            let blocks: Vec<&[f32]> = values.chunks_exact(len).collect();
+            add_values_f32(&weights, &blocks, positions.clone(), &mut out, stride);
+            assert_eq!(out, expected, "{n_panels} panels, {positions:?}, {n_queries} queries");
+            let halves = halves_of(&values);
+            let blocks: Vec<&[f16]> = halves.chunks_exact(len).collect();
+            add_values_f16(&weights, &blocks, positions.clone(), &mut out_f16, stride);
+            assert_eq!(out_f16, expected, "{n_panels} panels, {positions:?}, {n_queries} queries, f16");
         }
     }
 
     #[test]
     fn halves_of_every_kind_widen_as_the_library_has_it() {
-        // One query whose weight is 1: the sum is the number.
+        // One query whose only number is 1: the score is the key.
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut wide = vec![0.0; halves.len()];
-        add_products_f16(&[[1.0; _]], 0, &[&halves], 1, 0..1, &mut wide, halves.len());
-        for (half, wide) in halves.iter().zip(&wide) {
-            assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
+        for halves in halves.chunks(1024) {
+            let mut wide: [Weights; 1] = [[0.0; _]];
+            scores_f16(&[[1.0; _]], &halves.chunks(LANES).collect::<Vec<_>>(), 1, &mut wide);
+            for (half, wide) in halves.iter().zip(&wide[0]) {
+                assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
+            }
         }
     }
 
     #[test]
-    fn sums_do_not_depend_on_the_queries_beside_them() {
-        let panels: Vec<f32> = (0..3 * 9 * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
-        let weights = weights_of(21, (0..21 * 9).map(|i| (i as f32 * 0.73).cos()).collect(), 9);
+    fn sums_depend_neither_on_the_queries_beside_them_nor_on_pieces() {
+        let numbers: Vec<f32> = (0..2 * 3 * LANES * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
+        let blocks: Vec<&[f32]> = numbers.chunks_exact(3 * LANES * LANES).collect();
+        let weights = weights_of(&(0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect::<Vec<_>>(), 32);
         let mut together = vec![0.0; 21 * 48];
-        add_products_f32(&weights, 3, &[&panels], 9, 0..9, &mut together, 48);
+        let mut scores: Vec<Weights> = vec![[0.0; _]; 21];
+        add_values_f32(&weights, &blocks, 0..32, &mut together, 48);
+        scores_f32(&weights, &blocks, 32, &mut scores);
         for q in 0..21 {
             let mut alone = vec![0.0; 48];
-            add_products_f32(&weights[q..], 3, &[&panels], 9, 0..4, &mut alone, 48);
-            add_products_f32(&weights[q..], 7, &[&panels], 9, 4..9, &mut alone, 48);
+            for positions in [0..4, 4..21, 21..32] {
+                add_values_f32(&weights[q..=q], &blocks, positions, &mut alone, 48);
+            }
             assert_eq!(alone, together[q * 48..][..48]);
+            let mut alone: [Weights; 1] = [[0.0; _]];
+            scores_f32(&weights[q..=q], &blocks, 32, &mut alone);
+            assert_eq!(alone[0][..32], scores[q][..32]);
         }
     }
 }

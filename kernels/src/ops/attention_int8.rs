@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
 
-use super::attention::{LINE, NEAR, fetch_behind, some_at_a_time};
+use super::attention::{LINE, NEAR, Weights, fetch_behind, some_at_a_time};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.
@@ -146,18 +146,14 @@ fn add_rows<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, c
     }
 }
 
-/// Adds the products, in unit `unit`, of `Q` queries' weights from pair `from` on with the rows of `P` panels, which lie side by side in
-/// `out`.
+/// The products of `Q` queries' weights, from pair `from` on, with the rows of `P` panels.
 #[inline(always)]
 fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
     from: usize,
-    unit: usize,
     panels: [&[RowPair]; P],
     near: usize,
-    out: &mut [f32],
-    out_stride: usize,
-) {
+) -> [[[i32; LANES]; P]; Q] {
     // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
     let n_pairs = panels[0].len();
     let mut rows = panels;
@@ -191,76 +187,128 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
         add!(i);
         i += 1;
     }
+    sums
+}
+
+/// The scores of `P` blocks of keys, for `out` from `column` on.
+#[inline(always)]
+fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    queries: &[IntWeights; Q],
+    blocks: &[&[i8]; P],
+    units: &[&[f32]; P],
+    height: usize,
+    column: usize,
+    out: &mut [Weights; Q],
+) {
+    let mut panels: [&[RowPair]; P] = [&[]; P];
+    for p in 0..P {
+        panels[p] = &blocks[p].as_chunks().0[..height];
+    }
+    // A block and the units behind it.
+    let near = (P * (blocks[0].len() + LINE)).max(NEAR);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(queries, 0, panels, near);
     for q in 0..Q {
-        let unit_of = weights[q].units[unit];
         for p in 0..P {
-            let out = &mut out[q * out_stride + p * LANES..][..LANES];
+            let units: &[f32; LANES] = units[p].first_chunk().expect("a unit per position");
+            let mut scores = [0f32; LANES];
+            for l in 0..LANES {
+                scores[l] = queries[q].units[0] * sums[q][p][l] as f32 * units[l];
+            }
+            out[q][column + p * LANES..][..LANES].copy_from_slice(&scores);
+        }
+    }
+}
+
+/// [`score`] for any number of blocks, `P` at a time.
+#[inline(always)]
+fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    queries: &[IntWeights; Q],
+    blocks: &[&[i8]],
+    units: &[&[f32]],
+    height: usize,
+    out: &mut [Weights; Q],
+) {
+    let (together, rest) = blocks.as_chunks::<P>();
+    let (units, units_of_rest) = units.as_chunks::<P>();
+    for (i, (blocks, units)) in together.iter().zip(units).enumerate() {
+        score::<Q, P, FMA, WIDE, VNNI>(queries, blocks, units, height, i * P * LANES, out);
+    }
+    for (i, (block, units)) in rest.iter().zip(units_of_rest).enumerate() {
+        let column = (together.len() * P + i) * LANES;
+        score::<Q, 1, FMA, WIDE, VNNI>(queries, &[block], &[units], height, column, out);
+    }
+}
+
+/// [`scores_i8`] for any number of queries.
+#[inline(always)]
+fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    queries: &[IntWeights],
+    blocks: &[&[i8]],
+    units: &[&[f32]],
+    height: usize,
+    out: &mut [Weights],
+) {
+    macro_rules! tiles {
+        ($first:expr, $q:literal, $p:literal) => {
+            if let (Some(queries), Some(out)) = (queries[$first..].first_chunk(), out[$first..].first_chunk_mut()) {
+                scores_of::<$q, $p, FMA, WIDE, VNNI>(queries, blocks, units, height, out);
+            }
+        };
+    }
+    some_at_a_time!(queries.len(), tiles);
+}
+
+/// Adds the values of block `i` in `P` panels of dimensions, from number `panel` on.
+#[inline(always)]
+fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: &[IntWeights; Q],
+    i: usize,
+    block: &[i8],
+    panel: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    const HEIGHT: usize = POSITIONS / 2;
+    let mut panels: [&[RowPair]; P] = [&[]; P];
+    for p in 0..P {
+        panels[p] = &block.as_chunks().0[(panel + p) * HEIGHT..][..HEIGHT];
+    }
+    let near = (P * HEIGHT * size_of::<RowPair>()).max(NEAR);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, near);
+    for q in 0..Q {
+        let unit = weights[q].units[i];
+        for p in 0..P {
+            let out = &mut out[q * out_stride + (panel + p) * LANES..][..LANES];
             let mut total = [0f32; LANES];
             total.copy_from_slice(out);
             for l in 0..LANES {
-                total[l] = madd::<FMA>(unit_of, sums[q][p][l] as f32, total[l]);
+                total[l] = madd::<FMA>(unit, sums[q][p][l] as f32, total[l]);
             }
             out.copy_from_slice(&total);
         }
     }
 }
 
-/// [`tile`] for any number of panels, `P` at a time.
+/// [`value`] for all blocks and any number of panels, `P` at a time.
 #[inline(always)]
-fn tiles<'a, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
-    from: usize,
-    unit: usize,
-    mut panels: impl Iterator<Item = &'a [RowPair]>,
-    near: usize,
+    blocks: &[&[i8]],
+    n_panels: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let near = (P * near).max(NEAR);
-    let mut column = 0;
-    loop {
-        let mut waiting: [&[RowPair]; P] = [&[]; P];
-        let mut n = 0;
-        while n < P
-            && let Some(panel) = panels.next()
-        {
-            waiting[n] = panel;
-            n += 1;
+    for (i, block) in blocks.iter().enumerate() {
+        let mut panel = 0;
+        while panel + P <= n_panels {
+            value::<Q, P, FMA, WIDE, VNNI>(weights, i, block, panel, out, out_stride);
+            panel += P;
         }
-        if n < P {
-            for panel in &waiting[..n] {
-                tile::<Q, 1, FMA, WIDE, VNNI>(weights, from, unit, [panel], near, &mut out[column..], out_stride);
-                column += LANES;
-            }
-            return;
+        while panel < n_panels {
+            value::<Q, 1, FMA, WIDE, VNNI>(weights, i, block, panel, out, out_stride);
+            panel += 1;
         }
-        tile::<Q, P, FMA, WIDE, VNNI>(weights, from, unit, waiting, near, &mut out[column..], out_stride);
-        column += P * LANES;
     }
-}
-
-/// `out[q][16 i + l] += unit[q] · Σ weights[q] · panel i, lane l`, as many queries at a time as there are registers for.
-#[inline(always)]
-fn products<'a, const FMA: bool, const WIDE: bool, const VNNI: bool>(
-    weights: &[IntWeights],
-    from: usize,
-    unit: usize,
-    panels: impl Iterator<Item = &'a [RowPair]> + Clone,
-    near: usize,
-    out: &mut [f32],
-    out_stride: usize,
-) {
-    let n = out.len().div_ceil(out_stride);
-    assert!(weights.len() >= n, "{} queries for {n} places", weights.len());
-    macro_rules! tiles {
-        ($first:expr, $q:literal, $p:literal) => {
-            if let Some(weights) = weights[$first..].first_chunk() {
-                let out = &mut out[$first * out_stride..];
-                tiles::<$q, $p, FMA, WIDE, VNNI>(weights, from, unit, panels.clone(), near, out, out_stride);
-            }
-        };
-    }
-    some_at_a_time!(n, tiles);
 }
 
 /// [`quantize_i16`].
@@ -298,30 +346,31 @@ per_isa! {
         }
     }
 
-    /// `out[q][16 i + l] += Σ query[q] · key` for key `l` of block `i`, in units of the query, a sum of integers.
+    /// `out[q][16 i + l] = Σ query[q] · key` for key `l` of block `i`, in units of the query, a sum of integers, times the key's unit.
     ///
-    /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind. Queries are `out_stride` numbers apart in
-    /// `out`, as many as it has room for.
-    pub fn add_scores_i8(queries: &[IntWeights], blocks: &[&[i8]], height: usize, out: &mut [f32], out_stride: usize) {
-        // A block and the units behind it.
-        let near = blocks.first().map_or(0, |block| block.len() + LINE);
-        let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
-        products::<FMA, WIDE, VNNI>(queries, 0, 0, panels, near, out, out_stride);
+    /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind, and `units` their positions'.
+    pub fn scores_i8(
+        queries: &[IntWeights], blocks: &[&[i8]], units: &[&[f32]], height: usize, out: &mut [Weights],
+    ) {
+        scores::<FMA, WIDE, VNNI>(queries, blocks, units, height, out);
     }
 
     /// `out[q] += Σ weight[q] · value` over the 16 values of every block, one after the other, of each a sum of integers.
     ///
-    /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, with anything behind; `out` is as in
-    /// [`add_scores_i8`].
+    /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, with anything behind; the sums of query `q`
+    /// are at `out[q · out_stride..]`.
     pub fn add_values_i8(
         weights: &[IntWeights], blocks: &[&[i8]], n_panels: usize, out: &mut [f32], out_stride: usize,
     ) {
-        const HEIGHT: usize = POSITIONS / 2;
-        for (i, block) in blocks.iter().enumerate() {
-            let panels = block.as_chunks().0.chunks_exact(HEIGHT).take(n_panels);
-            let near = HEIGHT * size_of::<RowPair>();
-            products::<FMA, WIDE, VNNI>(weights, i * HEIGHT, i, panels, near, out, out_stride);
+        macro_rules! tiles {
+            ($first:expr, $q:literal, $p:literal) => {
+                if let Some(weights) = weights[$first..].first_chunk() {
+                    let out = &mut out[$first * out_stride..];
+                    values_of::<$q, $p, FMA, WIDE, VNNI>(weights, blocks, n_panels, out, out_stride);
+                }
+            };
         }
+        some_at_a_time!(weights.len(), tiles);
     }
 }
 
@@ -373,22 +422,24 @@ mod tests {
                     ints.set_query(&query(1024, 3, true));
                     ints.set_query(&query(head_dim, q, largest));
                 }
-                let stride = n_blocks * LANES + 3;
-                let mut out = vec![0.0; n_queries * stride - 3];
-                add_scores_i8(&queries, &blocks, height, &mut out, stride);
+                let units: Vec<f32> = (0..n_blocks * LANES).map(|i| 1.0 + i as f32 / 3.0).collect();
+                let units_of_blocks: Vec<&[f32]> = units.chunks_exact(LANES).collect();
+                type Way = fn(&[IntWeights], &[&[i8]], &[&[f32]], usize, &mut [Weights]);
+                let scores_by = |way: Way| {
+                    let mut out: Vec<Weights> = vec![[0.0; _]; n_queries];
+                    way(&queries, &blocks, &units_of_blocks, height, &mut out);
+                    out
+                };
+                let out = scores_by(scores_i8);
                 // The ways that are not taken on this CPU.
-                let panels = blocks.iter().map(|block| &block.as_chunks().0[..height]);
-                let mut others = vec![vec![0.0; out.len()]];
-                products::<false, false, false>(&queries, 0, 0, panels.clone(), 0, &mut others[0], stride);
+                let mut others = vec![scores_by(scores::<false, false, false>)];
                 #[cfg(target_arch = "x86_64")]
                 {
                     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                        others.push(vec![0.0; out.len()]);
-                        products::<true, false, false>(&queries, 0, 0, panels.clone(), 0, &mut others[1], stride);
+                        others.push(scores_by(scores::<true, false, false>));
                     }
                     if is_x86_feature_detected!("avx512bw") {
-                        others.push(vec![0.0; out.len()]);
-                        products::<true, true, false>(&queries, 0, 0, panels, 0, &mut others[2], stride);
+                        others.push(scores_by(scores::<true, true, false>));
                     }
                 }
                 assert!(others.iter().all(|other| *other == out), "all ways sum the same integers");
@@ -400,7 +451,8 @@ mod tests {
                             let weight = |d: usize| i64::from(ints.pairs[d / 2][d % 2]);
                             let sum: i64 = (0..head_dim).map(|d| row(d) * weight(d)).sum();
                             assert_eq!(i64::from(sum as i32), sum, "{head_dim} products stay within int32");
-                            assert_eq!(out[q * stride + i * LANES + l], ints.units[0] * sum as f32);
+                            let i = i * LANES + l;
+                            assert_eq!(out[q][i], ints.units[0] * sum as f32 * units[i]);
                         }
                     }
                 }

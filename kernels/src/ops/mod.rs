@@ -59,8 +59,8 @@ macro_rules! per_isa {
 mod attention;
 mod attention_int8;
 
-pub use attention::{Weights, add_products_f16, add_products_f32, ask_for, exponentials, mix};
-pub use attention_int8::{IntWeights, add_scores_i8, add_values_i8, quantize_i16, quantize_weights};
+pub use attention::{Weights, add_values_f16, add_values_f32, ask_for, exponentials, mix, scores_f16, scores_f32};
+pub use attention_int8::{IntWeights, add_values_i8, quantize_i16, quantize_weights, scores_i8};
 
 #[inline(always)]
 fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -168,13 +168,6 @@ per_isa! {
     pub fn add(x: &[f32], y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x) {
             *y += *x;
-        }
-    }
-
-    /// `y = x · y`, number by number.
-    pub fn multiply(x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y *= *x;
         }
     }
 

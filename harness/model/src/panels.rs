@@ -149,6 +149,7 @@ pub(crate) struct Panels<'c> {
     head_dim: usize,
 }
 
+#[expect(clippy::large_enum_variant, reason = "on the stack, for the length of a call")]
 enum Blocks<'c> {
     F32(Each<&'c [f32]>),
     F16(Each<&'c [f16]>),

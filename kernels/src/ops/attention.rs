@@ -101,7 +101,7 @@ fn add_product<const FMA: bool, const WIDE: bool>(weight: f32, row: [f32; LANES]
         use std::arch::x86_64::*;
         // SAFETY: `WIDE` says that the CPU has AVX-512; the arrays are as long as registers.
         return unsafe {
-            let (row, sums) = (std::mem::transmute::<[f32; LANES], __m512>(row), std::mem::transmute(sums));
+            let [row, sums] = [row, sums].map(|lanes| std::mem::transmute::<[f32; LANES], __m512>(lanes));
             std::mem::transmute::<__m512, [f32; LANES]>(_mm512_fmadd_ps(_mm512_set1_ps(weight), row, sums))
         };
     }

@@ -1,9 +1,9 @@
 //! The screened head: the `k` best rows of a big dense matrix, bit for bit, at a third of its bytes.
 //!
 //! Greedy decoding needs the largest logit and no other, yet an F16 head of 128,256 x 2560 is 657 MB a token. A [`Screen`] is a
-//! copy of the rows in 5.25 bits a weight. It scores every row, with an upper bound on what the row's logit can be; the rows
-//! with the best scores are multiplied as the head itself would; and so is every other row whose bound reaches the worst of
-//! those. No other row can be among the best.
+//! copy of the rows in 5.25 bits a weight. It scores every row, with an upper bound on what the row's logit can be. Rows whose score
+//! would put them among the best so far are multiplied at once as the head itself would, and so is, in the end, every other row whose
+//! bound reaches the worst of the best. No other row can be among them.
 //!
 //! # The bound
 //! Row `w` is stored as `ŵ` (32 columns share a scale), the input `h` as `x̂` (int8, 32 columns share a scale), and with

@@ -85,19 +85,20 @@ fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
     };
     paths()
         .map(|path| {
-            let alone = run(path, &[query(x)]);
-            for n_queries in 2..=10 {
-                let others = others(x, n_queries);
-                let together = run(path, &others.chunks_exact(x.len()).map(query).collect::<Vec<_>>());
+            let others = others(x, 10);
+            let others: Vec<&[f32]> = others.chunks_exact(x.len()).collect();
+            let mut alone: Vec<_> = others.iter().map(|other| run(path, &[query(other)])).collect();
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            for n_queries in 2..=others.len() {
+                let together = run(path, &others[..n_queries].iter().map(|other| query(other)).collect::<Vec<_>>());
                 let n = screen.head.n();
-                for (i, other) in others.chunks_exact(x.len()).enumerate() {
-                    let alone = run(path, &[query(other)]);
-                    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                for (i, alone) in alone[..n_queries].iter().enumerate() {
                     assert_eq!(bits(&together.0[i * n..][..n]), bits(&alone.0), "{i} of {n_queries}: scores");
                     assert_eq!(bits(&together.1[i * n..][..n]), bits(&alone.1), "{i} of {n_queries}: bounds");
                 }
             }
-            alone
+            // The first is `x` itself.
+            alone.swap_remove(0)
         })
         .collect()
 }

@@ -15,7 +15,7 @@ pub const TOLERANCE: f64 = 0.05;
 pub struct Peaks {
     /// Reading memory: the best sample of the bandwidth probe.
     pub bandwidth_bytes_per_s: f64,
-    /// Multiply-adds: the best sample of the MAC probe.
+    /// Multiply-adds: the best sample of the MAC probe, to refuse by, or what lasted beside the run, to take shares of.
     pub macs_per_s: f64,
     /// Fused multiply-adds of floats; 0 in old records, where they bound nothing.
     pub f32_fmas_per_s: f64,

@@ -67,7 +67,7 @@ pub(crate) fn attend(
     if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
             SCRATCH.with_borrow_mut(|scratch| {
-                let Scratch { queries, answers, of_chunk } = scratch;
+                let Scratch { queries, answers, of_chunk, .. } = scratch;
                 for item in &items[range] {
                     item.take_queries(q, queries);
                     answers.clear();
@@ -85,14 +85,10 @@ pub(crate) fn attend(
     let mut work: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (i, chunk))).collect();
     work.sort_by_key(|&(_, chunk)| chunk);
-    let queries: Vec<Queries> = items
-        .iter()
-        .map(|item| {
-            let mut queries = Queries::default();
-            item.take_queries(q, &mut queries);
-            queries
-        })
-        .collect();
+    // Taken out, as this thread works on chunks as well.
+    let mut queries = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.of_items));
+    queries.resize_with(queries.len().max(items.len()), Queries::default);
+    items.iter().zip(&mut queries).for_each(|(item, queries)| item.take_queries(q, queries));
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
     let mut parts = vec![0.0; work.len() * len];
     let shared = SharedMut::new(&mut parts);
@@ -117,6 +113,7 @@ pub(crate) fn attend(
             item.finish(&answers, &out);
         }
     });
+    SCRATCH.with_borrow_mut(|scratch| scratch.of_items = queries);
 }
 
 /// Neighbouring tokens of a sequence with neighbouring heads that read one KV head: `n_tokens * n_heads` queries.
@@ -144,6 +141,8 @@ thread_local! {
 #[derive(Default)]
 struct Scratch {
     queries: Queries,
+    /// Where chunks are work of their own: of every item.
+    of_items: Vec<Queries>,
     answers: Vec<f32>,
     of_chunk: ChunkScratch,
 }

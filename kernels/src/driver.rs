@@ -9,7 +9,7 @@ use crate::bytes::{Aligned, Bytes};
 use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
-use crate::ops;
+use crate::ops::{self, Gate, Products, Sums};
 use crate::probe::Arithmetic;
 use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
@@ -225,7 +225,7 @@ impl Scratch {
         let prepared =
             self.prepared.iter().map(|(_, prepared)| prepared.bytes.capacity() + prepared.sums.capacity() * 4);
         self.rows.bytes()
-            + self.quantized.values.capacity()
+            + self.quantized.values.bytes()
             + 4 * self.quantized.scales.capacity()
             + prepared.sum::<usize>()
     }
@@ -260,9 +260,6 @@ enum Then<'a> {
     /// It goes through the gate, with the product of another matrix beside it.
     Gate(&'a Linear, Gate),
 }
-
-/// `gate = activation(gate) · up`, as the gates of [`ops`].
-pub type Gate = fn(&mut [f32], &[f32]);
 
 impl<'a> Output<'a> {
     /// `y = x · Wᵀ`, `m x n`.
@@ -314,29 +311,16 @@ impl<'a> Product<'a> {
         let step = SUMS / (tile * m).max(1);
         let step = if m > 1 { step.saturating_sub(1) | 1 } else { step.max(1) };
         let step = step.next_multiple_of(self.tiles_per_call(m));
-        BUFFERS.with_borrow_mut(|Buffers { sums: [sums, sums_up], row }| {
+        BUFFERS.with_borrow_mut(|[sums, sums_up]| {
             for start in tiles.clone().step_by(step) {
                 let rows = start * tile..((start + step).min(tiles.end) * tile).min(n);
-                sums.compute(self.linear, x, m, scratch, rows.clone());
-                if let Then::Gate(up, _) = self.then {
-                    sums_up.compute(up, x, m, scratch, rows.clone());
-                }
-                row.resize(rows.len());
-                for token in 0..m {
-                    // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
-                    let y = unsafe { y.slice(token * n + rows.start..token * n + rows.end) };
-                    match self.then {
-                        Then::Store => sums.write(self.linear, scratch, token, rows.start, y),
-                        Then::Add(scale) => {
-                            sums.write(self.linear, scratch, token, rows.start, row);
-                            ops::axpy(scale, row, y);
-                        }
-                        Then::Gate(up, activate) => {
-                            sums.write(self.linear, scratch, token, rows.start, y);
-                            sums_up.write(up, scratch, token, rows.start, row);
-                            activate(y, row);
-                        }
-                    }
+                // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
+                let mut y = unsafe { y.columns(n, rows.clone()) };
+                let products = sums.compute(self.linear, x, m, scratch, rows.clone());
+                match self.then {
+                    Then::Store => ops::store(&products, &mut y),
+                    Then::Add(scale) => ops::add_scaled(&products, scale, &mut y),
+                    Then::Gate(up, gate) => gate(&products, &sums_up.compute(up, x, m, scratch, rows), &mut y),
                 }
             }
         });
@@ -427,59 +411,45 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
     });
 }
 
-/// Products of some rows of a matrix with all tokens, before scales and biases.
-#[derive(Default)]
-struct Sums {
-    ternary: Aligned<i32>,
-    dense: Aligned<f32>,
-    /// From token to token.
-    stride: usize,
-}
-
-/// What a thread needs to compute an [`Output`].
-#[derive(Default)]
-struct Buffers {
-    sums: [Sums; 2],
-    row: Aligned<f32>,
-}
-
 thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::default();
+    /// For sums that a thread computes: of a matrix, and of another beside it.
+    static BUFFERS: RefCell<[SumsBuffer; 2]> = RefCell::default();
 }
 
-impl Sums {
+/// For the bits of int32 or f32 sums.
+#[derive(Default)]
+struct SumsBuffer(Aligned<u32>);
+
+impl SumsBuffer {
     /// Multiplies `rows` of `linear`, which begin with a tile of its kernel and end with one or with the matrix.
-    fn compute(&mut self, linear: &Linear, x: &[f32], m: usize, scratch: &Scratch, rows: Range<usize>) {
+    fn compute<'a>(
+        &'a mut self,
+        linear: &'a Linear,
+        x: &[f32],
+        m: usize,
+        scratch: &'a Scratch,
+        rows: Range<usize>,
+    ) -> Products<'a> {
         let name = linear.kernel_name(m);
         let prepared = scratch.prepared.iter().find(|(prepared_for, _)| *prepared_for == name);
         let (_, prepared) = prepared.expect("`prepare` ran for this group");
-        match &linear.weights {
+        let bias = linear.bias.as_ref().map(|bias| &bias[rows.clone()]);
+        let (stride, kind) = match &linear.weights {
             Weights::Ternary(ternary) => {
                 let (kernel, packed) = ternary.at(m);
                 let padded = rows.start..rows.end.next_multiple_of(kernel.info().row_tile);
-                self.stride = padded.len();
-                self.ternary.resize(m * self.stride);
-                kernel.compute(packed, prepared, padded, &mut self.ternary);
+                let stride = padded.len();
+                self.0.resize(m * stride);
+                kernel.compute(packed, prepared, padded, bytemuck::cast_slice_mut(&mut self.0));
+                (stride, Sums::I32 { scale: ternary.about.scale, scales: &scratch.quantized.scales })
             }
             Weights::Dense { kernel, matrix } => {
-                self.stride = rows.len();
-                self.dense.resize(m * self.stride);
-                kernel.compute(matrix, x, &prepared.bytes, m, rows, &mut self.dense);
+                let stride = rows.len();
+                self.0.resize(m * stride);
+                kernel.compute(matrix, x, &prepared.bytes, m, rows, bytemuck::cast_slice_mut(&mut self.0));
+                (stride, Sums::F32)
             }
-        }
-    }
-
-    /// Writes what was computed for a token, scaled and with its biases, the first of which is that of row `first`.
-    fn write(&self, linear: &Linear, scratch: &Scratch, token: usize, first: usize, y: &mut [f32]) {
-        let start = token * self.stride;
-        match &linear.weights {
-            Weights::Ternary(ternary) => {
-                ops::scale(&self.ternary[start..][..y.len()], ternary.about.scale / scratch.quantized.scales[token], y);
-            }
-            Weights::Dense { .. } => y.copy_from_slice(&self.dense[start..][..y.len()]),
-        }
-        if let Some(bias) = &linear.bias {
-            ops::add(&bias[first..][..y.len()], y);
-        }
+        };
+        Products { sums: &self.0, stride, kind, bias }
     }
 }

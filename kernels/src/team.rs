@@ -242,6 +242,40 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
+impl<T> SharedMut<'_, T> {
+    /// The columns `columns` of a matrix with rows of `width`; panics when they do not lie inside.
+    ///
+    /// # Safety
+    /// Parts that live at the same time do not overlap.
+    pub unsafe fn columns(&self, width: usize, columns: Range<usize>) -> Columns<'_, T> {
+        assert!(columns.start <= columns.end && columns.end <= width, "{columns:?} of {width} columns");
+        Columns { matrix: self, width, columns }
+    }
+}
+
+/// Some columns of all rows of a matrix, which nobody else has.
+pub struct Columns<'a, T> {
+    matrix: &'a SharedMut<'a, T>,
+    width: usize,
+    columns: Range<usize>,
+}
+
+impl<T> Columns<'_, T> {
+    /// Rows of the matrix.
+    #[inline(always)]
+    pub fn n_rows(&self) -> usize {
+        self.matrix.len / self.width
+    }
+
+    /// The columns of a row.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        let start = row * self.width;
+        // SAFETY: by the contract of `SharedMut::columns` nobody else has them, and this borrows them all.
+        unsafe { self.matrix.slice(start + self.columns.start..start + self.columns.end) }
+    }
+}
+
 /// Spins for some microseconds, then offers the core to others: on a busy machine the awaited worker may be descheduled.
 fn relax(spins: &mut u32) {
     *spins += 1;

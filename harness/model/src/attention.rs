@@ -246,7 +246,7 @@ impl Item<'_> {
             let out = unsafe { out.slice(self.heads(token)) };
             for (out, answer) in out.chunks_exact_mut(self.head_dim).zip(&mut answers) {
                 let inverse = 1.0 / answer[answer.len() - 1];
-                out.iter_mut().zip(answer).for_each(|(out, x)| *out = x * inverse);
+                ops::scale(inverse, &answer[..self.head_dim], out);
             }
         }
     }

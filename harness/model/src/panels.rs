@@ -135,7 +135,7 @@ impl Queries {
         self.ints.resize(if ty == KvType::Int8 { n } else { 0 }, IntWeights::default());
         for (i, query) in queries.enumerate() {
             let scaled = &mut self.floats[i][..query.len()];
-            scaled.iter_mut().zip(query).for_each(|(scaled, x)| *scaled = x * scale);
+            ops::scale(scale, query, scaled);
             if let Some(ints) = self.ints.get_mut(i) {
                 ints.set_query(scaled);
             }

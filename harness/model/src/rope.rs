@@ -1,5 +1,7 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864), in both pairings, with Llama 3's frequency scaling.
 
+use ternbench_kernels::ops;
+
 use crate::config::{ModelConfig, RopeLayout, RopeScaling};
 
 /// The frequencies of one RoPE base: `theta^(-2j / head_dim)`, scaled where the model says so.
@@ -20,25 +22,22 @@ impl Rope {
         Self { layout: config.rope_layout, inverse_frequencies }
     }
 
-    /// Appends the cosines and sines of `position` to a table: `head_dim / 2` pairs.
-    pub fn angles(&self, position: usize, table: &mut Vec<(f32, f32)>) {
-        table.extend(self.inverse_frequencies.iter().map(|frequency| {
-            let (sin, cos) = (position as f32 * frequency).sin_cos();
-            (cos, sin)
-        }));
+    /// Appends the cosines and then the sines of `position` to a table, `head_dim / 2` of each.
+    pub fn angles(&self, position: usize, table: &mut Vec<f32>) {
+        let angles = self.inverse_frequencies.iter().map(|frequency| position as f32 * frequency);
+        table.extend(angles.clone().map(f32::cos).chain(angles.map(f32::sin)));
     }
 
     /// Rotates one head by the angles of its position.
-    pub fn rotate(&self, head: &mut [f32], angles: &[(f32, f32)]) {
+    pub fn rotate(&self, head: &mut [f32], angles: &[f32]) {
+        let (cos, sin) = angles.split_at(angles.len() / 2);
         match self.layout {
             RopeLayout::HalfSplit => {
-                let (low, high) = head.split_at_mut(angles.len());
-                for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(angles) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
+                let (low, high) = head.split_at_mut(cos.len());
+                ops::rotate(low, high, cos, sin);
             }
             RopeLayout::Interleaved => {
-                for (pair, &(cos, sin)) in head.chunks_exact_mut(2).zip(angles) {
+                for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
                     (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[1] * cos + pair[0] * sin);
                 }
             }

@@ -88,8 +88,8 @@ pub(crate) struct Buffers {
     out: Aligned<f32>,
     logits: Aligned<f32>,
     pub(crate) head: HeadSearch,
-    angles: Vec<(f32, f32)>,
-    local_angles: Vec<(f32, f32)>,
+    angles: Vec<f32>,
+    local_angles: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -103,7 +103,7 @@ impl Buffers {
     pub(crate) fn bytes(&self) -> usize {
         let Self { hidden, normed, q, k, v, attention, gated, out, logits, .. } = self;
         let floats = [hidden, normed, q, k, v, attention, gated, out, logits].map(Aligned::bytes);
-        let angles = (self.angles.capacity() + self.local_angles.capacity()) * 8;
+        let angles = (self.angles.capacity() + self.local_angles.capacity()) * 4;
         floats.iter().sum::<usize>() + angles + self.scratch.bytes() + self.head.bytes()
     }
 }
@@ -428,7 +428,7 @@ impl Transformer {
     /// `h += Wdown · sub_norm(act(Wgate · norm(h)) * (Wup · norm(h)))`.
     fn ffn_block(&self, team: &Team, b: &mut Buffers, m: usize, layer: &Layer, time: &mut Breakdown) {
         let eps = self.config.norm_eps;
-        let activate = match self.config.activation {
+        let activate: ops::Gate = match self.config.activation {
             Activation::Relu2 => ops::relu2_gate,
             Activation::Silu => ops::silu_gate,
             Activation::GeluTanh => ops::gelu_gate,
@@ -526,22 +526,14 @@ impl Transformer {
     }
 
     /// Normalises (Gemma) and rotates every head of `x`, `width` values a token.
-    fn rotate(
-        &self,
-        team: &Team,
-        rope: &Rope,
-        angles: &[(f32, f32)],
-        gain: Option<&[f32]>,
-        x: &mut [f32],
-        width: usize,
-    ) {
-        let half = self.config.head_dim / 2;
+    fn rotate(&self, team: &Team, rope: &Rope, angles: &[f32], gain: Option<&[f32]>, x: &mut [f32], width: usize) {
+        let per_token = self.config.head_dim / 2 * 2;
         for_each_row(team, x, width, |token, row| {
             for head in row.chunks_exact_mut(self.config.head_dim) {
                 if let Some(gain) = gain {
                     ops::rms_norm_in_place(head, gain, self.config.norm_eps);
                 }
-                rope.rotate(head, &angles[token * half..(token + 1) * half]);
+                rope.rotate(head, &angles[token * per_token..][..per_token]);
             }
         });
     }

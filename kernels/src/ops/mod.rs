@@ -58,9 +58,11 @@ macro_rules! per_isa {
 
 mod attention;
 mod attention_int8;
+mod products;
 
 pub use attention::{Weights, add_values_f16, add_values_f32, ask_for, exponentials, mix, scores_f16, scores_f32};
 pub use attention_int8::{IntWeights, add_values_i8, quantize_i16, quantize_weights, scores_i8};
+pub use products::{Gate, Products, Sums, add_scaled, gelu_gate, relu2_gate, silu_gate, store};
 
 #[inline(always)]
 fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -203,36 +205,17 @@ per_isa! {
         f64::from(max) + lanes.iter().sum::<f64>().ln()
     }
 
-    /// `gate = relu(gate)² · up`, the gate of BitNet b1.58.
-    pub fn relu2_gate(gate: &mut [f32], up: &[f32]) {
-        for (gate, up) in gate.iter_mut().zip(up) {
-            let positive = gate.max(0.0);
-            *gate = positive * positive * up;
+    /// `y = alpha · x`, of as many numbers.
+    pub fn scale(alpha: f32, x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = alpha * x;
         }
     }
 
-    /// `gate = silu(gate) · up`, the SwiGLU gate.
-    pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
-        for (gate, up) in gate.iter_mut().zip(up) {
-            *gate = *gate / (1.0 + exp::<FMA>(-*gate)) * up;
-        }
-    }
-
-    /// `gate = gelu(gate) · up` with the tanh approximation, the GeGLU gate of Gemma.
-    pub fn gelu_gate(gate: &mut [f32], up: &[f32]) {
-        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-        for (gate, up) in gate.iter_mut().zip(up) {
-            let x = *gate;
-            let inner = SQRT_2_OVER_PI * (x + 0.044715 * x * x * x);
-            // tanh(u) = 1 - 2 / (e^2u + 1), so (1 + tanh(u)) / 2 = 1 - 1 / (e^2u + 1).
-            *gate = x * (1.0 - 1.0 / (exp::<FMA>(2.0 * inner) + 1.0)) * up;
-        }
-    }
-
-    /// `y = scale · acc`, of as many numbers.
-    pub fn scale(acc: &[i32], scale: f32, y: &mut [f32]) {
-        for (y, &acc) in y.iter_mut().zip(acc) {
-            *y = acc as f32 * scale;
+    /// Rotates pairs: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`; the slices have one length.
+    pub fn rotate(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
     }
 
@@ -313,24 +296,6 @@ mod tests {
             assert!(!log_sum_exp(&row).is_finite());
         }
         assert!(!log_sum_exp(&[]).is_finite());
-    }
-
-    #[test]
-    fn gates_match_their_definitions_in_f64() {
-        let x: Vec<f32> = (-400..400).map(|i| i as f32 / 20.0).collect();
-        let up = vec![1.5f32; x.len()];
-        let (mut relu2, mut silu, mut gelu) = (x.clone(), x.clone(), x.clone());
-        relu2_gate(&mut relu2, &up);
-        silu_gate(&mut silu, &up);
-        gelu_gate(&mut gelu, &up);
-        for (i, &x) in x.iter().enumerate() {
-            let x = f64::from(x);
-            let close = |got: f32, want: f64| (f64::from(got) - want).abs() <= want.abs() * 2e-6 + 2e-6;
-            assert!(close(relu2[i], 1.5 * x.max(0.0).powi(2)));
-            assert!(close(silu[i], 1.5 * x / (1.0 + (-x).exp())), "silu {x}");
-            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-            assert!(close(gelu[i], 1.5 * x * 0.5 * (1.0 + u.tanh())), "gelu {x}: {}", gelu[i]);
-        }
     }
 
     #[test]

@@ -330,13 +330,14 @@ per_isa! {
         quantize(x, largest, out)
     }
 
-    /// Takes what softmax made of scores, times the values' units; 16 positions get a unit of their own, so that a large weight makes
-    /// none but its neighbours vanish. Where a weight is 0 its value counts for nothing, whatever it is.
-    pub fn quantize_weights(weights: &[f32], units: &[f32], out: &mut IntWeights) {
-        assert!(units.len() <= IntWeights::MAX_POSITIONS, "{} positions", units.len());
-        let (weights, units) = (weights.as_chunks::<POSITIONS>().0, units.as_chunks::<POSITIONS>().0);
+    /// Takes what softmax made of scores, times the values' units, block by block; 16 positions get a unit of their own, so that a large
+    /// weight makes none but its neighbours vanish. Where a weight is 0 its value counts for nothing, whatever it is.
+    pub fn quantize_weights(weights: &[f32], units: &[&[f32]], out: &mut IntWeights) {
+        assert!(units.len() <= IntWeights::MAX_POSITIONS / POSITIONS, "{} blocks", units.len());
+        let weights = weights.as_chunks::<POSITIONS>().0;
         let ints = out.pairs.as_flattened_mut().as_chunks_mut::<POSITIONS>().0;
         for (((weights, units), ints), unit) in weights.iter().zip(units).zip(ints).zip(&mut out.units) {
+            let units: &[f32; POSITIONS] = units.first_chunk().expect("a unit per position");
             let mut products = [0f32; POSITIONS];
             for i in 0..POSITIONS {
                 let product = weights[i] * units[i];
@@ -477,7 +478,7 @@ mod tests {
                 // What is large in one block does not make those of the others vanish.
                 let weight = |i: usize| (-(((i * 11 + q) % 40) as f32)).exp();
                 let weights: Vec<f32> = (0..n).map(|i| if here(&i) { weight(i) } else { 0.0 }).collect();
-                quantize_weights(&weights, &units, ints);
+                quantize_weights(&weights, &units.chunks_exact(POSITIONS).collect::<Vec<_>>(), ints);
                 let rounded = ints.pairs.as_flattened();
                 for i in 0..n {
                     let exact = if here(&i) { weights[i] * units[i] } else { 0.0 };
@@ -516,13 +517,13 @@ mod tests {
         units[20] = f32::NAN;
         let mut ints = IntWeights::default();
         let mut weights = [1e-9; 2 * POSITIONS];
-        quantize_weights(&weights, &units, &mut ints);
+        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
         assert!(ints.units[0] > 0.0 && ints.units[1].is_nan());
         weights[20] = 0.0;
-        quantize_weights(&weights, &units, &mut ints);
+        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
         assert!(ints.units[1].is_finite(), "what is not seen has no weight");
         weights[0] = f32::NAN;
-        quantize_weights(&weights, &units, &mut ints);
+        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
         assert!(ints.units[0].is_nan());
     }
 }

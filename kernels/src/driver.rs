@@ -9,7 +9,7 @@ use crate::bytes::{Aligned, Bytes};
 use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
 use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
-use crate::ops::{self, Gate, Products, Sums};
+use crate::ops::{self, Gate, Products, RmsNorm, Sums};
 use crate::probe::Arithmetic;
 use crate::team::{SharedMut, Team};
 use crate::trit::TernaryMatrix;
@@ -212,7 +212,7 @@ impl Linear {
 /// Buffers for prepared inputs, reused from call to call.
 #[derive(Default)]
 pub struct Scratch {
-    /// Rows of [`Input::Made`] as floats, where a matrix of the group wants them.
+    /// Rows of [`Input::Normed`] as floats, where a matrix of the group wants them.
     rows: Aligned<f32>,
     quantized: QuantizedActivations,
     /// The input as each kernel of the group wants it; mostly one.
@@ -236,9 +236,8 @@ impl Scratch {
 pub enum Input<'a> {
     /// All of them.
     Rows(&'a [f32]),
-    /// What the function writes for each token: ternary matrices have a row quantised by who made it, while it is in the cache, and it is
-    /// never stored.
-    Made(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+    /// What a norm makes of them: for ternary matrices they are normalised while they are quantised, and not stored.
+    Normed(&'a [f32], RmsNorm<'a>),
 }
 
 /// What a group's input is multiplied by, what becomes of the products, and where they go.
@@ -341,17 +340,17 @@ pub fn prepare(team: &Team, scratch: &mut Scratch, x: Input<'_>, m: usize, group
     let Scratch { rows, quantized, prepared } = scratch;
     let linears = || group.iter().flat_map(|output| output.product.linears());
     let is_dense = |linear: &Linear| matches!(linear.weights, Weights::Dense { .. });
-    if let (Input::Made(make), true) = (x, linears().any(is_dense)) {
+    let (given, norm) = match x {
+        Input::Rows(rows) => (rows, None),
+        Input::Normed(rows, norm) => (rows, Some(norm)),
+    };
+    assert_eq!(given.len(), m * k, "the input does not hold m * k values");
+    if let (Some(norm), true) = (norm, linears().any(is_dense)) {
         rows.resize(m * k);
-        ops::for_each_row(team, rows, k, make);
+        ops::for_each_row(team, rows, k, |token, row| ops::rms_norm(&given[token * k..][..k], norm, row));
     }
     if !linears().all(is_dense) {
-        match x {
-            Input::Rows(rows) => {
-                ops::quantize(team, m, k, &|token, row| row.copy_from_slice(&rows[token * k..][..k]), quantized)
-            }
-            Input::Made(make) => ops::quantize(team, m, k, make, quantized),
-        }
+        ops::quantize(team, given, norm, k, quantized);
     }
     let mut n_prepared = 0;
     for linear in linears() {
@@ -385,7 +384,7 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
             assert_eq!(rows.len(), m * k, "the input does not hold m * k values");
             rows
         }
-        Input::Made(_) => &scratch.rows[..],
+        Input::Normed(..) => &scratch.rows[..],
     };
     let mut outputs = Vec::with_capacity(group.len());
     let (mut n_tiles, mut per_call) = (0, 1);

@@ -205,19 +205,27 @@ impl Prepared {
 /// Columns from `first` on of `T` tokens, 4 of each in turn, zeros behind the last.
 fn interleave<const T: usize>(x: &QuantizedActivations, token: usize, first: usize, out: &mut [[i8; 4]]) {
     let out = out.as_chunks_mut::<T>().0;
+    let n_whole = (x.k.saturating_sub(first) / 4).min(out.len());
+    let (in_row, behind) = out.split_at_mut(n_whole);
+    let mut rows: [&[[i8; 4]]; T] = [&[]; T];
     for t in 0..T {
-        let row = x.row(token + t);
-        let row = &row[first.min(x.k)..(first + 4 * out.len()).min(x.k)];
-        let (whole, rest) = row.as_chunks();
-        let (in_row, behind) = out.split_at_mut(whole.len());
-        for (out, columns) in in_row.iter_mut().zip(whole) {
-            out[t] = *columns;
-        }
+        let row = &x.row(token + t)[first.min(x.k)..];
+        rows[t] = &row.as_chunks().0[..n_whole];
         for (i, out) in behind.iter_mut().enumerate() {
             out[t] = [0; 4];
             if i == 0 {
+                let rest = &row[4 * n_whole..];
                 out[t][..rest.len()].copy_from_slice(rest);
             }
+        }
+    }
+    // There are no more than 8.
+    if let Some(rows) = rows.first_chunk() {
+        return ops::interleave_eight(rows, in_row.as_flattened_mut().as_chunks_mut().0);
+    }
+    for t in 0..T {
+        for (out, columns) in in_row.iter_mut().zip(rows[t]) {
+            out[t] = *columns;
         }
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use ternbench_kernels::bytes::Aligned;
 use ternbench_kernels::dense::Activations;
 use ternbench_kernels::driver::{self, Input, Output, Scratch};
-use ternbench_kernels::ops::for_each_row;
+use ternbench_kernels::ops::{RmsNorm, for_each_row};
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::{Bytes, DenseMatrix, Dispatch, Linear, Pool, Screen, Team, Weights, ops};
 
@@ -391,15 +391,7 @@ impl Transformer {
             Output::store(&layer.k, &mut b.k),
             Output::store(&layer.v, &mut b.v),
         ];
-        Self::linear(
-            team,
-            &mut b.scratch,
-            Input::Made(&normed(&b.hidden, &layer.attn_norm, eps)),
-            m,
-            qkv,
-            Part::Qkv,
-            time,
-        );
+        Self::linear(team, &mut b.scratch, normed(&b.hidden, Some(&layer.attn_norm), eps), m, qkv, Part::Qkv, time);
 
         let local = self.config.window(index);
         let (rope, angles) = match (&self.local_rope, local) {
@@ -419,8 +411,7 @@ impl Transformer {
         attention::attend(team, &self.config, segments, index, window, &b.q, &mut b.attention);
         time.end(Part::Attention);
 
-        let sub_normed = layer.attn_sub_norm.as_deref().map(|gain| normed(&b.attention, gain, eps));
-        let x = sub_normed.as_ref().map_or(Input::Rows(&b.attention), |sub_normed| Input::Made(sub_normed));
+        let x = normed(&b.attention, layer.attn_sub_norm.as_deref(), eps);
         let residual = Residual { hidden: &mut b.hidden, out: &mut b.out, post_norm: layer.post_attn_norm.as_deref() };
         self.add(team, &mut b.scratch, x, m, &layer.o, residual, Part::O, time);
     }
@@ -435,18 +426,9 @@ impl Transformer {
         };
         b.gated.resize(m * self.config.ffn);
         let gated = &mut [Output::gated(&layer.gate, &layer.up, activate, &mut b.gated)];
-        Self::linear(
-            team,
-            &mut b.scratch,
-            Input::Made(&normed(&b.hidden, &layer.ffn_norm, eps)),
-            m,
-            gated,
-            Part::GateUp,
-            time,
-        );
+        Self::linear(team, &mut b.scratch, normed(&b.hidden, Some(&layer.ffn_norm), eps), m, gated, Part::GateUp, time);
 
-        let sub_normed = layer.ffn_sub_norm.as_deref().map(|gain| normed(&b.gated, gain, eps));
-        let x = sub_normed.as_ref().map_or(Input::Rows(&b.gated), |sub_normed| Input::Made(sub_normed));
+        let x = normed(&b.gated, layer.ffn_sub_norm.as_deref(), eps);
         let residual = Residual { hidden: &mut b.hidden, out: &mut b.out, post_norm: layer.post_ffn_norm.as_deref() };
         self.add(team, &mut b.scratch, x, m, &layer.down, residual, Part::Down, time);
     }
@@ -471,7 +453,8 @@ impl Transformer {
         out.resize(hidden.len());
         Self::linear(team, scratch, x, m, &mut [Output::store(linear, out)], part, time);
         let width = gain.len();
-        for_each_row(team, out, width, |_, out| ops::rms_norm_in_place(out, gain, self.config.norm_eps));
+        let norm = RmsNorm { gain, eps: self.config.norm_eps };
+        for_each_row(team, out, width, |_, out| ops::rms_norm_in_place(out, norm));
         for_each_row(team, hidden, width, |token, hidden| ops::axpy(scale, &out[token * width..][..width], hidden));
         time.end(Part::Other);
     }
@@ -492,8 +475,9 @@ impl Transformer {
             wanted.extend(first + starts_at(segment)..first + segment.tokens.len());
             first += segment.tokens.len();
         }
+        let norm = RmsNorm { gain: &self.output_norm, eps: self.config.norm_eps };
         for_each_row(team, &mut b.normed, width, |row, out| {
-            ops::rms_norm(&b.hidden[wanted[row] * width..][..width], &self.output_norm, self.config.norm_eps, out);
+            ops::rms_norm(&b.hidden[wanted[row] * width..][..width], norm, out);
         });
         time.end(Part::Other);
         b.logits.resize(0);
@@ -531,7 +515,7 @@ impl Transformer {
         for_each_row(team, x, width, |token, row| {
             for head in row.chunks_exact_mut(self.config.head_dim) {
                 if let Some(gain) = gain {
-                    ops::rms_norm_in_place(head, gain, self.config.norm_eps);
+                    ops::rms_norm_in_place(head, RmsNorm { gain, eps: self.config.norm_eps });
                 }
                 rope.rotate(head, &angles[token * per_token..][..per_token]);
             }
@@ -547,7 +531,7 @@ struct Residual<'b> {
     post_norm: Option<&'b [f32]>,
 }
 
-/// Makes rows of `x` with an RMSNorm over them; they are as wide as the gain.
-fn normed<'x>(x: &'x [f32], gain: &'x [f32], eps: f32) -> impl Fn(usize, &mut [f32]) + Sync + 'x {
-    move |token, out| ops::rms_norm(&x[token * gain.len()..][..gain.len()], gain, eps, out)
+/// The rows of `x`, with an RMSNorm over them where there is a gain.
+fn normed<'x>(x: &'x [f32], gain: Option<&'x [f32]>, eps: f32) -> Input<'x> {
+    gain.map_or(Input::Rows(x), |gain| Input::Normed(x, RmsNorm { gain, eps }))
 }

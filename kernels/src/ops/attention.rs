@@ -405,7 +405,7 @@ per_isa! {
         scores[first..seen.start].fill(f32::NEG_INFINITY);
         scores[seen.end..last].fill(f32::NEG_INFINITY);
         let scores = &mut scores[first..last];
-        let max = max_of(scores, f32::NEG_INFINITY, |score| score);
+        let max = max_of([&*scores], f32::NEG_INFINITY, |[score]| score);
         let mut lanes = [0f32; LANES];
         for chunk in scores.as_chunks_mut::<LANES>().0 {
             for i in 0..LANES {

@@ -3,10 +3,7 @@
 //! Each is a plain loop over a fixed number of lanes, compiled for the baseline, for AVX2 with FMA and F16C, and for AVX-512. Sums run in an
 //! order that depends on the length alone, so results change neither with the batch nor with the number of threads.
 
-use std::cell::RefCell;
-
 use crate::activation::QuantizedActivations;
-use crate::bytes::Aligned;
 use crate::team::{SharedMut, Team};
 
 /// Lanes of a running sum: two AVX2 registers, four NEON ones.
@@ -108,23 +105,33 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { value * scale }
 }
 
-/// The largest value of `x` under `f`, at least `start`; NaN never wins.
+/// The largest value of `f` over numbers in the same place of all of `x`, which have one length, at least `start`; NaN never wins.
 #[inline(always)]
-fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
+fn max_of<const N: usize>(x: [&[f32]; N], start: f32, f: impl Fn([f32; N]) -> f32) -> f32 {
+    /// Takes the numbers from `first` on into as many lanes as there are in `lanes`.
+    #[inline(always)]
+    fn take<const N: usize>(lanes: &mut [f32], x: [&[f32]; N], first: usize, f: impl Fn([f32; N]) -> f32) {
+        let width = lanes.len();
+        let x = x.map(|x| &x[first..][..width]);
+        for i in 0..width {
+            let mut numbers = [0.0; N];
+            for n in 0..N {
+                numbers[n] = x[n][i];
+            }
+            lanes[i] = larger(lanes[i], f(numbers));
+        }
+    }
     let mut lanes = [start; CHAINS * LANES];
-    let (together, rest) = x.as_chunks::<{ CHAINS * LANES }>();
-    for chunk in together {
-        for i in 0..CHAINS * LANES {
-            lanes[i] = larger(lanes[i], f(chunk[i]));
-        }
+    let mut first = 0;
+    while x[0].len() - first >= lanes.len() {
+        take(&mut lanes, x, first, &f);
+        first += lanes.len();
     }
-    let (alone, rest) = rest.as_chunks::<LANES>();
-    for chunk in alone {
-        for i in 0..LANES {
-            lanes[i] = larger(lanes[i], f(chunk[i]));
-        }
+    while x[0].len() - first >= LANES {
+        take(&mut lanes[..LANES], x, first, &f);
+        first += LANES;
     }
+    take(&mut lanes[..x[0].len() - first], x, first, &f);
     let mut width = lanes.len() / 2;
     while width > 0 {
         for i in 0..width {
@@ -132,7 +139,44 @@ fn max_of(x: &[f32], start: f32, f: impl Fn(f32) -> f32) -> f32 {
         }
         width /= 2;
     }
-    rest.iter().fold(lanes[0], |max, &x| larger(max, f(x)))
+    lanes[0]
+}
+
+/// The larger number, `a` where either is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// Columns as rows, four bytes each. Only for code that is compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transposed(block: [[[i8; 4]; 8]; 8]) -> [[[i8; 4]; 8]; 8] {
+    use std::arch::x86_64::*;
+    // SAFETY: the callers run on CPUs with AVX2; a register is as long as a row.
+    unsafe {
+        let row = |i: usize| std::mem::transmute::<[[i8; 4]; 8], __m256i>(block[i]);
+        let mut pairs = [_mm256_setzero_si256(); 8];
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_epi32(row(2 * i), row(2 * i + 1));
+            pairs[2 * i + 1] = _mm256_unpackhi_epi32(row(2 * i), row(2 * i + 1));
+        }
+        // Column c of four rows, and in the upper half column c + 4.
+        let mut fours = [_mm256_setzero_si256(); 8];
+        for half in 0..2 {
+            for high in 0..2 {
+                let (a, b) = (pairs[4 * half + high], pairs[4 * half + 2 + high]);
+                fours[4 * half + 2 * high] = _mm256_unpacklo_epi64(a, b);
+                fours[4 * half + 2 * high + 1] = _mm256_unpackhi_epi64(a, b);
+            }
+        }
+        let mut columns = [_mm256_setzero_si256(); 8];
+        for c in 0..4 {
+            columns[c] = _mm256_permute2x128_si256::<0x20>(fours[c], fours[c + 4]);
+            columns[c + 4] = _mm256_permute2x128_si256::<0x31>(fours[c], fours[c + 4]);
+        }
+        std::mem::transmute::<[__m256i; 8], [[[i8; 4]; 8]; 8]>(columns)
+    }
 }
 
 per_isa! {
@@ -174,24 +218,24 @@ per_isa! {
     }
 
     /// RMSNorm of one row: `out = gain · x / sqrt(mean(x²) + eps)`.
-    pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
-        for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
-            *out = gain * (x * scale);
+    pub fn rms_norm(x: &[f32], norm: RmsNorm<'_>, out: &mut [f32]) {
+        let factor = norm.factor(x);
+        for ((out, x), gain) in out.iter_mut().zip(x).zip(norm.gain) {
+            *out = gain * (x * factor);
         }
     }
 
     /// [`rms_norm`] of a row in its place.
-    pub fn rms_norm_in_place(x: &mut [f32], gain: &[f32], eps: f32) {
-        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
-        for (x, gain) in x.iter_mut().zip(gain) {
-            *x = gain * (*x * scale);
+    pub fn rms_norm_in_place(x: &mut [f32], norm: RmsNorm<'_>) {
+        let factor = norm.factor(x);
+        for (x, gain) in x.iter_mut().zip(norm.gain) {
+            *x = gain * (*x * factor);
         }
     }
 
     /// `log Σ e^x` for log-probabilities, the sum in f64; not finite where a value is NaN or the largest is infinite.
     pub fn log_sum_exp(x: &[f32]) -> f64 {
-        let max = max_of(x, f32::NEG_INFINITY, |x| x);
+        let max = max_of([x], f32::NEG_INFINITY, |[x]| x);
         let mut lanes = [0f64; LANES];
         let (chunks, rest) = x.as_chunks::<LANES>();
         for chunk in chunks {
@@ -224,15 +268,69 @@ per_isa! {
         x.iter().map(|&x| i32::from(x)).sum()
     }
 
+    /// `out[i][t] = rows[t][i]`: four values of each of eight rows in turn; all have one length.
+    pub fn interleave_eight(rows: &[&[[i8; 4]]; 8], out: &mut [[[i8; 4]; 8]]) {
+        let mut first = 0;
+        #[cfg(target_arch = "x86_64")]
+        if FMA {
+            while first + 8 <= out.len() {
+                let mut block = [[[0; 4]; 8]; 8];
+                for t in 0..8 {
+                    block[t].copy_from_slice(&rows[t][first..first + 8]);
+                }
+                out[first..first + 8].copy_from_slice(&transposed(block));
+                first += 8;
+            }
+        }
+        for (i, out) in out.iter_mut().enumerate().skip(first) {
+            for t in 0..8 {
+                out[t] = rows[t][i];
+            }
+        }
+    }
+
     /// Quantises one row to int8 (BitLinear: `s = 127 / max(absmax, 1e-5)`, round half to even) and returns `s`.
     pub fn quantize_row(x: &[f32], values: &mut [i8]) -> f32 {
-        let scale = 127.0 / max_of(x, 1e-5, f32::abs);
+        let scale = 127.0 / max_of([x], 1e-5, |[x]| x.abs());
         for (value, x) in values.iter_mut().zip(x) {
-            // |x * scale| rounds to at most 127 by the choice of the scale, so the low byte is the integer.
-            *value = (x * scale + TO_INTEGER).to_bits() as u8 as i8;
+            *value = to_int8(x * scale);
         }
         scale
     }
+
+    /// [`quantize_row`] of what [`rms_norm`] makes of `x`, to the bit; it is not stored.
+    pub fn quantize_normed(x: &[f32], norm: RmsNorm<'_>, values: &mut [i8]) -> f32 {
+        let factor = norm.factor(x);
+        let normed = |x: f32, gain: f32| gain * (x * factor);
+        let scale = 127.0 / max_of([x, norm.gain], 1e-5, |[x, gain]| normed(x, gain).abs());
+        for ((value, x), gain) in values.iter_mut().zip(x).zip(norm.gain) {
+            *value = to_int8(normed(*x, *gain) * scale);
+        }
+        scale
+    }
+}
+
+/// An RMSNorm (arXiv 1910.07467).
+#[derive(Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// One for each number of a row.
+    pub gain: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+impl RmsNorm<'_> {
+    /// `1 / sqrt(mean(x²) + eps)`.
+    #[inline(always)]
+    fn factor(self, x: &[f32]) -> f32 {
+        1.0 / (dot(x, x) / x.len() as f32 + self.eps).sqrt()
+    }
+}
+
+/// A number that rounds to -127..=127, as are those that a scale was chosen for, half to even: the low byte is the integer.
+#[inline(always)]
+fn to_int8(x: f32) -> i8 {
+    (x + TO_INTEGER).to_bits() as u8 as i8
 }
 
 /// Calls `f(row index, row)` for every row of `width` values, rows split over the team.
@@ -250,33 +348,22 @@ pub fn for_each_row<T: Send>(team: &Team, x: &mut [T], width: usize, f: impl Fn(
 /// Rows that a worker takes at once: a few tokens are done before another worker has woken up.
 const ROWS: usize = 8;
 
-thread_local! {
-    /// The row that is being quantised.
-    static ROW: RefCell<Aligned<f32>> = RefCell::default();
-}
-
-/// Quantises `m` rows of `k` values that `make(token, row)` writes, split over the team.
-pub fn quantize(
-    team: &Team,
-    m: usize,
-    k: usize,
-    make: &(dyn Fn(usize, &mut [f32]) + Sync),
-    out: &mut QuantizedActivations,
-) {
+/// Quantises rows of `k` numbers, normalised first where `norm` says so, split over the team.
+pub fn quantize(team: &Team, rows: &[f32], norm: Option<RmsNorm<'_>>, k: usize, out: &mut QuantizedActivations) {
+    let m = rows.len() / k;
     out.resize(m, k);
     let values = SharedMut::new(&mut out.values);
     let scales = SharedMut::new(&mut out.scales);
     team.split(m, ROWS, |tokens| {
-        ROW.with_borrow_mut(|row| {
-            row.resize(k);
-            for token in tokens {
-                make(token, row);
-                // SAFETY: every token is visited once, and its values and its scale are its own.
-                let (values, scale) =
-                    unsafe { (values.slice(token * k..(token + 1) * k), scales.slice(token..token + 1)) };
-                scale[0] = quantize_row(row, values);
-            }
-        });
+        for token in tokens {
+            let of_token = token * k..(token + 1) * k;
+            // SAFETY: every token is visited once, and its values and its scale are its own.
+            let (values, scale) = unsafe { (values.slice(of_token.clone()), scales.slice(token..token + 1)) };
+            scale[0] = match norm {
+                Some(norm) => quantize_normed(&rows[of_token], norm, values),
+                None => quantize_row(&rows[of_token], values),
+            };
+        }
     });
 }
 
@@ -305,6 +392,31 @@ mod tests {
         assert_eq!((scale, values), (1.0, [127, -127, 0, 2, 2, -2]));
         assert_eq!(quantize_row(&[0.0; 6], &mut values), 127.0 / 1e-5);
         assert_eq!(values, [0; 6]);
+    }
+
+    #[test]
+    fn a_row_normed_while_it_is_quantised_has_the_same_bits() {
+        for len in [1, 15, 16, 17, 63, 64, 100, 257] {
+            let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+            let gain: Vec<f32> = (0..len).map(|i| 1.0 + (i % 5) as f32 * 0.25).collect();
+            let norm = RmsNorm { gain: &gain, eps: 1e-5 };
+            let mut normed = vec![0.0; len];
+            rms_norm(&x, norm, &mut normed);
+            let (mut expected, mut values) = (vec![0; len], vec![0; len]);
+            assert_eq!(quantize_row(&normed, &mut expected), quantize_normed(&x, norm, &mut values));
+            assert_eq!(expected, values);
+        }
+    }
+
+    #[test]
+    fn eight_rows_are_interleaved_whatever_their_length() {
+        for len in 0..40 {
+            let rows: Vec<Vec<[i8; 4]>> = (0..8).map(|t| (0..len).map(|i| [t, i, t + i, t - i]).collect()).collect();
+            let rows: [&[[i8; 4]]; 8] = std::array::from_fn(|t| &rows[t][..]);
+            let mut out = vec![[[99; 4]; 8]; usize::from(len.cast_unsigned())];
+            interleave_eight(&rows, &mut out);
+            assert!(out.iter().enumerate().all(|(i, out)| (0..8).all(|t| out[t] == rows[t][i])), "{len}");
+        }
     }
 
     #[test]

@@ -118,7 +118,9 @@ fn others(x: &[f32], n: usize) -> Vec<f32> {
 /// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
 fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     let screen = screen(head).unwrap();
-    let logits = all_logits(head, x);
+    let inputs = others(x, 12);
+    // The first is `x` itself.
+    let logits: Vec<Vec<f32>> = inputs.chunks_exact(x.len()).map(|x| all_logits(head, x)).collect();
     let scores = scores(&screen, x);
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     for vector in scores[1..].windows(2) {
@@ -127,7 +129,7 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     }
     for (scores, bounds) in scores {
         for row in 0..head.n() {
-            let (logit, bound) = (logits[row], bounds[row]);
+            let (logit, bound) = (logits[0][row], bounds[row]);
             assert!(bound.is_finite() && bound >= logit, "{what}: row {row}: {logit} above its bound {bound}");
             // The same from below: the bound is on the distance.
             assert!(2.0 * scores[row] - bound <= logit, "{what}: row {row}: {logit}, {}, {bound}", scores[row]);
@@ -139,10 +141,10 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
         for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
             for m in [1, 7, 12] {
                 let (mut buffers, mut best) = (SearchBuffers::default(), vec![vec![(9, 9.0)]; m]);
-                let inputs = others(x, m);
-                let found = pool.run(|team| screen.search(team, &mut buffers, &inputs, scale, k, &mut best));
-                for (i, (best, x)) in best.iter().zip(inputs.chunks_exact(x.len())).enumerate() {
-                    let expected = if found.is_some() { best_of(&all_logits(head, x), scale, k) } else { Vec::new() };
+                let inputs = &inputs[..m * x.len()];
+                let found = pool.run(|team| screen.search(team, &mut buffers, inputs, scale, k, &mut best));
+                for (i, (best, logits)) in best.iter().zip(&logits).enumerate() {
+                    let expected = if found.is_some() { best_of(logits, scale, k) } else { Vec::new() };
                     let bits = |rows: &[(u32, f32)]| {
                         rows.iter().map(|&(row, logit)| (row, logit.to_bits())).collect::<Vec<_>>()
                     };

@@ -210,13 +210,6 @@ per_isa! {
         }
     }
 
-    /// `y += x`.
-    pub fn add(x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y += *x;
-        }
-    }
-
     /// RMSNorm of one row: `out = gain · x / sqrt(mean(x²) + eps)`.
     pub fn rms_norm(x: &[f32], norm: RmsNorm<'_>, out: &mut [f32]) {
         let factor = norm.factor(x);

@@ -148,12 +148,15 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Columns as rows, four bytes each. Only for code that is compiled for AVX2.
+/// Columns as rows, four bytes each.
+///
+/// # Safety
+/// The CPU has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn transposed(block: [[[i8; 4]; 8]; 8]) -> [[[i8; 4]; 8]; 8] {
+unsafe fn transposed(block: [[[i8; 4]; 8]; 8]) -> [[[i8; 4]; 8]; 8] {
     use std::arch::x86_64::*;
-    // SAFETY: the callers run on CPUs with AVX2; a register is as long as a row.
+    // SAFETY: the CPU has AVX2, by this function's contract; a register is as long as a row.
     unsafe {
         let row = |i: usize| std::mem::transmute::<[[i8; 4]; 8], __m256i>(block[i]);
         let mut pairs = [_mm256_setzero_si256(); 8];
@@ -271,7 +274,9 @@ per_isa! {
                 for t in 0..8 {
                     block[t].copy_from_slice(&rows[t][first..first + 8]);
                 }
-                out[first..first + 8].copy_from_slice(&transposed(block));
+                // SAFETY: `FMA` says that the CPU has AVX2.
+                let columns = unsafe { transposed(block) };
+                out[first..first + 8].copy_from_slice(&columns);
                 first += 8;
             }
         }

@@ -13,7 +13,7 @@ use ternbench_kernels::{Team, ops};
 
 use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
-use crate::panels::{BLOCK, CHUNK, Queries, common};
+use crate::panels::{BLOCK, CHUNK, Panels, Queries, common};
 use crate::segment::Segment;
 
 /// Queries (a head of a token) that one work item answers: they share keys and values while those are near. Two times the 12 that go together
@@ -68,15 +68,19 @@ pub(crate) fn attend(
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let Scratch { queries, answers, of_chunk, .. } = scratch;
-                for item in &items[range] {
-                    item.take_queries(q, queries);
-                    answers.clear();
-                    for chunk in item.chunks() {
-                        item.answer(chunk, queries, of_chunk);
-                        item.fold(answers, &of_chunk.answers);
+                let items = &items[range];
+                let work = items.iter().flat_map(|item| item.chunks().map(move |chunk| (item, chunk)));
+                in_turn(work, |item, chunk, views, next| {
+                    if chunk == item.chunks().start {
+                        item.take_queries(q, queries);
+                        answers.clear();
                     }
-                    item.finish(answers, &out);
-                }
+                    item.answer(chunk, views, next, queries, of_chunk);
+                    item.fold(answers, &of_chunk.answers);
+                    if chunk + 1 == item.chunks().end {
+                        item.finish(answers, &out);
+                    }
+                });
             });
         });
         return;
@@ -94,13 +98,13 @@ pub(crate) fn attend(
     let shared = SharedMut::new(&mut parts);
     team.split(work.len(), work.len().div_ceil(team.n_threads() * 4), |range| {
         SCRATCH.with_borrow_mut(|Scratch { of_chunk, .. }| {
-            for i in range {
-                let (item, chunk) = work[i];
-                let (item, queries) = (&items[item], &queries[item]);
-                item.answer(chunk, queries, of_chunk);
+            let mut parts = range.clone();
+            in_turn(range.map(|i| (&items[work[i].0], work[i].1)), |item, chunk, views, next| {
+                let Some(i) = parts.next() else { return };
+                item.answer(chunk, views, next, &queries[work[i].0], of_chunk);
                 // SAFETY: each piece of work is handed out once, and this is its own part.
                 unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&of_chunk.answers);
-            }
+            });
         });
     });
     team.split(items.len(), 1, |range| {
@@ -115,6 +119,20 @@ pub(crate) fn attend(
     });
     SCRATCH.with_borrow_mut(|scratch| scratch.of_items = queries);
 }
+
+/// Calls `answer(item, chunk, its views, the next views)` for each piece of `work`.
+fn in_turn<'i, 'c: 'i>(
+    work: impl Iterator<Item = (&'i Item<'c>, usize)>,
+    mut answer: impl FnMut(&Item<'c>, usize, &Views<'c>, Option<&Views<'c>>),
+) {
+    let mut work = work.map(|(item, chunk)| (item, chunk, item.views(chunk))).peekable();
+    while let Some((item, chunk, views)) = work.next() {
+        answer(item, chunk, &views, work.peek().map(|(.., views)| views));
+    }
+}
+
+/// The keys and the values of a head in the blocks of a chunk.
+type Views<'c> = (Panels<'c>, Panels<'c>);
 
 /// Neighbouring tokens of a sequence with neighbouring heads that read one KV head: `n_tokens * n_heads` queries.
 ///
@@ -155,7 +173,7 @@ struct ChunkScratch {
     answers: Vec<f32>,
 }
 
-impl Item<'_> {
+impl<'c> Item<'c> {
     fn n_queries(&self) -> usize {
         self.n_tokens * self.n_heads
     }
@@ -192,31 +210,44 @@ impl Item<'_> {
         queries.set(self.cache.ty(), of_item, scale);
     }
 
-    /// Answers the queries over the positions of a chunk.
-    fn answer(&self, chunk: usize, queries: &Queries, scratch: &mut ChunkScratch) {
+    /// The positions of a chunk that any token sees.
+    fn seen_of(&self, chunk: usize) -> Range<usize> {
+        let all = self.seen(0).start..self.seen(self.n_tokens - 1).end;
+        common(&all, &(chunk * CHUNK..(chunk + 1) * CHUNK))
+    }
+
+    /// Keys and values at those.
+    fn views(&self, chunk: usize) -> Views<'c> {
+        let all = self.seen_of(chunk);
+        self.cache.head(self.layer, self.kv_head, all.start / BLOCK..all.end.div_ceil(BLOCK))
+    }
+
+    /// Answers the queries over the positions of a chunk; `next` will be read after its views.
+    fn answer(
+        &self,
+        chunk: usize,
+        (keys, values): &Views<'_>,
+        next: Option<&Views<'_>>,
+        queries: &Queries,
+        scratch: &mut ChunkScratch,
+    ) {
         let ChunkScratch { scores, ints, seen, answers } = scratch;
         scores.resize(self.n_queries(), [0.0; _]);
-        let all = self.seen(0).start..self.seen(self.n_tokens - 1).end;
-        let all = common(&all, &(chunk * CHUNK..(chunk + 1) * CHUNK));
-        let blocks = all.start / BLOCK..all.end.div_ceil(BLOCK);
+        let all = self.seen_of(chunk);
         // Counted from the first block's beginning on.
-        let (start, len) = (blocks.start * BLOCK, blocks.len() * BLOCK);
+        let start = all.start / BLOCK * BLOCK;
         seen.clear();
         seen.extend((0..self.n_tokens).map(|token| {
             let seen = common(&self.seen(token), &all);
             seen.start - start..seen.end - start
         }));
 
-        let (keys, values) = self.cache.head(self.layer, self.kv_head, blocks);
-        keys.scores(queries, scores);
+        keys.scores(queries, scores, Some(values));
         let answer_len = self.answer_len();
         answers.clear();
         answers.resize(self.answers_len(), 0.0);
-        for ((query, scores), answer) in scores.iter_mut().enumerate().zip(answers.chunks_exact_mut(answer_len)) {
-            let (max, sum) = ops::exponentials(&mut scores[..len], seen[query / self.n_heads].clone());
-            answer[answer_len - 2..].copy_from_slice(&[max, sum]);
-        }
-        values.add_values(scores, self.n_heads, seen, ints, answers, answer_len);
+        ops::exponentials(scores, seen, answers, answer_len);
+        values.add_values(scores, seen, ints, answers, answer_len, next.map(|(keys, _)| keys));
     }
 
     /// Takes the answers over later positions into those over earlier ones, if there are any.

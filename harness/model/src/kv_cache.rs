@@ -9,9 +9,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ternbench_kernels::Team;
+
 use crate::config::ModelConfig;
 use crate::panels::Panels;
 pub use crate::panels::{BLOCK, KvType, blocks_for};
+use crate::segment::Segment;
 use crate::slabs::{Block, Slabs};
 
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +80,40 @@ impl Shape {
     }
 }
 
+/// Puts the keys and values of every segment's tokens (rows of all heads, already rotated) behind the ones held, in one layer.
+/// [`KvCache::advance`] makes them count, once all layers have theirs.
+pub(crate) fn store(team: &Team, segments: &mut [Segment<'_>], layer: usize, keys: &[f32], values: &[f32]) {
+    let mut firsts = Vec::with_capacity(segments.len());
+    let mut m = 0;
+    for segment in segments.iter_mut() {
+        segment.cache.make_room(segment.tokens.len());
+        firsts.push(m);
+        m += segment.tokens.len();
+    }
+    let Some(n_heads) = segments.first().map(|segment| segment.cache.pool.shape.n_kv_heads) else { return };
+    let kv_dim = keys.len() / m;
+    let segments = &*segments;
+    // A token alone is stored before another worker has woken up.
+    let grain = if m == 1 { 2 * n_heads } else { (2 * n_heads * segments.len()).div_ceil(team.n_threads() * 8) };
+    team.split(2 * n_heads * segments.len(), grain, |parts| {
+        for i in parts {
+            let (segment, part) = (i / (2 * n_heads), i % (2 * n_heads));
+            let part = Part { head: part / 2, keys: part % 2 == 0 };
+            let Segment { cache, tokens, .. } = &segments[segment];
+            let rows = firsts[segment] * kv_dim..(firsts[segment] + tokens.len()) * kv_dim;
+            // SAFETY: there is room; the team hands out every part of every segment once, and segments have caches of their own.
+            unsafe { cache.store_part(layer, part, if part.keys { &keys[rows] } else { &values[rows] }) };
+        }
+    });
+}
+
+/// The keys or the values of a head.
+#[derive(Clone, Copy)]
+struct Part {
+    head: usize,
+    keys: bool,
+}
+
 /// The keys and values of the tokens a sequence has seen.
 #[derive(Debug)]
 pub struct KvCache {
@@ -130,25 +167,43 @@ impl KvCache {
         Self { pool: self.pool.clone(), capacity, len, blocks }
     }
 
-    /// Puts `n` tokens' keys and values (`n x kv_dim` each, heads already rotated) behind the ones held, in one layer.
-    /// [`Self::advance`] makes them count, once all layers have theirs.
-    pub(crate) fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let shape = self.pool.shape;
-        let width = shape.head_dim;
-        let kv_dim = shape.n_kv_heads * width;
-        for (i, (keys, values)) in keys.chunks_exact(kv_dim).zip(values.chunks_exact(kv_dim)).enumerate() {
-            let (block, lane) = ((self.len + i) / BLOCK, (self.len + i) % BLOCK);
+    /// Makes room for `n` tokens behind the ones held. Blocks that others share are full, so this copies only behind a `truncate`.
+    fn make_room(&mut self, n: usize) {
+        for block in self.len / BLOCK..blocks_for(self.len + n) {
             if block == self.blocks.len() {
                 self.blocks.push(Arc::new(self.pool.slabs.take()));
             }
-            // Blocks that others share are full, so this copies only behind a `truncate`.
-            let block = Arc::make_mut(&mut self.blocks[block]);
-            for (head, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
-                let [keys, values] = shape.parts(layer, head);
-                shape.ty.store_key(block.part_mut(keys), lane, key);
-                shape.ty.store_value(block.part_mut(values), lane, value);
+            Arc::make_mut(&mut self.blocks[block]);
+        }
+    }
+
+    /// Puts one part of the keys or values of tokens (rows of all heads) behind the ones held.
+    ///
+    /// # Safety
+    /// [`Self::make_room`] made room for them, and nobody else reads or writes the part meanwhile.
+    unsafe fn store_part(&self, layer: usize, Part { head, keys }: Part, rows: &[f32]) {
+        let shape = self.pool.shape;
+        let [of_keys, of_values] = shape.parts(layer, head);
+        for (i, row) in rows.chunks_exact(shape.n_kv_heads * shape.head_dim).enumerate() {
+            let (block, lane) = ((self.len + i) / BLOCK, (self.len + i) % BLOCK);
+            let row = &row[head * shape.head_dim..][..shape.head_dim];
+            // SAFETY: the block is this cache's alone since room was made, the part the caller's.
+            let part = |part| unsafe { self.blocks[block].own_part(part) };
+            if keys {
+                shape.ty.store_key(part(of_keys), lane, row);
+            } else {
+                shape.ty.store_value(part(of_values), lane, row);
             }
         }
+    }
+
+    /// [`store`] for tests.
+    #[cfg(test)]
+    pub(crate) fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        let n = keys.len() / (self.pool.shape.n_kv_heads * self.pool.shape.head_dim);
+        let mut segments = [Segment { cache: self, tokens: &vec![0; n], logits: crate::segment::Logits::None }];
+        let pool = ternbench_kernels::Pool::new(2).expect("threads");
+        pool.run(|team| store(team, &mut segments, layer, keys, values));
     }
 
     pub(crate) fn advance(&mut self, n: usize) {
@@ -207,14 +262,14 @@ mod tests {
                         query[i] = 1.0;
                         let mut queries = Queries::default();
                         queries.set(cache.ty(), std::iter::once(&query[..]), 1.0);
-                        keys.scores(&queries, &mut scores);
+                        keys.scores(&queries, &mut scores, None);
                         *key = scores[0][lane];
                     }
                     let mut weights = [0.0; _];
                     weights[lane] = 1.0;
                     let seen = lane..lane + 1;
                     let seen = std::slice::from_ref(&seen);
-                    values.add_values(&mut [weights], 1, seen, &mut ints, &mut value, LANES);
+                    values.add_values(&mut [weights], seen, &mut ints, &mut value, LANES, None);
                     // Queries and weights are rounded, too, where the cache is of int8.
                     let most = if cache.pool.ty() == KvType::Int8 { 1e-6 } else { 0.0 };
                     assert!(key.iter().zip(&value).all(|(a, b)| (a + b).abs() <= a.abs() * most), "{key:?} {value:?}");

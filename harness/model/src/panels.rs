@@ -145,6 +145,8 @@ impl Queries {
 
 /// A head's keys, or its values, in some blocks.
 pub(crate) struct Panels<'c> {
+    /// The blocks as bytes.
+    parts: Each<&'c [u8]>,
     blocks: Blocks<'c>,
     head_dim: usize,
 }
@@ -203,6 +205,8 @@ impl<'c> Panels<'c> {
     /// Of parts that have room for more dimensions, maybe, than there are.
     fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize, n_dims: usize) -> Self {
         let n = BLOCK * n_dims;
+        let all: Each<&[u8]> = parts.collect();
+        let parts = all.iter().copied();
         let blocks = match ty {
             KvType::F32 => Blocks::F32(parts.map(|part| &bytemuck::cast_slice(part)[..n]).collect()),
             KvType::F16 => {
@@ -221,36 +225,47 @@ impl<'c> Panels<'c> {
                 Blocks::Int8(blocks, units)
             }
         };
-        Self { blocks, head_dim }
+        Self { parts: all, blocks, head_dim }
     }
 
     /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
-    /// nothing.
-    pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights]) {
+    /// nothing. `next` will be read after them.
+    pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights], next: Option<&Panels<'_>>) {
+        let next = next.map_or(&[][..], |next| &next.parts);
         match &self.blocks {
-            Blocks::F32(blocks) => ops::scores_f32(&queries.floats, blocks, self.head_dim, scores),
-            Blocks::F16(blocks) => ops::scores_f16(&queries.floats, blocks, self.head_dim, scores),
-            Blocks::Int8(blocks, units) => {
-                ops::scores_i8(&queries.ints, blocks, units, self.head_dim.div_ceil(2), scores);
+            Blocks::F32(all) => {
+                ops::scores_f32(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
+            }
+            Blocks::F16(all) => {
+                ops::scores_f16(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
+            }
+            Blocks::Int8(all, units) => {
+                ops::scores_i8(&queries.ints, ops::Blocks { all, next }, units, self.head_dim.div_ceil(2), scores);
             }
         }
     }
 
-    /// Adds `Σ weight · value` over the positions of the blocks that a query sees to its sums, which are `stride` apart. The queries are
-    /// `n_heads` for each range in `seen`. Weights of what is not seen may be set to 0.
+    /// Adds `Σ weight · value` over the positions of the blocks that a query sees to its sums, which are `stride` apart. `seen` has them for
+    /// each token, whose queries follow each other. Weights of what is not seen may be set to 0. `next` will be read after them.
     pub(crate) fn add_values(
         &self,
         weights: &mut [Weights],
-        n_heads: usize,
         seen: &[Range<usize>],
         ints: &mut Vec<IntWeights>,
         sums: &mut [f32],
         stride: usize,
+        next: Option<&Panels<'_>>,
     ) {
+        let next = next.map_or(&[][..], |next| &next.parts);
         match &self.blocks {
-            Blocks::F32(blocks) => add_seen(ops::add_values_f32, blocks, weights, n_heads, seen, sums, stride),
-            Blocks::F16(blocks) => add_seen(ops::add_values_f16, blocks, weights, n_heads, seen, sums, stride),
-            Blocks::Int8(blocks, units) => {
+            Blocks::F32(all) => {
+                ops::add_values_f32(weights, ops::Blocks { all, next }, seen, sums, stride);
+            }
+            Blocks::F16(all) => {
+                ops::add_values_f16(weights, ops::Blocks { all, next }, seen, sums, stride);
+            }
+            Blocks::Int8(all, units) => {
+                let n_heads = weights.len() / seen.len();
                 ints.resize(weights.len(), IntWeights::default());
                 for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {
                     let seen = &seen[i / n_heads];
@@ -258,44 +273,9 @@ impl<'c> Panels<'c> {
                     weights[seen.end..units.len() * BLOCK].fill(0.0);
                     ops::quantize_weights(weights, units, ints);
                 }
-                ops::add_values_i8(ints, blocks, self.head_dim.div_ceil(LANES), sums, stride);
+                ops::add_values_i8(ints, ops::Blocks { all, next }, self.head_dim.div_ceil(LANES), sums, stride);
             }
         }
-    }
-}
-
-/// [`ops::add_values_f32`], or the same of other numbers.
-type AddValues<N> = fn(&[Weights], &[&[N]], Range<usize>, &mut [f32], usize);
-
-/// [`Panels::add_values`] of floats. Every token meets the positions that it sees in order: those that all tokens see for all at once, what comes
-/// before and after for one after the other.
-fn add_seen<N>(
-    add_values: AddValues<N>,
-    blocks: &[&[N]],
-    weights: &[Weights],
-    n_heads: usize,
-    seen: &[Range<usize>],
-    sums: &mut [f32],
-    stride: usize,
-) {
-    let n_tokens = seen.len();
-    let mut add = |tokens: Range<usize>, positions: Range<usize>| {
-        if !positions.is_empty() {
-            let queries = tokens.start * n_heads..tokens.end * n_heads;
-            let sums = &mut sums[queries.start * stride..queries.end * stride];
-            add_values(&weights[queries], blocks, positions, sums, stride);
-        }
-    };
-    let mut shared = seen[n_tokens - 1].start..seen[0].end;
-    if shared.is_empty() {
-        shared = usize::MAX..usize::MAX;
-    }
-    for (token, seen) in seen.iter().enumerate() {
-        add(token..token + 1, seen.start..seen.end.min(shared.start));
-    }
-    add(0..n_tokens, shared.clone());
-    for (token, seen) in seen.iter().enumerate() {
-        add(token..token + 1, shared.end..seen.end);
     }
 }
 

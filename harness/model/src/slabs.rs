@@ -113,8 +113,18 @@ impl Block {
 
     /// The same, to write.
     pub(crate) fn part_mut(&mut self, part: usize) -> &mut [u8] {
+        // SAFETY: the borrow of the block is exclusive.
+        unsafe { self.own_part(part) }
+    }
+
+    /// The same, for workers that write a part each.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the part as long as this is borrowed.
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts, by the contract above")]
+    pub(crate) unsafe fn own_part(&self, part: usize) -> &mut [u8] {
         let (start, len) = self.locate(part);
-        // SAFETY: as above; the borrow of the block is exclusive.
+        // SAFETY: as in `part`; exclusive by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 }

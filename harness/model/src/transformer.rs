@@ -16,6 +16,7 @@ use crate::breakdown::{Breakdown, Part};
 use crate::config::{Activation, ModelConfig};
 use crate::error::LoadError;
 use crate::head::HeadSearch;
+use crate::kv_cache;
 use crate::layer::{Census, Layer};
 use crate::rope::Rope;
 use crate::segment::{ForwardError, Logits, Segment};
@@ -400,12 +401,7 @@ impl Transformer {
         };
         self.rotate(team, rope, angles, layer.q_norm.as_deref(), &mut b.q, q_dim);
         self.rotate(team, rope, angles, layer.k_norm.as_deref(), &mut b.k, kv_dim);
-        let mut first = 0;
-        for segment in segments.iter_mut() {
-            let rows = first * kv_dim..(first + segment.tokens.len()) * kv_dim;
-            segment.cache.store(index, &b.k[rows.clone()], &b.v[rows]);
-            first += segment.tokens.len();
-        }
+        kv_cache::store(team, segments, index, &b.k, &b.v);
         b.attention.resize(m * q_dim);
         let window = local.map(|local| local.window);
         attention::attend(team, &self.config, segments, index, window, &b.q, &mut b.attention);

@@ -7,19 +7,31 @@ use half::f16;
 
 use super::{LANES, exp, madd, max_of, sum_lanes};
 
-/// As many queries share one KV head in one token, about: more are many tokens.
-const TOGETHER: usize = 4;
-
-/// Bytes from what is read to what is asked for into the L1 cache, at least, and from there to what is asked for from memory.
-pub(super) const NEAR: usize = 4 << 10;
-const FAR: usize = 12 << 10;
-
 /// The weights of a query. Every query has room for the same number, so that those of several are at fixed distances from one address; they
 /// are no multiple of 4 KB, at which caches take them for each other.
 pub type Weights = [f32; 1040];
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
+
+/// Blocks of a head's keys or values, and those that will be read after all of them: while a line of one is read, the line in its place in
+/// the other is asked for.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a, N> {
+    /// What is read.
+    pub all: &'a [&'a [N]],
+    /// What will be, as far as it is known.
+    pub next: &'a [&'a [u8]],
+}
+
+impl<N> Blocks<'_, N> {
+    /// Bytes from block `i` to the one in its place, 0 where there is none.
+    #[inline(always)]
+    pub(super) fn to_next(&self, i: usize) -> isize {
+        let block = self.all[i].as_ptr().addr();
+        self.next.get(i).map_or(0, |next| next.as_ptr().addr().wrapping_sub(block).cast_signed())
+    }
+}
 
 /// What a cache is made of.
 trait Number: Copy + 'static {
@@ -66,20 +78,14 @@ impl Number for f16 {
     }
 }
 
-/// Asks for the cache line `near` bytes behind the number at `at`, where attention will read next, since prefetchers come too late where
-/// blocks are this short. Where few queries share what is read it comes from memory, and is asked for further ahead too.
+/// Asks for the cache line `distance` bytes from the number at `at`: blocks are too short for prefetchers, and behind the last of a head's
+/// come others that nobody wants.
 #[inline(always)]
-pub(super) fn fetch_behind<N, const Q: usize>(at: *const N, near: usize) {
+pub(super) fn ask<N>(at: *const N, distance: isize) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T2};
-        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_add(near));
-        if Q <= TOGETHER {
-            crate::arch::x86_64::prefetch::<_MM_HINT_T2>(at.cast::<u8>().wrapping_add(near + FAR));
-        }
-    }
+    crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast::<u8>().wrapping_offset(distance));
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, near);
+    let _ = (at, distance);
 }
 
 /// Asks for bytes that attention will read soon.
@@ -112,10 +118,10 @@ fn add_product<const FMA: bool, const WIDE: bool>(weight: f32, row: [f32; LANES]
     sums
 }
 
-/// Adds the products of a row of `P` panels to [`Sums`].
+/// Adds the products of a row of `P` panels to [`Sums`], for queries that have a weight.
 #[inline(always)]
 fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: [f32; Q],
+    weights: [Option<f32>; Q],
     row: [&[N; LANES]; P],
     sums: &mut Sums<Q, P>,
 ) {
@@ -124,8 +130,10 @@ fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WID
         wide[p] = N::widen::<FMA, WIDE>(row[p]);
     }
     for q in 0..Q {
-        for p in 0..P {
-            sums[q][p] = add_product::<FMA, WIDE>(weights[q], wide[p], sums[q][p]);
+        if let Some(weight) = weights[q] {
+            for p in 0..P {
+                sums[q][p] = add_product::<FMA, WIDE>(weight, wide[p], sums[q][p]);
+            }
         }
     }
 }
@@ -139,7 +147,7 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     weights: &[Weights; Q],
     from: usize,
     panels: [&[[N; LANES]]; P],
-    near: usize,
+    to_next: [isize; P],
     sums: &mut Sums<Q, P>,
 ) {
     // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
@@ -150,9 +158,9 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     }
     macro_rules! add {
         ($i:expr) => {{
-            let (mut of_queries, mut of_panels) = ([0.0; Q], [&rows[0][$i]; P]);
+            let (mut of_queries, mut of_panels) = ([None; Q], [&rows[0][$i]; P]);
             for q in 0..Q {
-                of_queries[q] = weights[q][from + $i];
+                of_queries[q] = Some(weights[q][from + $i]);
             }
             for p in 0..P {
                 of_panels[p] = &rows[p][$i];
@@ -165,7 +173,7 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     let mut i = 0;
     while i + per_line <= n_rows {
         for p in 0..P {
-            fetch_behind::<N, Q>(rows[p][i].as_ptr(), near);
+            ask(rows[p][i].as_ptr(), to_next[p]);
         }
         for j in i..i + per_line {
             add!(j);
@@ -178,52 +186,77 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     }
 }
 
-/// The scores of `P` blocks of keys, for `out` from `column` on.
+/// The scores of blocks `i` to `i + P` of keys.
 #[inline(always)]
 fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     queries: &[Weights; Q],
-    blocks: &[&[N]; P],
+    blocks: Blocks<'_, N>,
+    i: usize,
     head_dim: usize,
-    column: usize,
     out: &mut [Weights; Q],
 ) {
-    let mut panels: [&[[N; LANES]]; P] = [&[]; P];
+    let (mut panels, mut distances): ([&[[N; LANES]]; P], _) = ([&[]; P], [0; P]);
     for p in 0..P {
-        panels[p] = &blocks[p].as_chunks().0[..head_dim];
+        panels[p] = &blocks.all[i + p].as_chunks().0[..head_dim];
+        distances[p] = blocks.to_next(i + p);
     }
-    let near = (P * head_dim * size_of::<[N; LANES]>()).max(NEAR);
     let mut sums = [[[0f32; LANES]; P]; Q];
-    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, near, &mut sums);
+    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, distances, &mut sums);
     for q in 0..Q {
         for p in 0..P {
-            out[q][column + p * LANES..][..LANES].copy_from_slice(&sums[q][p]);
+            out[q][(i + p) * LANES..][..LANES].copy_from_slice(&sums[q][p]);
         }
     }
 }
 
-/// [`score`] for any number of blocks, `P` at a time.
+/// [`score`] for all blocks, `P` at a time.
 #[inline(always)]
 fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     queries: &[Weights; Q],
-    blocks: &[&[N]],
+    blocks: Blocks<'_, N>,
     head_dim: usize,
     out: &mut [Weights; Q],
 ) {
-    let (together, rest) = blocks.as_chunks::<P>();
-    for (i, blocks) in together.iter().enumerate() {
-        score::<N, Q, P, FMA, WIDE>(queries, blocks, head_dim, i * P * LANES, out);
+    let mut i = 0;
+    while i + P <= blocks.all.len() {
+        score::<N, Q, P, FMA, WIDE>(queries, blocks, i, head_dim, out);
+        i += P;
     }
-    for (i, block) in rest.iter().enumerate() {
-        score::<N, Q, 1, FMA, WIDE>(queries, &[block], head_dim, (together.len() * P + i) * LANES, out);
+    while i < blocks.all.len() {
+        score::<N, Q, 1, FMA, WIDE>(queries, blocks, i, head_dim, out);
+        i += 1;
     }
 }
 
-/// Adds the values at `positions` in `P` panels of dimensions, from number `panel` on. The sums are in registers from the first block to the last.
+/// Adds the rows at `positions`, of panels that begin with position `first`, for the queries that see them.
+#[inline(always)]
+fn add_seen<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: &[Weights; Q],
+    panels: [&[[N; LANES]]; P],
+    first: usize,
+    seen: &[Range<usize>; Q],
+    positions: Range<usize>,
+    sums: &mut Sums<Q, P>,
+) {
+    for position in positions {
+        let (mut of_queries, mut row) = ([None; Q], [&panels[0][0]; P]);
+        for q in 0..Q {
+            of_queries[q] = seen[q].contains(&position).then_some(weights[q][position]);
+        }
+        for p in 0..P {
+            row[p] = &panels[p][position - first];
+        }
+        add_row::<N, Q, P, FMA, WIDE>(of_queries, row, sums);
+    }
+}
+
+/// Adds the values that `Q` queries see, in `P` panels of dimensions, from number `panel` on. The sums are in registers from the first block
+/// to the last.
 #[inline(always)]
 fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
-    blocks: &[&[N]],
-    positions: &Range<usize>,
+    blocks: Blocks<'_, N>,
+    seen: &[Range<usize>; Q],
     panel: usize,
     out: &mut [f32],
     out_stride: usize,
@@ -235,16 +268,35 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
             sums[q][p].copy_from_slice(&out[at(q, p)]);
         }
     }
-    for i in positions.start / LANES..positions.end.div_ceil(LANES) {
+    // What any of them sees, and in it what all see.
+    let (mut any, mut every) = (seen[0].clone(), seen[0].clone());
+    for seen in &seen[1..] {
+        any = any.start.min(seen.start)..any.end.max(seen.end);
+        every = every.start.max(seen.start)..every.end.min(seen.end);
+    }
+    for i in any.start / LANES..any.end.div_ceil(LANES) {
         let first = i * LANES;
-        let rows = positions.start.max(first) - first..positions.end.min(first + LANES) - first;
-        let all = blocks[i].as_chunks().0;
+        let within = |range: &Range<usize>| {
+            let start = range.start.clamp(first, first + LANES);
+            start..range.end.clamp(start, first + LANES)
+        };
+        let (any, every) = (within(&any), within(&every));
+        let block = blocks.all[i].as_chunks().0;
         let mut panels: [&[[N; LANES]]; P] = [&[]; P];
         for p in 0..P {
-            panels[p] = &all[(panel + p) * LANES..][..LANES][rows.clone()];
+            panels[p] = &block[(panel + p) * LANES..][..LANES];
         }
-        let near = size_of_val(blocks[i]).max(NEAR);
-        add_rows::<N, Q, P, FMA, WIDE>(weights, first + rows.start, panels, near, &mut sums);
+        if every.is_empty() {
+            add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, any, &mut sums);
+            continue;
+        }
+        add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, any.start..every.start, &mut sums);
+        let mut rows = panels;
+        for p in 0..P {
+            rows[p] = &panels[p][every.start - first..every.end - first];
+        }
+        add_rows::<N, Q, P, FMA, WIDE>(weights, every.start, rows, [blocks.to_next(i); P], &mut sums);
+        add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, every.end..any.end, &mut sums);
     }
     for q in 0..Q {
         for p in 0..P {
@@ -253,23 +305,23 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
     }
 }
 
-/// [`value`] for any number of panels, `P` at a time.
+/// [`value`] for all panels, `P` at a time.
 #[inline(always)]
 fn values_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
-    blocks: &[&[N]],
-    positions: &Range<usize>,
+    blocks: Blocks<'_, N>,
+    seen: &[Range<usize>; Q],
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let n_panels = blocks[0].len() / (LANES * LANES);
+    let n_panels = blocks.all[0].len() / (LANES * LANES);
     let mut panel = 0;
     while panel + P <= n_panels {
-        value::<N, Q, P, FMA, WIDE>(weights, blocks, positions, panel, out, out_stride);
+        value::<N, Q, P, FMA, WIDE>(weights, blocks, seen, panel, out, out_stride);
         panel += P;
     }
     while panel < n_panels {
-        value::<N, Q, 1, FMA, WIDE>(weights, blocks, positions, panel, out, out_stride);
+        value::<N, Q, 1, FMA, WIDE>(weights, blocks, seen, panel, out, out_stride);
         panel += 1;
     }
 }
@@ -332,7 +384,7 @@ pub(super) use some_at_a_time;
 #[inline(always)]
 fn scores<N: Number, const FMA: bool, const WIDE: bool>(
     queries: &[Weights],
-    blocks: &[&[N]],
+    blocks: Blocks<'_, N>,
     head_dim: usize,
     out: &mut [Weights],
 ) {
@@ -350,16 +402,21 @@ fn scores<N: Number, const FMA: bool, const WIDE: bool>(
 #[inline(always)]
 fn values<N: Number, const FMA: bool, const WIDE: bool>(
     weights: &[Weights],
-    blocks: &[&[N]],
-    positions: Range<usize>,
+    blocks: Blocks<'_, N>,
+    seen: &[Range<usize>],
     out: &mut [f32],
     out_stride: usize,
 ) {
+    let n_heads = weights.len() / seen.len();
     macro_rules! tiles {
         ($first:expr, $q:literal, $p:literal) => {
             if let Some(weights) = weights[$first..].first_chunk() {
+                let mut of_queries = [const { 0..0 }; $q];
+                for q in 0..$q {
+                    of_queries[q] = seen[($first + q) / n_heads].clone();
+                }
                 let out = &mut out[$first * out_stride..];
-                values_of::<N, $q, $p, FMA, WIDE>(weights, blocks, &positions, out, out_stride);
+                values_of::<N, $q, $p, FMA, WIDE>(weights, blocks, &of_queries, out, out_stride);
             }
         };
     }
@@ -368,52 +425,65 @@ fn values<N: Number, const FMA: bool, const WIDE: bool>(
 
 per_isa! {
     /// `out[q][16 i + l] = Σ_d query[q][d] · key[d]` for key `l` of block `i`; `blocks` are `[head_dim][16 keys]`.
-    pub fn scores_f32(queries: &[Weights], blocks: &[&[f32]], head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f32(queries: &[Weights], blocks: Blocks<'_, f32>, head_dim: usize, out: &mut [Weights]) {
         scores::<f32, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
     /// [`scores_f32`] with keys in half precision, which are widened in registers.
-    pub fn scores_f16(queries: &[Weights], blocks: &[&[f16]], head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f16(queries: &[Weights], blocks: Blocks<'_, f16>, head_dim: usize, out: &mut [Weights]) {
         scores::<f16, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
-    /// `out[q] += Σ_i weights[q][i] · value[i]` over `positions`, counted from the first block on, one after the other, so that a sum in pieces
-    /// has the bits of the whole and none depends on the other queries.
+    /// `out[q] += Σ_i weights[q][i] · value[i]` over the positions that query `q` sees, counted from the first block on, one after the other, so
+    /// that a sum depends on no other query. `seen` has them for each token; its queries (heads) follow each other.
     ///
     /// `blocks` are `[dimensions / 16][16 values][16]`; the sums of query `q` are at `out[q · out_stride..]`.
     pub fn add_values_f32(
-        weights: &[Weights], blocks: &[&[f32]], positions: Range<usize>, out: &mut [f32], out_stride: usize,
+        weights: &[Weights], blocks: Blocks<'_, f32>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
-        values::<f32, FMA, WIDE>(weights, blocks, positions, out, out_stride);
+        values::<f32, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
 
     /// [`add_values_f32`] with values in half precision.
     pub fn add_values_f16(
-        weights: &[Weights], blocks: &[&[f16]], positions: Range<usize>, out: &mut [f32], out_stride: usize,
+        weights: &[Weights], blocks: Blocks<'_, f16>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
-        values::<f16, FMA, WIDE>(weights, blocks, positions, out, out_stride);
+        values::<f16, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
 
-    /// Of `scores`, a multiple of 16, those in `seen` become `e^(score - max)`; returns `(max, Σ e^(score - max))`, which is `(-∞, 0)` where
-    /// none is seen. The others mean nothing, neither before nor after.
-    pub fn exponentials(scores: &mut [f32], seen: Range<usize>) -> (f32, f32) {
-        if seen.is_empty() {
-            return (f32::NEG_INFINITY, 0.0);
-        }
+    /// Of each query's scores those that it sees become `e^(score - max)`, and the last two numbers of its `stride` in `answers` become
+    /// `max` and `Σ e^(score - max)`: `-∞` and 0 where it sees none. The other scores mean nothing, neither before nor after. `seen` has the
+    /// positions for each token, whose queries (heads) follow each other.
+    pub fn exponentials(scores: &mut [Weights], seen: &[Range<usize>], answers: &mut [f32], stride: usize) {
+        let n_heads = scores.len() / seen.len().max(1);
         // Whole registers to the end: -∞ is never the largest, and adds nothing.
-        let (first, last) = (seen.start / LANES * LANES, seen.end.next_multiple_of(LANES));
-        scores[first..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..last].fill(f32::NEG_INFINITY);
-        let scores = &mut scores[first..last];
-        let max = max_of([&*scores], f32::NEG_INFINITY, |[score]| score);
-        let mut lanes = [0f32; LANES];
-        for chunk in scores.as_chunks_mut::<LANES>().0 {
-            for i in 0..LANES {
-                chunk[i] = exp::<FMA>(chunk[i] - max);
-                lanes[i] += chunk[i];
+        let whole = |seen: &Range<usize>| seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
+        // First all maxima, which wait for one another's lanes, then all exponentials.
+        for (q, (scores, answer)) in scores.iter_mut().zip(answers.chunks_exact_mut(stride)).enumerate() {
+            let seen = &seen[q / n_heads];
+            let mut max = f32::NEG_INFINITY;
+            if !seen.is_empty() {
+                let all = whole(seen);
+                scores[all.start..seen.start].fill(f32::NEG_INFINITY);
+                scores[seen.end..all.end].fill(f32::NEG_INFINITY);
+                max = max_of([&scores[all]], f32::NEG_INFINITY, |[score]| score);
             }
+            answer[stride - 2] = max;
         }
-        (max, sum_lanes(lanes))
+        for (q, (scores, answer)) in scores.iter_mut().zip(answers.chunks_exact_mut(stride)).enumerate() {
+            let seen = &seen[q / n_heads];
+            let mut lanes = [0f32; LANES];
+            if !seen.is_empty() {
+                let max = answer[stride - 2];
+                for chunk in scores[whole(seen)].as_chunks_mut::<LANES>().0 {
+                    for i in 0..LANES {
+                        chunk[i] = exp::<FMA>(chunk[i] - max);
+                        lanes[i] += chunk[i];
+                    }
+                }
+            }
+            answer[stride - 1] = sum_lanes(lanes);
+        }
     }
 
     /// `y = a · y + b · x`.
@@ -428,37 +498,58 @@ per_isa! {
 mod tests {
     use super::*;
 
+    /// `exponentials` for one query; what becomes of the scores, the largest, and the sum.
+    fn exponentials_of(scores: &[f32], seen: Range<usize>) -> (Vec<f32>, f32, f32) {
+        let (mut all, mut answer) = ([[f32::NAN; _]], [0.0; 2]);
+        all[0][..scores.len()].copy_from_slice(scores);
+        exponentials(&mut all, &[seen], &mut answer, 2);
+        (all[0][..scores.len()].to_vec(), answer[0], answer[1])
+    }
+
     #[test]
     fn exponentials_are_within_two_ulp() {
         for i in -8700..=0 {
             let x = i as f32 / 100.0;
-            let mut scores = [f32::NAN; LANES];
-            scores[..2].copy_from_slice(&[x + 1.0, 1.0]);
-            let (max, sum) = exponentials(&mut scores, 0..2);
+            let (new, max, sum) = exponentials_of(&[x + 1.0, 1.0], 0..2);
             let expected = f64::from(x + 1.0 - 1.0).exp();
-            assert!((f64::from(scores[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {scores:?} {expected}");
-            assert_eq!((max, sum, scores[1]), (1.0, scores[0] + 1.0, 1.0));
+            assert!((f64::from(new[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {new:?} {expected}");
+            assert_eq!((max, sum, new[1]), (1.0, new[0] + 1.0, 1.0));
         }
     }
 
     #[test]
     fn exponentials_are_of_what_is_seen() {
-        for seen in [0..0, 0..1, 0..16, 3..4, 15..17, 5..48, 20..33, 16..32, 47..48, 48..48] {
-            let mut scores: Vec<f32> = (0..48).map(|i| if i % 5 == 0 { 90.0 } else { i as f32 / 7.0 }).collect();
-            let old = scores.clone();
-            let (max, sum) = exponentials(&mut scores, seen.clone());
+        let old: Vec<f32> = (0..48).map(|i| if i % 5 == 0 { 90.0 } else { i as f32 / 7.0 }).collect();
+        let all_seen = [0..0, 0..1, 0..16, 3..4, 15..17, 5..48, 20..33, 16..32, 47..48, 48..48];
+        for seen in all_seen.clone() {
+            let (new, max, sum) = exponentials_of(&old, seen.clone());
             let of = &old[seen.clone()];
             assert_eq!(max, of.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{seen:?}");
             let expected: f64 = of.iter().map(|&x| f64::from(x - max).exp()).sum();
             assert!((f64::from(sum) - expected).abs() <= expected * 1e-6, "{seen:?}: {sum} {expected}");
-            for (new, old) in scores[seen].iter().zip(of) {
+            for (new, old) in new[seen].iter().zip(of) {
                 assert!((f64::from(*new) - f64::from(old - max).exp()).abs() < 1e-6);
             }
         }
         let mut bad = [1.0; LANES];
         bad[3] = f32::NAN;
-        assert!(exponentials(&mut bad, 0..5).1.is_nan(), "a score that is no number has to go on");
-        assert_eq!(exponentials(&mut bad, 5..9).1, 4.0);
+        assert!(exponentials_of(&bad, 0..5).2.is_nan(), "a score that is no number has to go on");
+        assert_eq!(exponentials_of(&bad, 5..9).2, 4.0);
+
+        // Two heads a token, and room in front of what is answered.
+        let mut scores: Vec<Weights> = vec![[0.0; _]; 2 * all_seen.len()];
+        for (q, scores) in scores.iter_mut().enumerate() {
+            (0..48).for_each(|i| scores[i] = old[(i + q) % 48]);
+        }
+        let given = scores.clone();
+        let mut answers = vec![7.0; 5 * scores.len()];
+        exponentials(&mut scores, &all_seen, &mut answers, 5);
+        for (q, (given, scores)) in given.iter().zip(&scores).enumerate() {
+            let seen = all_seen[q / 2].clone();
+            let (new, max, sum) = exponentials_of(&given[..48], seen.clone());
+            assert_eq!(answers[5 * q..][..5], [7.0, 7.0, 7.0, max, sum]);
+            assert_eq!(scores[seen.clone()], new[seen]);
+        }
     }
 
     /// Whole numbers, so that sums are exact in any order.
@@ -471,6 +562,10 @@ mod tests {
         let mut all = vec![[f32::NAN; _]; rows.len() / n];
         all.iter_mut().zip(rows.chunks_exact(n)).for_each(|(all, row)| all[..n].copy_from_slice(row));
         all
+    }
+
+    fn blocks<'a, N>(all: &'a [&'a [N]]) -> Blocks<'a, N> {
+        Blocks { all, next: &[] }
     }
 
     fn halves_of(x: &[f32]) -> Vec<f16> {
@@ -495,8 +590,9 @@ mod tests {
             let len = head_dim * LANES;
             let mut out: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
             let mut out_f16 = out.clone();
-            scores_f32(&queries, &keys.chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out);
-            scores_f16(&queries, &halves_of(&keys).chunks_exact(len).collect::<Vec<_>>(), head_dim, &mut out_f16);
+            scores_f32(&queries, blocks(&keys.chunks_exact(len).collect::<Vec<_>>()), head_dim, &mut out);
+            let halves = halves_of(&keys);
+            scores_f16(&queries, blocks(&halves.chunks_exact(len).collect::<Vec<_>>()), head_dim, &mut out_f16);
             for q in 0..n_queries {
                 let n = n_blocks * LANES;
                 assert_eq!(out[q][..n], expected[q][..n], "{n_blocks} blocks, query {q} of {n_queries}");
@@ -507,39 +603,49 @@ mod tests {
 
     #[test]
     fn values_of_any_shape_are_right_in_both_types() {
-        // Blocks, panels, positions, queries.
-        for (n_blocks, n_panels, positions, n_queries) in [
-            (1, 8, 0..16, 4),
-            (2, 8, 3..25, 1),
-            (4, 3, 17..31, 7),
-            (16, 8, 0..256, 16),
-            (3, 2, 0..37, 37),
-            (3, 4, 16..16, 2),
-            (5, 9, 15..65, 3),
-            (2, 7, 0..31, 20),
+        // Blocks, panels, what the tokens see, heads.
+        for (n_blocks, n_panels, seen, n_heads) in [
+            (1, 8, vec![0..16], 4),
+            (2, 8, vec![3..25], 1),
+            (4, 3, vec![17..31], 7),
+            (16, 8, vec![0..256], 16),
+            (3, 2, vec![0..37], 37),
+            (3, 4, vec![16..16], 2),
+            (5, 9, vec![15..65], 3),
+            (2, 7, vec![0..31], 20),
+            // Each a position more than the one before, with and without a window.
+            (3, 8, (0..6).map(|i| 0..31 + i).collect(), 4),
+            (3, 5, (0..6).map(|i| 13 + i..31 + i).collect(), 4),
+            (2, 4, (0..9).map(|i| i..i + 3).collect(), 5),
+            (2, 2, (0..20).map(|i| i..i + 1).collect(), 1),
+            (2, 3, vec![0..0, 0..1, 0..2, 32..32], 3),
         ] {
+            let n_queries = seen.len() * n_heads;
             let stride = n_panels * LANES + 2;
             let values = numbers(n_blocks * n_panels * LANES * LANES, 11);
-            let weights = weights_of(&numbers(n_queries * n_blocks * LANES, 13), n_blocks * LANES);
+            let mut weights = weights_of(&numbers(n_queries * n_blocks * LANES, 13), n_blocks * LANES);
             let start = numbers(n_queries * stride - 2, 17);
             let mut expected = start.clone();
-            for (q, weights) in weights.iter().enumerate() {
-                for i in positions.clone() {
+            for (q, weights) in weights.iter_mut().enumerate() {
+                for i in seen[q / n_heads].clone() {
                     for d in 0..n_panels * LANES {
                         let row = (i / LANES * n_panels + d / LANES) * LANES + i % LANES;
                         expected[q * stride + d] += weights[i] * values[row * LANES + d % LANES];
                     }
                 }
+                // What is not seen counts for nothing, whatever it is.
+                weights[..seen[q / n_heads].start].fill(f32::NAN);
+                weights[seen[q / n_heads].end..].fill(f32::NAN);
             }
             let len = n_panels * LANES * LANES;
             let (mut out, mut out_f16) = (start.clone(), start);
-            let blocks: Vec<&[f32]> = values.chunks_exact(len).collect();
-            add_values_f32(&weights, &blocks, positions.clone(), &mut out, stride);
-            assert_eq!(out, expected, "{n_panels} panels, {positions:?}, {n_queries} queries");
+            let all: Vec<&[f32]> = values.chunks_exact(len).collect();
+            add_values_f32(&weights, blocks(&all), &seen, &mut out, stride);
+            assert_eq!(out, expected, "{n_panels} panels, {seen:?}, {n_heads} heads");
             let halves = halves_of(&values);
-            let blocks: Vec<&[f16]> = halves.chunks_exact(len).collect();
-            add_values_f16(&weights, &blocks, positions.clone(), &mut out_f16, stride);
-            assert_eq!(out_f16, expected, "{n_panels} panels, {positions:?}, {n_queries} queries, f16");
+            let all: Vec<&[f16]> = halves.chunks_exact(len).collect();
+            add_values_f16(&weights, blocks(&all), &seen, &mut out_f16, stride);
+            assert_eq!(out_f16, expected, "{n_panels} panels, {seen:?}, {n_heads} heads, f16");
         }
     }
 
@@ -549,7 +655,7 @@ mod tests {
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         for halves in halves.chunks(1024) {
             let mut wide: [Weights; 1] = [[0.0; _]];
-            scores_f16(&[[1.0; _]], &halves.chunks(LANES).collect::<Vec<_>>(), 1, &mut wide);
+            scores_f16(&[[1.0; _]], blocks(&halves.chunks(LANES).collect::<Vec<_>>()), 1, &mut wide);
             for (half, wide) in halves.iter().zip(&wide[0]) {
                 assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
             }
@@ -559,20 +665,22 @@ mod tests {
     #[test]
     fn sums_depend_neither_on_the_queries_beside_them_nor_on_pieces() {
         let numbers: Vec<f32> = (0..2 * 3 * LANES * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
-        let blocks: Vec<&[f32]> = numbers.chunks_exact(3 * LANES * LANES).collect();
+        let all: Vec<&[f32]> = numbers.chunks_exact(3 * LANES * LANES).collect();
         let weights = weights_of(&(0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect::<Vec<_>>(), 32);
         let mut together = vec![0.0; 21 * 48];
         let mut scores: Vec<Weights> = vec![[0.0; _]; 21];
-        add_values_f32(&weights, &blocks, 0..32, &mut together, 48);
-        scores_f32(&weights, &blocks, 32, &mut scores);
+        let seen: Vec<Range<usize>> = (0..7).map(|token| 3 * token / 2..25 + token).collect();
+        add_values_f32(&weights, blocks(&all), &seen, &mut together, 48);
+        scores_f32(&weights, blocks(&all), 32, &mut scores);
         for q in 0..21 {
             let mut alone = vec![0.0; 48];
-            for positions in [0..4, 4..21, 21..32] {
-                add_values_f32(&weights[q..=q], &blocks, positions, &mut alone, 48);
+            let seen = &seen[q / 3];
+            for positions in [seen.start..seen.start + 4, seen.start + 4..21, 21..seen.end] {
+                add_values_f32(&weights[q..=q], blocks(&all), &[positions], &mut alone, 48);
             }
             assert_eq!(alone, together[q * 48..][..48]);
             let mut alone: [Weights; 1] = [[0.0; _]];
-            scores_f32(&weights[q..=q], &blocks, 32, &mut alone);
+            scores_f32(&weights[q..=q], blocks(&all), 32, &mut alone);
             assert_eq!(alone[0][..32], scores[q][..32]);
         }
     }

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
 
-use super::attention::{LINE, NEAR, Weights, fetch_behind, some_at_a_time};
+use super::attention::{Blocks, LINE, Weights, ask, some_at_a_time};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.
@@ -152,7 +152,7 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
     weights: &[IntWeights; Q],
     from: usize,
     panels: [&[RowPair]; P],
-    near: usize,
+    to_next: [isize; P],
 ) -> [[[i32; LANES]; P]; Q] {
     // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
     let n_pairs = panels[0].len();
@@ -176,7 +176,7 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
     let mut i = 0;
     while i + PER_LINE <= n_pairs {
         for p in 0..P {
-            fetch_behind::<i8, Q>(rows[p][i].as_ptr(), near);
+            ask(rows[p][i].as_ptr(), to_next[p]);
         }
         for j in i..i + PER_LINE {
             add!(j);
@@ -190,52 +190,51 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
     sums
 }
 
-/// The scores of `P` blocks of keys, for `out` from `column` on.
+/// The scores of blocks `i` to `i + P` of keys.
 #[inline(always)]
 fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights; Q],
-    blocks: &[&[i8]; P],
-    units: &[&[f32]; P],
+    blocks: Blocks<'_, i8>,
+    units: &[&[f32]],
+    i: usize,
     height: usize,
-    column: usize,
     out: &mut [Weights; Q],
 ) {
-    let mut panels: [&[RowPair]; P] = [&[]; P];
+    let (mut panels, mut distances): ([&[RowPair]; P], _) = ([&[]; P], [0; P]);
     for p in 0..P {
-        panels[p] = &blocks[p].as_chunks().0[..height];
+        panels[p] = &blocks.all[i + p].as_chunks().0[..height];
+        distances[p] = blocks.to_next(i + p);
     }
-    // A block and the units behind it.
-    let near = (P * (blocks[0].len() + LINE)).max(NEAR);
-    let sums = tile::<Q, P, FMA, WIDE, VNNI>(queries, 0, panels, near);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(queries, 0, panels, distances);
     for q in 0..Q {
         for p in 0..P {
-            let units: &[f32; LANES] = units[p].first_chunk().expect("a unit per position");
+            let units: &[f32; LANES] = units[i + p].first_chunk().expect("a unit per position");
             let mut scores = [0f32; LANES];
             for l in 0..LANES {
                 scores[l] = queries[q].units[0] * sums[q][p][l] as f32 * units[l];
             }
-            out[q][column + p * LANES..][..LANES].copy_from_slice(&scores);
+            out[q][(i + p) * LANES..][..LANES].copy_from_slice(&scores);
         }
     }
 }
 
-/// [`score`] for any number of blocks, `P` at a time.
+/// [`score`] for all blocks, `P` at a time.
 #[inline(always)]
 fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights; Q],
-    blocks: &[&[i8]],
+    blocks: Blocks<'_, i8>,
     units: &[&[f32]],
     height: usize,
     out: &mut [Weights; Q],
 ) {
-    let (together, rest) = blocks.as_chunks::<P>();
-    let (units, units_of_rest) = units.as_chunks::<P>();
-    for (i, (blocks, units)) in together.iter().zip(units).enumerate() {
-        score::<Q, P, FMA, WIDE, VNNI>(queries, blocks, units, height, i * P * LANES, out);
+    let mut i = 0;
+    while i + P <= blocks.all.len() {
+        score::<Q, P, FMA, WIDE, VNNI>(queries, blocks, units, i, height, out);
+        i += P;
     }
-    for (i, (block, units)) in rest.iter().zip(units_of_rest).enumerate() {
-        let column = (together.len() * P + i) * LANES;
-        score::<Q, 1, FMA, WIDE, VNNI>(queries, &[block], &[units], height, column, out);
+    while i < blocks.all.len() {
+        score::<Q, 1, FMA, WIDE, VNNI>(queries, blocks, units, i, height, out);
+        i += 1;
     }
 }
 
@@ -243,7 +242,7 @@ fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
 #[inline(always)]
 fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights],
-    blocks: &[&[i8]],
+    blocks: Blocks<'_, i8>,
     units: &[&[f32]],
     height: usize,
     out: &mut [Weights],
@@ -262,8 +261,8 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
 #[inline(always)]
 fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
+    blocks: Blocks<'_, i8>,
     i: usize,
-    block: &[i8],
     panel: usize,
     out: &mut [f32],
     out_stride: usize,
@@ -271,10 +270,9 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     const HEIGHT: usize = POSITIONS / 2;
     let mut panels: [&[RowPair]; P] = [&[]; P];
     for p in 0..P {
-        panels[p] = &block.as_chunks().0[(panel + p) * HEIGHT..][..HEIGHT];
+        panels[p] = &blocks.all[i].as_chunks().0[(panel + p) * HEIGHT..][..HEIGHT];
     }
-    let near = (P * HEIGHT * size_of::<RowPair>()).max(NEAR);
-    let sums = tile::<Q, P, FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, near);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, [blocks.to_next(i); P]);
     for q in 0..Q {
         let unit = weights[q].units[i];
         for p in 0..P {
@@ -293,19 +291,19 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
 #[inline(always)]
 fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
-    blocks: &[&[i8]],
+    blocks: Blocks<'_, i8>,
     n_panels: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    for (i, block) in blocks.iter().enumerate() {
+    for i in 0..blocks.all.len() {
         let mut panel = 0;
         while panel + P <= n_panels {
-            value::<Q, P, FMA, WIDE, VNNI>(weights, i, block, panel, out, out_stride);
+            value::<Q, P, FMA, WIDE, VNNI>(weights, blocks, i, panel, out, out_stride);
             panel += P;
         }
         while panel < n_panels {
-            value::<Q, 1, FMA, WIDE, VNNI>(weights, i, block, panel, out, out_stride);
+            value::<Q, 1, FMA, WIDE, VNNI>(weights, blocks, i, panel, out, out_stride);
             panel += 1;
         }
     }
@@ -351,7 +349,7 @@ per_isa! {
     ///
     /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind, and `units` their positions'.
     pub fn scores_i8(
-        queries: &[IntWeights], blocks: &[&[i8]], units: &[&[f32]], height: usize, out: &mut [Weights],
+        queries: &[IntWeights], blocks: Blocks<'_, i8>, units: &[&[f32]], height: usize, out: &mut [Weights],
     ) {
         scores::<FMA, WIDE, VNNI>(queries, blocks, units, height, out);
     }
@@ -361,7 +359,7 @@ per_isa! {
     /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, with anything behind; the sums of query `q`
     /// are at `out[q · out_stride..]`.
     pub fn add_values_i8(
-        weights: &[IntWeights], blocks: &[&[i8]], n_panels: usize, out: &mut [f32], out_stride: usize,
+        weights: &[IntWeights], blocks: Blocks<'_, i8>, n_panels: usize, out: &mut [f32], out_stride: usize,
     ) {
         macro_rules! tiles {
             ($first:expr, $q:literal, $p:literal) => {
@@ -425,10 +423,10 @@ mod tests {
                 }
                 let units: Vec<f32> = (0..n_blocks * LANES).map(|i| 1.0 + i as f32 / 3.0).collect();
                 let units_of_blocks: Vec<&[f32]> = units.chunks_exact(LANES).collect();
-                type Way = fn(&[IntWeights], &[&[i8]], &[&[f32]], usize, &mut [Weights]);
+                type Way = fn(&[IntWeights], Blocks<'_, i8>, &[&[f32]], usize, &mut [Weights]);
                 let scores_by = |way: Way| {
                     let mut out: Vec<Weights> = vec![[0.0; _]; n_queries];
-                    way(&queries, &blocks, &units_of_blocks, height, &mut out);
+                    way(&queries, Blocks { all: &blocks, next: &[] }, &units_of_blocks, height, &mut out);
                     out
                 };
                 let out = scores_by(scores_i8);
@@ -486,7 +484,7 @@ mod tests {
                     assert!((f32::from(rounded[i]) * unit - exact).abs() <= 0.501 * unit, "{i}: {exact} in {unit}");
                 }
             }
-            add_values_i8(&ints, &blocks, n_panels, &mut out, stride);
+            add_values_i8(&ints, Blocks { all: &blocks, next: &[] }, n_panels, &mut out, stride);
             for (q, ints) in ints.iter().enumerate() {
                 assert_eq!(out[q * stride + n_panels * LANES..][..2], [1.0; 2], "left alone");
                 for d in 0..n_panels * LANES {

@@ -57,7 +57,9 @@ mod attention;
 mod attention_int8;
 mod products;
 
-pub use attention::{Weights, add_values_f16, add_values_f32, ask_for, exponentials, mix, scores_f16, scores_f32};
+pub use attention::{
+    Blocks, Weights, add_values_f16, add_values_f32, ask_for, exponentials, mix, scores_f16, scores_f32,
+};
 pub use attention_int8::{IntWeights, add_values_i8, quantize_i16, quantize_weights, scores_i8};
 pub use products::{Gate, Products, Sums, add_scaled, gelu_gate, relu2_gate, silu_gate, store};
 

@@ -4,6 +4,7 @@ import http.server
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,8 +100,10 @@ class Case(unittest.TestCase):
 
     def start(self, script, *arguments, token=None):
         environment = CHILD | ({"HF_TOKEN": token} if token else {})
+        # A shell's background jobs, and their children, ignore Ctrl-C; a script that a user runs does not.
         return subprocess.Popen([sys.executable, SCRIPTS / script, *map(str, arguments)], env=environment, text=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
     def run_script(self, script, *arguments, token=None, code=0):
         process = self.start(script, *arguments, token=token)

@@ -69,8 +69,8 @@ pub(crate) fn attend(
             SCRATCH.with_borrow_mut(|scratch| {
                 let Scratch { queries, answers, of_chunk, .. } = scratch;
                 let items = &items[range];
-                let work = items.iter().flat_map(|item| item.chunks().map(move |chunk| (item, chunk)));
-                in_turn(work, |item, chunk, views, next| {
+                let work = items.iter().flat_map(|item| item.chunks().map(move |chunk| ((), item, chunk)));
+                in_turn(work, |(), item, chunk, views, next| {
                     if chunk == item.chunks().start {
                         item.take_queries(q, queries);
                         answers.clear();
@@ -98,9 +98,7 @@ pub(crate) fn attend(
     let shared = SharedMut::new(&mut parts);
     team.split(work.len(), work.len().div_ceil(team.n_threads() * 4), |range| {
         SCRATCH.with_borrow_mut(|Scratch { of_chunk, .. }| {
-            let mut parts = range.clone();
-            in_turn(range.map(|i| (&items[work[i].0], work[i].1)), |item, chunk, views, next| {
-                let Some(i) = parts.next() else { return };
+            in_turn(range.map(|i| (i, &items[work[i].0], work[i].1)), |i, item, chunk, views, next| {
                 item.answer(chunk, views, next, &queries[work[i].0], of_chunk);
                 // SAFETY: each piece of work is handed out once, and this is its own part.
                 unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&of_chunk.answers);
@@ -120,14 +118,14 @@ pub(crate) fn attend(
     SCRATCH.with_borrow_mut(|scratch| scratch.of_items = queries);
 }
 
-/// Calls `answer(item, chunk, its views, the next views)` for each piece of `work`.
-fn in_turn<'i, 'c: 'i>(
-    work: impl Iterator<Item = (&'i Item<'c>, usize)>,
-    mut answer: impl FnMut(&Item<'c>, usize, &Views<'c>, Option<&Views<'c>>),
+/// Calls `answer(key, item, chunk, its views, the next views)` for each piece of `work`: a key, an item, a chunk.
+fn in_turn<'i, 'c: 'i, K>(
+    work: impl Iterator<Item = (K, &'i Item<'c>, usize)>,
+    mut answer: impl FnMut(K, &Item<'c>, usize, &Views<'c>, Option<&Views<'c>>),
 ) {
-    let mut work = work.map(|(item, chunk)| (item, chunk, item.views(chunk))).peekable();
-    while let Some((item, chunk, views)) = work.next() {
-        answer(item, chunk, &views, work.peek().map(|(.., views)| views));
+    let mut work = work.map(|(key, item, chunk)| (key, item, chunk, item.views(chunk))).peekable();
+    while let Some((key, item, chunk, views)) = work.next() {
+        answer(key, item, chunk, &views, work.peek().map(|(.., views)| views));
     }
 }
 

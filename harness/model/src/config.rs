@@ -170,7 +170,8 @@ impl ModelConfig {
             ("vocabulary", self.vocab, 1, 1 << 24),
             ("context", self.context, 1, 1 << 28),
         ];
-        for (what, value, low, high) in sizes {
+        let window = self.sliding.map(|sliding| ("sliding window", sliding.window, 1, 1 << 28));
+        for (what, value, low, high) in sizes.into_iter().chain(window) {
             if !(low..=high).contains(&value) {
                 return Err(format!("{what} is {value}, expected {low} to {high}"));
             }
@@ -181,7 +182,15 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head size {} is odd, RoPE needs pairs", self.head_dim));
         }
-        let floats = [self.rope_theta, self.norm_eps, self.embedding_scale, self.residual_scale, self.logit_scale];
+        let local_rope_theta = self.sliding.map_or(self.rope_theta, |sliding| sliding.rope_theta);
+        let floats = [
+            self.rope_theta,
+            local_rope_theta,
+            self.norm_eps,
+            self.embedding_scale,
+            self.residual_scale,
+            self.logit_scale,
+        ];
         if floats.iter().any(|f| !f.is_finite() || *f <= 0.0) {
             return Err("a rope base, epsilon or scale is not a positive number".to_owned());
         }

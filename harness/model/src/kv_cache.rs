@@ -90,10 +90,12 @@ pub(crate) fn store(team: &Team, segments: &mut [Segment<'_>], layer: usize, key
         firsts.push(m);
         m += segment.tokens.len();
     }
-    let Some(n_heads) = segments.first().map(|segment| segment.cache.pool.shape.n_kv_heads) else { return };
-    let kv_dim = keys.len() / m;
+    let Some(Shape { n_kv_heads: n_heads, head_dim, .. }) = segments.first().map(|s| s.cache.pool.shape) else {
+        return;
+    };
+    let kv_dim = n_heads * head_dim;
     let segments = &*segments;
-    // A token alone is stored before another worker has woken up.
+    // What one token has is not worth a region.
     let grain = if m == 1 { 2 * n_heads } else { (2 * n_heads * segments.len()).div_ceil(team.n_threads() * 8) };
     team.split(2 * n_heads * segments.len(), grain, |parts| {
         for i in parts {

@@ -145,14 +145,14 @@ impl Queries {
 
 /// A head's keys, or its values, in some blocks.
 pub(crate) struct Panels<'c> {
-    /// The blocks as bytes.
+    /// The blocks as bytes, by which they are asked for.
     parts: Each<&'c [u8]>,
-    blocks: Blocks<'c>,
+    numbers: Numbers<'c>,
     head_dim: usize,
 }
 
-#[expect(clippy::large_enum_variant, reason = "on the stack, for the length of a call")]
-enum Blocks<'c> {
+#[expect(clippy::large_enum_variant, reason = "on the stack, two at a time")]
+enum Numbers<'c> {
     F32(Each<&'c [f32]>),
     F16(Each<&'c [f16]>),
     /// Of each the numbers and the units.
@@ -207,11 +207,11 @@ impl<'c> Panels<'c> {
         let n = BLOCK * n_dims;
         let all: Each<&[u8]> = parts.collect();
         let parts = all.iter().copied();
-        let blocks = match ty {
-            KvType::F32 => Blocks::F32(parts.map(|part| &bytemuck::cast_slice(part)[..n]).collect()),
+        let numbers = match ty {
+            KvType::F32 => Numbers::F32(parts.map(|part| &bytemuck::cast_slice(part)[..n]).collect()),
             KvType::F16 => {
                 let halves = |part| -> &'c [f16] { bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast() };
-                Blocks::F16(parts.map(|part| &halves(part)[..n]).collect())
+                Numbers::F16(parts.map(|part| &halves(part)[..n]).collect())
             }
             KvType::Int8 => {
                 // The units lie apart, where no prefetcher looks.
@@ -222,24 +222,24 @@ impl<'c> Panels<'c> {
                         (bytemuck::cast_slice(numbers), bytemuck::cast_slice(units))
                     })
                     .unzip();
-                Blocks::Int8(blocks, units)
+                Numbers::Int8(blocks, units)
             }
         };
-        Self { parts: all, blocks, head_dim }
+        Self { parts: all, numbers, head_dim }
     }
 
     /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
     /// nothing. `next` will be read after them.
     pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights], next: Option<&Panels<'_>>) {
         let next = next.map_or(&[][..], |next| &next.parts);
-        match &self.blocks {
-            Blocks::F32(all) => {
+        match &self.numbers {
+            Numbers::F32(all) => {
                 ops::scores_f32(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
             }
-            Blocks::F16(all) => {
+            Numbers::F16(all) => {
                 ops::scores_f16(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
             }
-            Blocks::Int8(all, units) => {
+            Numbers::Int8(all, units) => {
                 ops::scores_i8(&queries.ints, ops::Blocks { all, next }, units, self.head_dim.div_ceil(2), scores);
             }
         }
@@ -257,14 +257,14 @@ impl<'c> Panels<'c> {
         next: Option<&Panels<'_>>,
     ) {
         let next = next.map_or(&[][..], |next| &next.parts);
-        match &self.blocks {
-            Blocks::F32(all) => {
+        match &self.numbers {
+            Numbers::F32(all) => {
                 ops::add_values_f32(weights, ops::Blocks { all, next }, seen, sums, stride);
             }
-            Blocks::F16(all) => {
+            Numbers::F16(all) => {
                 ops::add_values_f16(weights, ops::Blocks { all, next }, seen, sums, stride);
             }
-            Blocks::Int8(all, units) => {
+            Numbers::Int8(all, units) => {
                 let n_heads = weights.len() / seen.len();
                 ints.resize(weights.len(), IntWeights::default());
                 for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {

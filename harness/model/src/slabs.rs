@@ -35,7 +35,7 @@ struct Place {
 
 // SAFETY: a place is the only way to its bytes, so it may move to another thread with them.
 unsafe impl Send for Place {}
-// SAFETY: a shared place gives no access; a shared `Block` gives shared access to plain bytes.
+// SAFETY: a shared place gives no access; a shared `Block` gives shared access to plain bytes, and exclusive access only by the contract of `own_part`.
 unsafe impl Sync for Place {}
 
 /// A block, whose parts hold zeros or what was there before.

@@ -141,6 +141,11 @@ fn a_sliding_window_hides_what_lies_before_it() {
     assert!((0..7).all(same), "causal");
     assert!((7..11).all(|i| !same(i)), "positions 7 to 10 see position 7");
     assert!(same(11), "position 11 sees 8 to 11");
+
+    manifest.shape.sliding_window = Some(0);
+    assert_eq!(manifest.config().validate().unwrap_err(), "sliding window is 0, expected 1 to 268435456");
+    (manifest.shape.sliding_window, manifest.shape.rope_theta_local) = (Some(4), Some(0.0));
+    assert!(manifest.config().validate().unwrap_err().contains("rope base"));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub struct Blocks<'a, N> {
 }
 
 impl<N> Blocks<'_, N> {
-    /// Bytes from block `i` to the one in its place, 0 where there is none.
+    /// Bytes from block `i` to the one in its place, 0 where there is none: a line that is read anyway.
     #[inline(always)]
     pub(super) fn to_next(&self, i: usize) -> isize {
         let block = self.all[i].as_ptr().addr();
@@ -55,7 +55,7 @@ impl Number for f16 {
             // SAFETY: `WIDE` says that the CPU has AVX-512; the array holds the 32 bytes that are read.
             return unsafe {
                 let halves = _mm256_loadu_si256(numbers.as_ptr().cast());
-                // `_mm512_cvtph_ps` names a rounding, and with that the instruction takes no operand from memory, but two steps.
+                // `_mm512_cvtph_ps` suppresses exceptions: such an instruction takes nothing from memory, and is two steps.
                 let wide = _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves);
                 std::mem::transmute::<__m512, [f32; LANES]>(wide)
             };
@@ -437,7 +437,8 @@ per_isa! {
     }
 
     /// `out[q] += Σ_i weights[q][i] · value[i]` over the positions that query `q` sees, counted from the first block on, one after the other, so
-    /// that a sum depends on no other query. `seen` has them for each token; its queries (heads) follow each other.
+    /// that a sum depends on no other query. `seen` has them for each token, of which there is one at least; their queries, as many
+    /// for each, follow each other.
     ///
     /// `blocks` are `[dimensions / 16][16 values][16]`; the sums of query `q` are at `out[q · out_stride..]`.
     pub fn add_values_f32(
@@ -455,12 +456,12 @@ per_isa! {
 
     /// Of each query's scores those that it sees become `e^(score - max)`, and the last two numbers of its `stride` in `answers` become
     /// `max` and `Σ e^(score - max)`: `-∞` and 0 where it sees none. The other scores mean nothing, neither before nor after. `seen` has the
-    /// positions for each token, whose queries (heads) follow each other.
+    /// positions for each token, of which there is one at least; their queries, as many for each, follow each other.
     pub fn exponentials(scores: &mut [Weights], seen: &[Range<usize>], answers: &mut [f32], stride: usize) {
-        let n_heads = scores.len() / seen.len().max(1);
+        let n_heads = scores.len() / seen.len();
         // Whole registers to the end: -∞ is never the largest, and adds nothing.
         let whole = |seen: &Range<usize>| seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
-        // First all maxima, which wait for one another's lanes, then all exponentials.
+        // First all maxima: their last steps are chains, which overlap where no exponentials lie between them.
         for (q, (scores, answer)) in scores.iter_mut().zip(answers.chunks_exact_mut(stride)).enumerate() {
             let seen = &seen[q / n_heads];
             let mut max = f32::NEG_INFINITY;

@@ -25,12 +25,24 @@ pub struct Blocks<'a, N> {
 }
 
 impl<N> Blocks<'_, N> {
-    /// Bytes from block `i` to the one in its place, 0 where there is none: a line that is read anyway.
+    /// What to ask for while a line of block `i` is read, `step` blocks at a time.
     #[inline(always)]
-    pub(super) fn to_next(&self, i: usize) -> isize {
-        let block = self.all[i].as_ptr().addr();
-        self.next.get(i).map_or(0, |next| next.as_ptr().addr().wrapping_sub(block).cast_signed())
+    pub(super) fn ahead(&self, i: usize, step: usize) -> Ahead {
+        let start = self.all[i].as_ptr().addr();
+        let to = |address: usize| address.wrapping_sub(start).cast_signed();
+        Ahead {
+            near: self.all.get(i + step).map_or(0, |block| to(block.as_ptr().addr())),
+            next: self.next.get(i).map_or(0, |block| to(block.as_ptr().addr())),
+        }
     }
+}
+
+/// Bytes from a line to the one in its place in the block that is read soon, and in the block that is read after all of these; 0, a line that
+/// is read anyway, where there is none.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead {
+    near: isize,
+    next: isize,
 }
 
 /// What a cache is made of.
@@ -80,14 +92,18 @@ impl Number for f16 {
     }
 }
 
-/// Asks for the cache line `distance` bytes from the number at `at`: blocks are too short for prefetchers, and behind the last of a head's
-/// come others that nobody wants.
+/// Asks for cache lines ahead of the number at `at`: blocks are too short for prefetchers, and behind the last of a head's come others that
+/// nobody wants.
 #[inline(always)]
-pub(super) fn ask<N>(at: *const N, distance: isize) {
+pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
     #[cfg(target_arch = "x86_64")]
-    crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast::<u8>().wrapping_offset(distance));
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
+        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
+        crate::arch::x86_64::prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, distance);
+    let _ = (at, ahead);
 }
 
 /// Asks for bytes that attention will read soon.
@@ -149,7 +165,7 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     weights: &[Weights; Q],
     from: usize,
     panels: [&[[N; LANES]]; P],
-    to_next: [isize; P],
+    ahead: [Ahead; P],
     sums: &mut Sums<Q, P>,
 ) {
     // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
@@ -175,7 +191,7 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     let mut i = 0;
     while i + per_line <= n_rows {
         for p in 0..P {
-            ask(rows[p][i].as_ptr(), to_next[p]);
+            ask(rows[p][i].as_ptr(), ahead[p]);
         }
         for j in i..i + per_line {
             add!(j);
@@ -197,13 +213,13 @@ fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
     head_dim: usize,
     out: &mut [Weights; Q],
 ) {
-    let (mut panels, mut distances): ([&[[N; LANES]]; P], _) = ([&[]; P], [0; P]);
+    let (mut panels, mut ahead): ([&[[N; LANES]]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
         panels[p] = &blocks.all[i + p].as_chunks().0[..head_dim];
-        distances[p] = blocks.to_next(i + p);
+        ahead[p] = blocks.ahead(i + p, P);
     }
     let mut sums = [[[0f32; LANES]; P]; Q];
-    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, distances, &mut sums);
+    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, ahead, &mut sums);
     for q in 0..Q {
         for p in 0..P {
             out[q][(i + p) * LANES..][..LANES].copy_from_slice(&sums[q][p]);
@@ -297,7 +313,7 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
         for p in 0..P {
             rows[p] = &panels[p][every.start - first..every.end - first];
         }
-        add_rows::<N, Q, P, FMA, WIDE>(weights, every.start, rows, [blocks.to_next(i); P], &mut sums);
+        add_rows::<N, Q, P, FMA, WIDE>(weights, every.start, rows, [blocks.ahead(i, 1); P], &mut sums);
         add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, every.end..any.end, &mut sums);
     }
     for q in 0..Q {

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
 
-use super::attention::{Blocks, LINE, Weights, ask, some_at_a_time};
+use super::attention::{Ahead, Blocks, LINE, Weights, ask, some_at_a_time};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.
@@ -152,7 +152,7 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
     weights: &[IntWeights; Q],
     from: usize,
     panels: [&[RowPair]; P],
-    to_next: [isize; P],
+    ahead: [Ahead; P],
 ) -> [[[i32; LANES]; P]; Q] {
     // One check for all accesses of a row: slices have one length, and queries lie at fixed distances from the first.
     let n_pairs = panels[0].len();
@@ -176,7 +176,7 @@ fn tile<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const
     let mut i = 0;
     while i + PER_LINE <= n_pairs {
         for p in 0..P {
-            ask(rows[p][i].as_ptr(), to_next[p]);
+            ask(rows[p][i].as_ptr(), ahead[p]);
         }
         for j in i..i + PER_LINE {
             add!(j);
@@ -200,12 +200,12 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     height: usize,
     out: &mut [Weights; Q],
 ) {
-    let (mut panels, mut distances): ([&[RowPair]; P], _) = ([&[]; P], [0; P]);
+    let (mut panels, mut ahead): ([&[RowPair]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
         panels[p] = &blocks.all[i + p].as_chunks().0[..height];
-        distances[p] = blocks.to_next(i + p);
+        ahead[p] = blocks.ahead(i + p, P);
     }
-    let sums = tile::<Q, P, FMA, WIDE, VNNI>(queries, 0, panels, distances);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(queries, 0, panels, ahead);
     for q in 0..Q {
         for p in 0..P {
             let units: &[f32; LANES] = units[i + p].first_chunk().expect("a unit per position");
@@ -272,7 +272,7 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     for p in 0..P {
         panels[p] = &blocks.all[i].as_chunks().0[(panel + p) * HEIGHT..][..HEIGHT];
     }
-    let sums = tile::<Q, P, FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, [blocks.to_next(i); P]);
+    let sums = tile::<Q, P, FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, [blocks.ahead(i, 1); P]);
     for q in 0..Q {
         let unit = weights[q].units[i];
         for p in 0..P {

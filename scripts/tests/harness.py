@@ -103,7 +103,7 @@ class Case(unittest.TestCase):
         # A shell's background jobs, and their children, ignore Ctrl-C; a script that a user runs does not.
         return subprocess.Popen([sys.executable, SCRIPTS / script, *map(str, arguments)], env=environment, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def run_script(self, script, *arguments, token=None, code=0):
         process = self.start(script, *arguments, token=token)

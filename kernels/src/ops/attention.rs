@@ -1,49 +1,15 @@
-//! The inner loops of attention: products of a few queries (or their weights) with the rows of a KV cache, and the exponentials
-//! between them.
+//! The inner loops of attention: products of a few queries, or of what softmax made of their scores, with the rows of a KV cache.
 
 use std::ops::Range;
 
 use half::f16;
 
-use super::{LANES, exp, madd, max_of, sum_lanes};
+use super::blocks::{Ahead, Blocks, LINE, ask};
+use super::{LANES, madd};
 
 /// The weights of a query. Every query has room for the same number, so that those of several are at fixed distances from one address; they
 /// are no multiple of 4 KB, at which caches take them for each other.
 pub type Weights = [f32; 1040];
-
-/// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
-
-/// Blocks of a head's keys or values, and those that will be read after all of them: while a line of one is read, the line in its place in
-/// the other is asked for.
-#[derive(Clone, Copy)]
-pub struct Blocks<'a, N> {
-    /// What is read.
-    pub all: &'a [&'a [N]],
-    /// What will be, as far as it is known.
-    pub next: &'a [&'a [u8]],
-}
-
-impl<N> Blocks<'_, N> {
-    /// What to ask for while a line of block `i` is read, `step` blocks at a time.
-    #[inline(always)]
-    pub(super) fn ahead(&self, i: usize, step: usize) -> Ahead {
-        let start = self.all[i].as_ptr().addr();
-        let to = |address: usize| address.wrapping_sub(start).cast_signed();
-        Ahead {
-            near: self.all.get(i + step).map_or(0, |block| to(block.as_ptr().addr())),
-            next: self.next.get(i).map_or(0, |block| to(block.as_ptr().addr())),
-        }
-    }
-}
-
-/// Bytes from a line to the one in its place in the block that is read soon, and in the block that is read after all of these; 0, a line that
-/// is read anyway, where there is none.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Ahead {
-    near: isize,
-    next: isize,
-}
 
 /// What a cache is made of.
 trait Number: Copy + 'static {
@@ -90,30 +56,6 @@ impl Number for f16 {
         }
         numbers.map(f16::to_f32)
     }
-}
-
-/// Asks for cache lines ahead of the number at `at`: blocks are too short for prefetchers, and behind the last of a head's come others that
-/// nobody wants.
-#[inline(always)]
-pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
-        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
-        crate::arch::x86_64::prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, ahead);
-}
-
-/// Asks for bytes that attention will read soon.
-pub fn ask_for(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(LINE) {
-        crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
 }
 
 /// `weight · row + sums`.
@@ -298,15 +240,14 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
             let start = range.start.clamp(first, first + LANES);
             start..range.end.clamp(start, first + LANES)
         };
-        let (any, every) = (within(&any), within(&every));
+        let (any, mut every) = (within(&any), within(&every));
+        if every.is_empty() {
+            every = any.end..any.end;
+        }
         let block = blocks.all[i].as_chunks().0;
         let mut panels: [&[[N; LANES]]; P] = [&[]; P];
         for p in 0..P {
             panels[p] = &block[(panel + p) * LANES..][..LANES];
-        }
-        if every.is_empty() {
-            add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, any, &mut sums);
-            continue;
         }
         add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, any.start..every.start, &mut sums);
         let mut rows = panels;
@@ -469,107 +410,11 @@ per_isa! {
     ) {
         values::<f16, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
-
-    /// Of each query's scores those that it sees become `e^(score - max)`, and the last two numbers of its `stride` in `answers` become
-    /// `max` and `Σ e^(score - max)`: `-∞` and 0 where it sees none. The other scores mean nothing, neither before nor after. `seen` has the
-    /// positions for each token, of which there is one at least; their queries, as many for each, follow each other.
-    pub fn exponentials(scores: &mut [Weights], seen: &[Range<usize>], answers: &mut [f32], stride: usize) {
-        let n_heads = scores.len() / seen.len();
-        // Whole registers to the end: -∞ is never the largest, and adds nothing.
-        let whole = |seen: &Range<usize>| seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
-        // First all maxima: their last steps are chains, which overlap where no exponentials lie between them.
-        for (q, (scores, answer)) in scores.iter_mut().zip(answers.chunks_exact_mut(stride)).enumerate() {
-            let seen = &seen[q / n_heads];
-            let mut max = f32::NEG_INFINITY;
-            if !seen.is_empty() {
-                let all = whole(seen);
-                scores[all.start..seen.start].fill(f32::NEG_INFINITY);
-                scores[seen.end..all.end].fill(f32::NEG_INFINITY);
-                max = max_of([&scores[all]], f32::NEG_INFINITY, |[score]| score);
-            }
-            answer[stride - 2] = max;
-        }
-        for (q, (scores, answer)) in scores.iter_mut().zip(answers.chunks_exact_mut(stride)).enumerate() {
-            let seen = &seen[q / n_heads];
-            let mut lanes = [0f32; LANES];
-            if !seen.is_empty() {
-                let max = answer[stride - 2];
-                for chunk in scores[whole(seen)].as_chunks_mut::<LANES>().0 {
-                    for i in 0..LANES {
-                        chunk[i] = exp::<FMA>(chunk[i] - max);
-                        lanes[i] += chunk[i];
-                    }
-                }
-            }
-            answer[stride - 1] = sum_lanes(lanes);
-        }
-    }
-
-    /// `y = a · y + b · x`.
-    pub fn mix(a: f32, y: &mut [f32], b: f32, x: &[f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = madd::<FMA>(a, *y, b * x);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// `exponentials` for one query; what becomes of the scores, the largest, and the sum.
-    fn exponentials_of(scores: &[f32], seen: Range<usize>) -> (Vec<f32>, f32, f32) {
-        let (mut all, mut answer) = ([[f32::NAN; _]], [0.0; 2]);
-        all[0][..scores.len()].copy_from_slice(scores);
-        exponentials(&mut all, &[seen], &mut answer, 2);
-        (all[0][..scores.len()].to_vec(), answer[0], answer[1])
-    }
-
-    #[test]
-    fn exponentials_are_within_two_ulp() {
-        for i in -8700..=0 {
-            let x = i as f32 / 100.0;
-            let (new, max, sum) = exponentials_of(&[x + 1.0, 1.0], 0..2);
-            let expected = f64::from(x + 1.0 - 1.0).exp();
-            assert!((f64::from(new[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {new:?} {expected}");
-            assert_eq!((max, sum, new[1]), (1.0, new[0] + 1.0, 1.0));
-        }
-    }
-
-    #[test]
-    fn exponentials_are_of_what_is_seen() {
-        let old: Vec<f32> = (0..48).map(|i| if i % 5 == 0 { 90.0 } else { i as f32 / 7.0 }).collect();
-        let all_seen = [0..0, 0..1, 0..16, 3..4, 15..17, 5..48, 20..33, 16..32, 47..48, 48..48];
-        for seen in all_seen.clone() {
-            let (new, max, sum) = exponentials_of(&old, seen.clone());
-            let of = &old[seen.clone()];
-            assert_eq!(max, of.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{seen:?}");
-            let expected: f64 = of.iter().map(|&x| f64::from(x - max).exp()).sum();
-            assert!((f64::from(sum) - expected).abs() <= expected * 1e-6, "{seen:?}: {sum} {expected}");
-            for (new, old) in new[seen].iter().zip(of) {
-                assert!((f64::from(*new) - f64::from(old - max).exp()).abs() < 1e-6);
-            }
-        }
-        let mut bad = [1.0; LANES];
-        bad[3] = f32::NAN;
-        assert!(exponentials_of(&bad, 0..5).2.is_nan(), "a score that is no number has to go on");
-        assert_eq!(exponentials_of(&bad, 5..9).2, 4.0);
-
-        // Two heads a token, and room in front of what is answered.
-        let mut scores: Vec<Weights> = vec![[0.0; _]; 2 * all_seen.len()];
-        for (q, scores) in scores.iter_mut().enumerate() {
-            (0..48).for_each(|i| scores[i] = old[(i + q) % 48]);
-        }
-        let given = scores.clone();
-        let mut answers = vec![7.0; 5 * scores.len()];
-        exponentials(&mut scores, &all_seen, &mut answers, 5);
-        for (q, (given, scores)) in given.iter().zip(&scores).enumerate() {
-            let seen = all_seen[q / 2].clone();
-            let (new, max, sum) = exponentials_of(&given[..48], seen.clone());
-            assert_eq!(answers[5 * q..][..5], [7.0, 7.0, 7.0, max, sum]);
-            assert_eq!(scores[seen.clone()], new[seen]);
-        }
-    }
 
     /// Whole numbers, so that sums are exact in any order.
     fn numbers(n: usize, modulus: usize) -> Vec<f32> {

@@ -7,7 +7,8 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
 
-use super::attention::{Ahead, Blocks, LINE, Weights, ask, some_at_a_time};
+use super::attention::{Weights, some_at_a_time};
+use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, TO_INTEGER, madd};
 
 /// Two rows of 16 numbers, interleaved.

@@ -55,13 +55,15 @@ macro_rules! per_isa {
 
 mod attention;
 mod attention_int8;
+mod blocks;
 mod products;
+mod softmax;
 
-pub use attention::{
-    Blocks, Weights, add_values_f16, add_values_f32, ask_for, exponentials, mix, scores_f16, scores_f32,
-};
+pub use attention::{Weights, add_values_f16, add_values_f32, scores_f16, scores_f32};
 pub use attention_int8::{IntWeights, add_values_i8, quantize_i16, quantize_weights, scores_i8};
+pub use blocks::{Blocks, ask_for};
 pub use products::{Gate, Products, Sums, add_scaled, gelu_gate, relu2_gate, silu_gate, store};
+pub use softmax::{exponentials, mix};
 
 #[inline(always)]
 fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {

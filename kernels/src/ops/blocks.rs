@@ -1,0 +1,59 @@
+//! Blocks of a KV cache, and what is asked for while they are read.
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
+/// Blocks of a head's keys or values, and those that will be read after all of them: while a line of one is read, the line in its place in
+/// the other is asked for.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a, N> {
+    /// What is read.
+    pub all: &'a [&'a [N]],
+    /// What will be, as far as it is known.
+    pub next: &'a [&'a [u8]],
+}
+
+impl<N> Blocks<'_, N> {
+    /// What to ask for while a line of block `i` is read, `step` blocks at a time.
+    #[inline(always)]
+    pub(super) fn ahead(&self, i: usize, step: usize) -> Ahead {
+        let start = self.all[i].as_ptr().addr();
+        let to = |address: usize| address.wrapping_sub(start).cast_signed();
+        Ahead {
+            near: self.all.get(i + step).map_or(0, |block| to(block.as_ptr().addr())),
+            next: self.next.get(i).map_or(0, |block| to(block.as_ptr().addr())),
+        }
+    }
+}
+
+/// Bytes from a line to the one in its place in the block that is read soon, and in the block that is read after all of these; 0, a line that
+/// is read anyway, where there is none.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead {
+    near: isize,
+    next: isize,
+}
+
+/// Asks for cache lines ahead of the number at `at`: blocks are too short for prefetchers, and behind the last of a head's come others that
+/// nobody wants.
+#[inline(always)]
+pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
+        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
+        crate::arch::x86_64::prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, ahead);
+}
+
+/// Asks for bytes that attention will read soon.
+pub fn ask_for(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(LINE) {
+        crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}

@@ -46,6 +46,9 @@ features! {
     Avx512vnni "avx512vnni" "x86_64";
     Avx512vbmi "avx512vbmi" "x86_64";
     Avx512bf16 "avx512bf16" "x86_64";
+    AmxTile "amx_tile" "x86_64";
+    AmxInt8 "amx_int8" "x86_64";
+    AmxBf16 "amx_bf16" "x86_64";
     Neon "neon" "aarch64";
     Dotprod "dotprod" "aarch64";
     I8mm "i8mm" "aarch64";
@@ -73,6 +76,9 @@ impl Feature {
                 Self::Avx512vnni => is_x86_feature_detected!("avx512vnni"),
                 Self::Avx512vbmi => is_x86_feature_detected!("avx512vbmi"),
                 Self::Avx512bf16 => is_x86_feature_detected!("avx512bf16"),
+                Self::AmxTile => amx::is_offered(24),
+                Self::AmxInt8 => amx::is_offered(25),
+                Self::AmxBf16 => amx::is_offered(22),
                 Self::Neon | Self::Dotprod | Self::I8mm => false,
             }
         }
@@ -90,6 +96,33 @@ impl Feature {
         {
             false
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    //! Tile registers: the standard library does not detect them yet, and a process has to ask the system for their 8 KB of state.
+
+    use std::arch::x86_64::__cpuid_count;
+    use std::sync::OnceLock;
+
+    /// Whether the CPU has the feature of this bit (of EDX in leaf 7 of CPUID) and this process may use tiles.
+    pub fn is_offered(bit: u32) -> bool {
+        static TILES: OnceLock<bool> = OnceLock::new();
+        is_x86_feature_detected!("avx512f") && __cpuid_count(7, 0).edx >> bit & 1 == 1 && *TILES.get_or_init(ask)
+    }
+
+    /// Asks for all threads of this process.
+    fn ask() -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+            const XFEATURE_XTILEDATA: libc::c_long = 18;
+            // SAFETY: the call has no other effect than the permission.
+            unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+        }
+        #[cfg(not(target_os = "linux"))]
+        false
     }
 }
 
@@ -139,6 +172,8 @@ tokens! {
     Avx512Vbmi = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi];
     /// AVX-512 with byte/word operations and `vdpbf16ps`.
     Avx512Bf16 = [Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512bf16];
+    /// Tile registers with int8 products, and what unpacks for them: every CPU with AMX has it.
+    AmxInt8 = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi, AmxTile, AmxInt8];
     /// NEON, which every aarch64 CPU has.
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.

@@ -102,6 +102,11 @@ pub struct Prepared {
     pub sums: Vec<i32>,
 }
 
+/// Tokens of a tile of activations.
+pub const TILE_TOKENS: usize = 16;
+/// Columns of a tile of activations.
+pub const TILE_COLUMNS: usize = 64;
+
 /// Tokens that a worker takes at once, where the form does not say it.
 const TOKENS: usize = 8;
 
@@ -151,6 +156,35 @@ impl Prepared {
                 _ => unreachable!("no kernel takes more than 8 tokens at once"),
             }
         });
+    }
+
+    /// Groups of [`TILE_TOKENS`] tokens, in each of them steps of [`TILE_COLUMNS`] columns, in each step the values of every token: what
+    /// instructions on tile registers read. Columns are padded with zeros to whole steps; in the place of tokens that the last group has
+    /// not lies anything. `sums` stay as they were. See [`tiles`](Self::tiles).
+    pub fn fill_in_tiles(&mut self, team: &Team, x: &QuantizedActivations) {
+        let stride = x.k.next_multiple_of(TILE_COLUMNS);
+        (self.m, self.stride) = (x.m, stride);
+        self.bytes.ensure_len(x.m.next_multiple_of(TILE_TOKENS) * stride);
+        let values = SharedMut::new(self.bytes.as_i8_mut());
+        team.split(x.m.div_ceil(TILE_TOKENS), 1, |groups| {
+            for group in groups {
+                // SAFETY: a group is handed out once, and no other has its values.
+                let values = unsafe { values.slice(group * TILE_TOKENS * stride..(group + 1) * TILE_TOKENS * stride) };
+                let tiles: &mut [[[i8; TILE_COLUMNS]; TILE_TOKENS]] = values.as_chunks_mut().0.as_chunks_mut().0;
+                for token in group * TILE_TOKENS..x.m.min((group + 1) * TILE_TOKENS) {
+                    for (tile, columns) in tiles.iter_mut().zip(x.row(token).chunks(TILE_COLUMNS)) {
+                        let (values, rest) = tile[token % TILE_TOKENS].split_at_mut(columns.len());
+                        values.copy_from_slice(columns);
+                        rest.fill(0);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The steps of 64 columns of a group of 16 tokens.
+    pub fn tiles(&self, group: usize) -> &[[i8; TILE_TOKENS * TILE_COLUMNS]] {
+        self.bytes.as_i8()[group * TILE_TOKENS * self.stride..][..TILE_TOKENS * self.stride].as_chunks().0
     }
 
     /// Calls `write(first column, tokens, values)` for every block of `block` columns and every `group` tokens, split over the team.

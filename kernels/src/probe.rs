@@ -181,10 +181,47 @@ macro_rules! asm_loop {
     };
 }
 
+/// Defines `fn $name(rounds)`: a loop of four instructions on tiles, which is more than their latency over their 16 cycles.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile_loop {
+    ($name:ident, $instruction:literal) => {
+        pub fn $name(rounds: u64) -> u64 {
+            /// Palette 1: eight tiles of 16 rows of 64 bytes, all zeros once configured.
+            #[repr(C, align(64))]
+            struct Config(u8, [u8; 15], [u16; 16], [u8; 16]);
+            const SIXTEEN: [u8; 16] = [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0];
+            const WIDE: [u16; 16] = [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0];
+            static CONFIG: Config = Config(1, [0; 15], WIDE, SIXTEEN);
+            // SAFETY: reads the configuration, touches no other memory and no stack, declares the registers it overwrites, and ends after
+            // `rounds >= 1` rounds. Callers list it only where the CPU has its instructions and the process may use tiles.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{config}]",
+                    "2:",
+                    concat!($instruction, " tmm0, tmm4, tmm6"),
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    concat!($instruction, " tmm2, tmm5, tmm6"),
+                    concat!($instruction, " tmm3, tmm5, tmm7"),
+                    "dec {rounds}",
+                    "jnz 2b",
+                    "tilerelease",
+                    config = in(reg) &raw const CONFIG,
+                    rounds = inout(reg) rounds => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                    out("tmm7") _,
+                    options(readonly, nostack),
+                );
+            }
+            0
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     //! Ten to twelve independent chains: more than latency times throughput of any of these instructions.
 
+    tile_loop!(amx_int8, "tdpbssd");
     asm_loop!(
         maddubs_paddw,
         [
@@ -322,7 +359,7 @@ fn int8_loops() -> Vec<MacLoop> {
     let mut loops = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::isa::{Avx2, Avx512Vnni, Feature, Token};
+        use crate::isa::{AmxInt8, Avx2, Avx512Vnni, Feature, Token};
         if Avx2::detect().is_some() {
             let run = x86_64::maddubs_paddw;
             loops.push(MacLoop { method: "vpmaddubsw + vpaddw, 256 bit", macs_per_round: 8 * 32, run });
@@ -332,6 +369,9 @@ fn int8_loops() -> Vec<MacLoop> {
         }
         if Avx512Vnni::detect().is_some() {
             loops.push(MacLoop { method: "vpdpbusd, 512 bit", macs_per_round: 12 * 64, run: x86_64::vnni_512 });
+        }
+        if AmxInt8::detect().is_some() {
+            loops.push(MacLoop { method: "tdpbssd, 16 x 64 x 16", macs_per_round: 4 * 16 * 64 * 16, run: x86_64::amx_int8 });
         }
     }
     #[cfg(target_arch = "aarch64")]

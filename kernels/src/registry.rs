@@ -44,7 +44,7 @@ macro_rules! kernels {
 pub(crate) use kernels;
 
 kernels! {
-    /// Every ternary kernel built for this architecture, slowest first.
+    /// Every ternary kernel built for this architecture, slowest first, by a single token.
     KERNELS: KernelInfo, TernaryKernel;
     scalar::i8_naive::I8Naive;
     scalar::i8_blocked::I8Blocked;
@@ -93,6 +93,8 @@ kernels! {
     x86_64::avx512vnni::b3_dpbusd::B3Dpbusd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::i2s_dpbusd::I2sDpbusd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::amx::t5_tdpbssd::T5Tdpbssd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
     #[cfg(target_arch = "aarch64")]

@@ -1,5 +1,6 @@
 //! Kernels for x86-64.
 
+pub mod amx;
 pub mod avx2;
 pub mod avx512bw;
 pub mod avx512vbmi;

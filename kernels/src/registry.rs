@@ -44,7 +44,7 @@ macro_rules! kernels {
 pub(crate) use kernels;
 
 kernels! {
-    /// Every ternary kernel built for this architecture, slowest first, by a single token.
+    /// Every ternary kernel built for this architecture, slowest first.
     KERNELS: KernelInfo, TernaryKernel;
     scalar::i8_naive::I8Naive;
     scalar::i8_blocked::I8Blocked;
@@ -94,9 +94,9 @@ kernels! {
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::i2s_dpbusd::I2sDpbusd;
     #[cfg(target_arch = "x86_64")]
-    x86_64::amx::t5_tdpbssd::T5Tdpbssd;
-    #[cfg(target_arch = "x86_64")]
     x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
+    #[cfg(target_arch = "x86_64")]
+    x86_64::amx::t5_tdpbssd::T5Tdpbssd;
     #[cfg(target_arch = "aarch64")]
     aarch64::neon::bitplane_tbl::BitplaneTbl;
     #[cfg(target_arch = "aarch64")]

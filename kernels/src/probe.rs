@@ -516,12 +516,16 @@ const READS: &[(&str, Read)] = &[
     ("1 stream", read::<1, 0>),
     ("1 stream, prefetch 1 KB ahead", read::<1, 1024>),
     ("1 stream, prefetch 4 KB ahead", read::<1, 4096>),
+    ("1 stream, prefetch as kernels do", read::<1, AS_KERNELS>),
     ("2 streams", read::<2, 0>),
     ("2 streams, prefetch 2 KB ahead", read::<2, 2048>),
     ("4 streams", read::<4, 0>),
     ("4 streams, prefetch 1 KB ahead", read::<4, 1024>),
     ("8 streams", read::<8, 0>),
 ];
+
+/// In the place of a distance: several of them.
+const AS_KERNELS: usize = usize::MAX;
 
 fn read<const STREAMS: usize, const AHEAD: usize>(part: &[Line]) -> u64 {
     #[cfg(target_arch = "x86_64")]
@@ -547,7 +551,9 @@ fn read_streams<const STREAMS: usize, const AHEAD: usize>(part: &[Line]) -> u64 
         for stream in 0..STREAMS {
             let line = &part[stream * length + i];
             #[cfg(target_arch = "x86_64")]
-            if AHEAD > 0 {
+            if AHEAD == AS_KERNELS {
+                crate::arch::x86_64::ask_ahead(line);
+            } else if AHEAD > 0 {
                 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 let ahead = line.as_ptr().wrapping_add(AHEAD);
                 // SAFETY: a prefetch reads nothing into the program and never faults, whatever the address.

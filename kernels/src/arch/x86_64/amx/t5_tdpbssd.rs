@@ -134,9 +134,9 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
     let (config, rest) = (Config::new(TOKENS), Config::new(x.m % TOKENS));
     let row_bytes = t5::SHAPE.row_tile(w.k, 0).len();
     let mut passes = Passes::new(n_rows);
-    // SAFETY, of all passes: the CPU has AMX by the contract of `compute`'s caller. A block has at most `COLUMNS` columns, for which there are
-    // as many steps in `trits` and tiles of both groups of tokens in `x`; its sums are in `acc`, whose length was asserted, for as many
-    // tokens as the configuration has. Nothing else touches `trits` and `acc` before `passes` has run.
+    // SAFETY: the CPU has AMX by the token that the caller holds. A block has at most `COLUMNS` columns, for which there are as many steps in
+    // `trits` and tiles of both groups of tokens in `x`; its sums are in `acc`, whose length was asserted, for as many tokens as the
+    // configuration has. Nothing else touches `trits` and `acc` before all passes have run.
     unsafe {
         passes.push(Pass::unpack(trits, blocks.peek().map_or(&[], |first| first.packed), row_bytes));
         while let Some(Block { columns, index, .. }) = blocks.next() {

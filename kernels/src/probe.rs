@@ -186,12 +186,8 @@ macro_rules! asm_loop {
 macro_rules! tile_loop {
     ($name:ident, $instruction:literal) => {
         pub fn $name(rounds: u64) -> u64 {
-            /// Palette 1: eight tiles of 16 rows of 64 bytes, all zeros once configured.
-            #[repr(C, align(64))]
-            struct Config(u8, [u8; 15], [u16; 16], [u8; 16]);
-            const SIXTEEN: [u8; 16] = [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0];
-            const WIDE: [u16; 16] = [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0];
-            static CONFIG: Config = Config(1, [0; 15], WIDE, SIXTEEN);
+            // All zeros once configured.
+            static CONFIG: Config = Config::new([(16, 64); 8]);
             // SAFETY: reads the configuration, touches no other memory and no stack, declares the registers it overwrites, and ends after
             // `rounds >= 1` rounds. Callers list it only where the CPU has its instructions and the process may use tiles.
             unsafe {
@@ -220,6 +216,8 @@ macro_rules! tile_loop {
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     //! Ten to twelve independent chains: more than latency times throughput of any of these instructions.
+
+    use crate::arch::x86_64::amx::Config;
 
     tile_loop!(amx_int8, "tdpbssd");
     asm_loop!(
@@ -371,7 +369,11 @@ fn int8_loops() -> Vec<MacLoop> {
             loops.push(MacLoop { method: "vpdpbusd, 512 bit", macs_per_round: 12 * 64, run: x86_64::vnni_512 });
         }
         if AmxInt8::detect().is_some() {
-            loops.push(MacLoop { method: "tdpbssd, 16 x 64 x 16", macs_per_round: 4 * 16 * 64 * 16, run: x86_64::amx_int8 });
+            loops.push(MacLoop {
+                method: "tdpbssd, 16 x 64 x 16",
+                macs_per_round: 4 * 16 * 64 * 16,
+                run: x86_64::amx_int8,
+            });
         }
     }
     #[cfg(target_arch = "aarch64")]

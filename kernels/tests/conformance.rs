@@ -36,8 +36,16 @@ fn check(
     what: &str,
 ) {
     let (name, allowed) = (kernel.info().name, kernel.info().exactness.allowed(packed.k));
-    let mut acc = vec![POISON; x.m * rows.len()];
-    kernel.compute(packed, x, rows.clone(), &mut acc);
+    // Sanitizers do not see what asm writes.
+    const AROUND: usize = 64;
+    let mut memory = vec![POISON; AROUND + x.m * rows.len() + AROUND];
+    let (before, rest) = memory.split_at_mut(AROUND);
+    let (acc, behind) = rest.split_at_mut(x.m * rows.len());
+    kernel.compute(packed, x, rows.clone(), acc);
+    assert!(
+        [before, behind].iter().all(|part| part.iter().all(|&n| n == POISON)),
+        "{name}: {what} writes beside its sums"
+    );
     for (at, &got) in acc.iter().enumerate() {
         let (token, row) = (at / rows.len(), rows.start + at % rows.len());
         let want = if row < packed.n { expected[token * packed.n + row] } else { 0 };

@@ -13,6 +13,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::ptr;
 
+use super::Config;
 use crate::activation::QuantizedActivations;
 use crate::arch::x86_64::avx512vbmi::t5_dpbusd::T5Dpbusd;
 use crate::isa::{AmxInt8, Token};
@@ -131,7 +132,7 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
 
     let mut trits = Trits([[0; PLANE_BYTES]; COLUMNS / 4]);
     let (trits, acc) = (trits.0.as_mut_ptr(), acc.as_mut_ptr());
-    let (config, rest) = (Config::new(TOKENS), Config::new(x.m % TOKENS));
+    let (config, rest) = (config_for(TOKENS), config_for(x.m % TOKENS));
     let row_bytes = t5::SHAPE.row_tile(w.k, 0).len();
     let mut passes = Passes::new(n_rows);
     // SAFETY: the CPU has AMX by the token that the caller holds. A block has at most `COLUMNS` columns, for which there are as many steps in
@@ -159,24 +160,10 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
     }
 }
 
-/// The shapes of the tile registers: four of sums, two of activations, two of trits.
-#[repr(C, align(64))]
-struct Config {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Config {
-    /// For so many tokens, at most [`TOKENS`].
-    fn new(n_tokens: usize) -> Self {
-        let (a, b) = (n_tokens.min(TILE_TOKENS) as u8, n_tokens.saturating_sub(TILE_TOKENS) as u8);
-        let mut rows = [0; 16];
-        rows[..8].copy_from_slice(&[a, a, b, b, a, b, 16, 16]);
-        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: rows.map(|n| if n > 0 { 64 } else { 0 }), rows }
-    }
+/// Four tiles of sums, two of activations and two of trits, for so many tokens.
+fn config_for(n_tokens: usize) -> Config {
+    let (a, b) = (n_tokens.min(TILE_TOKENS), n_tokens.saturating_sub(TILE_TOKENS));
+    Config::new([a, a, b, b, a, b, 16, 16].map(|rows| (rows, 64)))
 }
 
 /// Adds the products of a block and up to 32 tokens to their sums, and unpacks another block in its place. [`Passes::run`] reads this.
@@ -414,12 +401,7 @@ static TABLES: Tables = {
 /// Text that unpacks the tile at `packed` to the 24 steps at `next` and goes on to those behind, as in `avx512vbmi-t5-dpbusd`.
 macro_rules! unpack_tile {
     () => {
-        concat!(
-            unpack_rows!(0),
-            unpack_rows!(64),
-            "add {packed}, 5*128\n",
-            "add {next}, 24*128\n",
-        )
+        concat!(unpack_rows!(0), unpack_rows!(64), "add {packed}, 5*128\n", "add {next}, 24*128\n",)
     };
 }
 use unpack_tile;
@@ -428,8 +410,12 @@ use unpack_tile;
 macro_rules! unpack_rows {
     ($at:literal) => {
         concat!(
-            "vmovdqu64 zmm20, [{packed} + 128*4 + ", $at, "]\n",
-            "prefetcht1 [{packed} + {ahead} + 128*4 + ", $at, "]\n",
+            "vmovdqu64 zmm20, [{packed} + 128*4 + ",
+            $at,
+            "]\n",
+            "prefetcht1 [{packed} + {ahead} + 128*4 + ",
+            $at,
+            "]\n",
             unpack_plane!($at, 0, "vpsllw zmm22, zmm20, 4", "vpsllw zmm24, zmm20, 3"),
             unpack_plane!($at, 1, "vpsllw zmm22, zmm20, 2", "vpsllw zmm24, zmm20, 1"),
             unpack_plane!($at, 2, "vmovdqa64 zmm22, zmm20", "vpsrlw zmm24, zmm20, 1"),
@@ -443,11 +429,21 @@ use unpack_rows;
 macro_rules! unpack_plane {
     ($at:literal, $plane:literal, $even:literal, $odd:literal) => {
         concat!(
-            "vmovdqu64 zmm21, [{packed} + 128*", $plane, " + ", $at, "]\n",
-            "prefetcht1 [{packed} + {ahead} + 128*", $plane, " + ", $at, "]\n",
-            $even, "\n",
+            "vmovdqu64 zmm21, [{packed} + 128*",
+            $plane,
+            " + ",
+            $at,
+            "]\n",
+            "prefetcht1 [{packed} + {ahead} + 128*",
+            $plane,
+            " + ",
+            $at,
+            "]\n",
+            $even,
+            "\n",
             "vpsrlw zmm23, zmm21, 4\n",
-            $odd, "\n",
+            $odd,
+            "\n",
             // Bits of the first where the third is set, of the second elsewhere.
             "vpternlogd zmm21, zmm22, zmm16, 0xE4\n",
             "vpternlogd zmm23, zmm24, zmm16, 0xE4\n",
@@ -457,12 +453,36 @@ macro_rules! unpack_plane {
             "vpermb zmm28, zmm23, zmm17\n",
             "vpermb zmm29, zmm23, zmm18\n",
             "vpermb zmm30, zmm23, zmm19\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, ") + ", $at, "], zmm25\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, " + 1) + ", $at, "], zmm26\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, " + 2) + ", $at, "], zmm27\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, " + 3) + ", $at, "], zmm28\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, " + 4) + ", $at, "], zmm29\n",
-            "vmovdqa64 [{next} + 128*(6*", $plane, " + 5) + ", $at, "], zmm30\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            ") + ",
+            $at,
+            "], zmm25\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            " + 1) + ",
+            $at,
+            "], zmm26\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            " + 2) + ",
+            $at,
+            "], zmm27\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            " + 3) + ",
+            $at,
+            "], zmm28\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            " + 4) + ",
+            $at,
+            "], zmm29\n",
+            "vmovdqa64 [{next} + 128*(6*",
+            $plane,
+            " + 5) + ",
+            $at,
+            "], zmm30\n",
         )
     };
 }

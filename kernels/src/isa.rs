@@ -7,7 +7,7 @@ use std::fmt;
 
 macro_rules! features {
     ($($variant:ident $name:literal $arch:literal;)*) => {
-        /// A CPU feature, named as `/proc/cpuinfo` and `std::arch` name it.
+        /// A CPU feature, named as `/proc/cpuinfo` or `std::arch` names it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Feature {
             $(#[doc = concat!("`", $name, "` on ", $arch, ".")] $variant,)*
@@ -48,7 +48,6 @@ features! {
     Avx512bf16 "avx512bf16" "x86_64";
     AmxTile "amx_tile" "x86_64";
     AmxInt8 "amx_int8" "x86_64";
-    AmxBf16 "amx_bf16" "x86_64";
     Neon "neon" "aarch64";
     Dotprod "dotprod" "aarch64";
     I8mm "i8mm" "aarch64";
@@ -78,7 +77,6 @@ impl Feature {
                 Self::Avx512bf16 => is_x86_feature_detected!("avx512bf16"),
                 Self::AmxTile => amx::is_offered(24),
                 Self::AmxInt8 => amx::is_offered(25),
-                Self::AmxBf16 => amx::is_offered(22),
                 Self::Neon | Self::Dotprod | Self::I8mm => false,
             }
         }
@@ -101,7 +99,8 @@ impl Feature {
 
 #[cfg(target_arch = "x86_64")]
 mod amx {
-    //! Tile registers: the standard library does not detect them yet, and a process has to ask the system for their 8 KB of state.
+    //! Tile registers: the standard library does not detect them yet, and a process has to ask the system for their 8 KB of state. Where
+    //! it is refused, this CPU counts as one that lacks them.
 
     use std::arch::x86_64::__cpuid_count;
     use std::sync::OnceLock;
@@ -109,7 +108,10 @@ mod amx {
     /// Whether the CPU has the feature of this bit (of EDX in leaf 7 of CPUID) and this process may use tiles.
     pub fn is_offered(bit: u32) -> bool {
         static TILES: OnceLock<bool> = OnceLock::new();
-        is_x86_feature_detected!("avx512f") && __cpuid_count(7, 0).edx >> bit & 1 == 1 && *TILES.get_or_init(ask)
+        #[allow(unused_unsafe, reason = "the intrinsic became safe after Rust 1.89")]
+        // SAFETY: every x86-64 CPU has CPUID, and one with AVX-512 has leaf 7.
+        let has_feature = || unsafe { __cpuid_count(7, 0) }.edx >> bit & 1 == 1;
+        is_x86_feature_detected!("avx512f") && has_feature() && *TILES.get_or_init(ask)
     }
 
     /// Asks for all threads of this process.
@@ -118,7 +120,9 @@ mod amx {
         {
             const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
             const XFEATURE_XTILEDATA: libc::c_long = 18;
-            // SAFETY: the call has no other effect than the permission.
+            // SAFETY: the call touches no memory. From a thread's first tile on, what a signal leaves on its stack is 8 KB longer, which the
+            // standard library's stacks for signals have room for, but not for its message about an overflown stack: a segmentation
+            // fault without words is what is left of that.
             unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
         }
         #[cfg(not(target_os = "linux"))]

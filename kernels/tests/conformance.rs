@@ -109,6 +109,20 @@ fn every_kernel_equals_the_oracle_on_large_batches() {
     }
 }
 
+/// Inputs that no L2 cache holds: the kernel for tiles takes the weights in another order then, in several lists of passes.
+#[test]
+fn tiles_equal_the_oracle_on_inputs_beyond_a_cache() {
+    let kernels: Vec<_> =
+        support::ternary_kernels().into_iter().filter(|kernel| kernel.info().isa() == "amx").collect();
+    if kernels.is_empty() {
+        return;
+    }
+    let mut random = Random::new(12);
+    let w = matrix(97, 2112, |_, _| random.below(3) as i8 - 1);
+    let x = activations(512, 2112, |_, _| legal(random.below(255)));
+    check_input(&kernels, &w, &x, "a large input");
+}
+
 /// A spike in every place of a tile, one at a time: the only input on which two swapped weights cannot cancel out.
 #[test]
 fn every_single_weight_counts_once() {

@@ -9,7 +9,7 @@
 //! cache's, through which activations and sums go.
 //!
 //! Instructions on tiles are asm because their intrinsics are not stable. The compiler does not know of tiles, so they never outlive one
-//! block of asm: it takes a list of [`Pass`]es, from the configuration of the tiles to their release.
+//! block of asm: it takes a list of passes, from the configuration of the tiles to their release.
 
 use std::arch::asm;
 use std::mem::offset_of;
@@ -188,7 +188,7 @@ struct Pass {
     /// What to unpack.
     packed: *const Packed,
     packed_end: *const Packed,
-    /// Bytes from there to what will be unpacked after it.
+    /// Bytes from there to what is asked for meanwhile.
     ahead: usize,
     /// The first token's sum of the first row.
     acc: *mut i32,
@@ -225,7 +225,7 @@ struct Passes {
 }
 
 impl Passes {
-    /// As many go by between a configuration and a release, some 100 ns.
+    /// As many go by before tiles are released and configured again, which costs some 100 ns.
     const MOST: usize = 64;
 
     fn new(stride: usize) -> Self {
@@ -257,6 +257,9 @@ impl Passes {
     /// `packed_end`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     unsafe fn run(&mut self) {
+        if self.n == 0 {
+            return;
+        }
         let Range { start, end } = self.list[..self.n].as_ptr_range();
         // SAFETY: by the contract, and because no pass has fewer tokens than its tiles have rows. Prefetches may go anywhere.
         unsafe {

@@ -48,6 +48,7 @@ features! {
     Avx512bf16 "avx512bf16" "x86_64";
     AmxTile "amx_tile" "x86_64";
     AmxInt8 "amx_int8" "x86_64";
+    AmxBf16 "amx_bf16" "x86_64";
     Neon "neon" "aarch64";
     Dotprod "dotprod" "aarch64";
     I8mm "i8mm" "aarch64";
@@ -77,6 +78,7 @@ impl Feature {
                 Self::Avx512bf16 => is_x86_feature_detected!("avx512bf16"),
                 Self::AmxTile => amx::is_offered(24),
                 Self::AmxInt8 => amx::is_offered(25),
+                Self::AmxBf16 => amx::is_offered(22),
                 Self::Neon | Self::Dotprod | Self::I8mm => false,
             }
         }
@@ -178,6 +180,8 @@ tokens! {
     Avx512Bf16 = [Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512bf16];
     /// Tile registers with int8 products, and what unpacks for them: every CPU with AMX has it.
     AmxInt8 = [Avx512f, Avx512bw, Avx512vl, Avx512vnni, Avx512vbmi, AmxTile, AmxInt8];
+    /// Tile registers with products of bf16, and what rounds to bf16.
+    AmxBf16 = [Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512bf16, AmxTile, AmxBf16];
     /// NEON, which every aarch64 CPU has.
     Neon = [Neon];
     /// NEON with `sdot`/`udot`.

@@ -33,6 +33,18 @@ pub enum Arithmetic {
     F32,
     /// bf16 products summed into f32.
     Bf16,
+    /// Numbers that are sums of two bf16: three such products for each.
+    SplitBf16,
+}
+
+impl Arithmetic {
+    /// Multiply-adds of the hardware for one of this kind.
+    pub fn products(self) -> f64 {
+        match self {
+            Self::Int8 | Self::F32 | Self::Bf16 => 1.0,
+            Self::SplitBf16 => 3.0,
+        }
+    }
 }
 
 /// Peak multiply-adds per second of the team, operands in registers.
@@ -63,11 +75,11 @@ pub fn macs_now(team: &Team, arithmetic: Arithmetic, method: &str) -> Option<f64
     let loops = match arithmetic {
         Arithmetic::Int8 => int8_loops(),
         Arithmetic::F32 => f32_loops(),
-        Arithmetic::Bf16 => bf16_loops(),
+        Arithmetic::Bf16 | Arithmetic::SplitBf16 => bf16_loops(),
     };
     let l = loops.iter().find(|l| l.method == method)?;
     // Longer than bursts of the clock, up to 15 % above what lasts on Emerald Rapids.
-    Some(measure_loop(team, 0.0, 2, Duration::from_millis(4), l).per_s)
+    Some(measure_loop(team, 0.0, 2, Duration::from_millis(4), l).per_s / arithmetic.products())
 }
 
 /// Bytes per second that the team reads from a buffer of `buffer_bytes`, which should be several times the last-level cache
@@ -238,11 +250,18 @@ pub fn bf16_pays() -> bool {
 fn bf16_loops() -> Vec<MacLoop> {
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::isa::{Avx512Bf16, Token};
+        use crate::isa::{AmxBf16, Avx512Bf16, Token};
+        let mut loops = Vec::new();
         if Avx512Bf16::detect().is_some() {
-            return vec![MacLoop { method: "vdpbf16ps, 512 bit", macs_per_round: 12 * 32, run: x86_64::bf16_512 }];
+            loops.push(MacLoop { method: "vdpbf16ps, 512 bit", macs_per_round: 12 * 32, run: x86_64::bf16_512 });
         }
+        if AmxBf16::detect().is_some() {
+            let macs_per_round = 4 * 16 * 32 * 16;
+            loops.push(MacLoop { method: "tdpbf16ps, 16 x 32 x 16", macs_per_round, run: x86_64::amx_bf16 });
+        }
+        loops
     }
+    #[cfg(not(target_arch = "x86_64"))]
     Vec::new()
 }
 

@@ -74,13 +74,14 @@ fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64)
 }
 
 /// How far the rounding of the input to bf16 can move a sum: by at most 2^-8 of every product, or, where it flushes a denormal, by less
-/// than the smallest normal number times the weight.
-fn bf16_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
+/// than the smallest normal number times the weight. Two bf16 are off by 2^-18, and the product that is left out, of what the first part of
+/// the weight (cut) and of the input (rounded) leave, is less than 2^-7 times 2^-9: together at most 2^-15.
+fn bf16_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize, bits: i32) -> f64 {
     let mut weights = vec![0.0; w.k()];
     w.dequantize_row(row, &mut weights);
     let products = weights.iter().zip(&x[token * w.k()..]).map(|(w, x)| f64::from(w.abs()) * f64::from(x.abs()));
     let flushed: f64 = weights.iter().map(|w| f64::from(w.abs()) * f64::from(f32::MIN_POSITIVE)).sum();
-    products.sum::<f64>() / 256.0 + flushed
+    products.sum::<f64>() * 2f64.powi(-bits) + flushed
 }
 
 /// How far the rounding of the input to int8 can move a sum: half a step of each block's `absmax / 127`, times its weights. The
@@ -123,7 +124,8 @@ fn sums_are_within_the_rounding_bound() {
                     let rounding = match kernel.info().arithmetic() {
                         Arithmetic::F32 => 0.0,
                         Arithmetic::Int8 => int8_rounding(&w, &x, row, token),
-                        Arithmetic::Bf16 => bf16_rounding(&w, &x, row, token),
+                        Arithmetic::Bf16 => bf16_rounding(&w, &x, row, token, 8),
+                        Arithmetic::SplitBf16 => bf16_rounding(&w, &x, row, token, 15),
                     };
                     let share =
                         (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
@@ -205,6 +207,23 @@ fn bits_depend_neither_on_the_batch_nor_on_rows_nor_on_threads() {
                 });
                 assert!(bits(&y) == bits(&all), "{what}: {} threads", pool.n_threads());
             }
+        }
+    }
+}
+
+/// More tokens than any kernel lets go by together, and more columns than it takes at once.
+#[test]
+fn long_batches_have_the_bits_of_short_ones() {
+    let mut random = Random::new(5);
+    for kernel in kernels() {
+        let (n, k, m) = (101, 2208, 300);
+        let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
+        let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+        let all = compute(kernel, &w, &x, m, 0..n);
+        for (i, x) in x.chunks(29 * k).enumerate() {
+            let part = compute(kernel, &w, x, x.len() / k, 0..n);
+            let same = bits(&part) == bits(&all[i * 29 * n..][..part.len()]);
+            assert!(same, "{}: tokens {}.. of {m}", kernel.info().name, i * 29);
         }
     }
 }

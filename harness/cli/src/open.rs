@@ -84,7 +84,8 @@ pub enum ActivationsArg {
     /// Floats, as every other type: the reference for accuracy
     #[default]
     F32,
-    /// As llama.cpp does: int8 by blocks of 32, or bf16 for BF16 where the CPU is faster so. The fast way
+    /// As llama.cpp does, where the CPU is faster so: int8 by blocks of 32, bf16 for BF16, and for F16 two bf16 (by AMX). The fast way for
+    /// batches
     #[value(alias = "int8")]
     Rounded,
 }

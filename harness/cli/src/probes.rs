@@ -32,7 +32,7 @@ fn index(arithmetic: Arithmetic) -> usize {
     match arithmetic {
         Arithmetic::Int8 => 1,
         Arithmetic::F32 => 2,
-        Arithmetic::Bf16 => 3,
+        Arithmetic::Bf16 | Arithmetic::SplitBf16 => 3,
     }
 }
 
@@ -63,7 +63,7 @@ impl Probes {
         let peaks = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
         record::Limits {
             bandwidth_bytes_per_s: peaks[0].per_s,
-            macs_per_s: peaks[index(arithmetic)].per_s,
+            macs_per_s: peaks[index(arithmetic)].per_s / arithmetic.products(),
             f32_fmas_per_s: peaks[index(Arithmetic::F32)].per_s,
             cache_bytes: self.cache_bytes,
         }

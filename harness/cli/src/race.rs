@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use indicatif::ProgressBar;
 use ternbench_kernels::Pool;
+use ternbench_kernels::dense::{self, Activations};
 use ternbench_measure::energy::{Counters, NoEnergy};
 use ternbench_measure::interrupt;
 use ternbench_measure::plan::Stopped;
@@ -188,15 +189,14 @@ fn wrong(speed: &record::Speed, proofs: &[record::Verify]) -> Option<String> {
 }
 
 /// Exact kernels give the same bits. Where two differ on the same weights and workload nobody here can say which one is right, so
-/// none of them counts. Blocks times int8 are not meant to give what blocks times floats give.
+/// none of them counts. Kernels that round their input are not meant to give what others give.
 fn refuse_disagreement(speeds: &mut [record::Speed]) {
     let checked = |s: &record::Speed| s.refused.is_none() && s.opponent.is_none() && s.code.exact;
     let reasons: Vec<Option<String>> = speeds
         .iter()
         .map(|mine| {
-            let by_int8 = |s: &record::Speed| s.code.kernel.ends_with("-int8");
             let same = |other: &&record::Speed| {
-                let alike = other.model == mine.model && by_int8(other) == by_int8(mine);
+                let alike = other.model == mine.model && rounds(&other.code.kernel) == rounds(&mine.code.kernel);
                 checked(other) && alike && other.output_checksum != mine.output_checksum
             };
             let other = speeds.iter().find(same).filter(|_| checked(mine))?;
@@ -209,6 +209,13 @@ fn refuse_disagreement(speeds: &mut [record::Speed]) {
     for (speed, reason) in speeds.iter_mut().zip(reasons) {
         speed.refused = speed.refused.take().or(reason);
     }
+}
+
+/// Whether a kernel rounds its input.
+fn rounds(kernel: &str) -> bool {
+    dense::dense_kernels()
+        .iter()
+        .any(|entry| entry.info.name == kernel && entry.info.activations == Activations::Rounded)
 }
 
 /// The A/A record of the contender that ran twice, from the rounds that have both runs.
@@ -291,7 +298,7 @@ mod tests {
         assert_eq!(refused, [true, true, true, false, false]);
         let reason = speeds[0].refused.as_deref().expect("refused");
         assert_eq!(reason, "wrong: its output 1 differs from that of b with 0 threads, 2");
-        let mut agreeing = vec![speed("a", "1"), speed("b", "1"), speed("avx2-q8_0-int8", "2")];
+        let mut agreeing = vec![speed("a", "1"), speed("b", "1"), speed("scalar-q8_0-int8", "2")];
         refuse_disagreement(&mut agreeing);
         assert!(agreeing.iter().all(|speed| speed.refused.is_none()));
     }

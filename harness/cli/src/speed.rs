@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ternbench_kernels::dense::{self, Activations};
+use ternbench_kernels::isa::Feature;
 use ternbench_kernels::{Dispatch, Pool, TernaryKernel, registry};
 use ternbench_measure::energy::{Counters, SYS};
 use ternbench_measure::interrupt::{self, Interrupted};
@@ -49,9 +50,9 @@ pub struct Args {
     /// Kernels of the ternary layers, comma-separated; `all` means every one that runs here [env: TERNBENCH_KERNEL]
     #[arg(short, long, value_delimiter = ',')]
     kernel: Vec<String>,
-    /// What quantised blocks (Q8_0, Q4_0) and BF16 are multiplied by, comma-separated; ternary layers take int8 anyway, and the head
-    /// beside them floats
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "rounded")]
+    /// What dense weights are multiplied by, comma-separated; ternary layers take int8 anyway, and a head of halves floats
+    /// [default: rounded, and f32 beside it where that means AMX tiles, which are slower for one token]
+    #[arg(long, value_enum, value_delimiter = ',')]
     activations: Vec<ActivationsArg>,
     /// What the KV cache keeps keys and values as
     #[arg(long, value_enum, default_value = "f16")]
@@ -358,10 +359,17 @@ impl Ways<'_> {
     fn of(&self, source: &dyn WeightSource) -> Result<Vec<Dispatch>> {
         let way = |kernel, activations| Dispatch { activations, ..Dispatch::from(kernel) };
         Ok(match source.linear(0, LinearName::Q)? {
-            LinearWeights::Ternary(_) => self.kernels.iter().map(|&kernel| way(kernel, self.activations[0])).collect(),
+            LinearWeights::Ternary(_) => {
+                self.kernels.iter().map(|&kernel| way(kernel, Activations::default())).collect()
+            }
             LinearWeights::Dense(matrix) => {
                 let name = |activations| dense::kernel_for(matrix.ty(), activations).info().name;
-                let mut different = self.activations.to_vec();
+                let rounding = dense::kernel_for(matrix.ty(), Activations::Rounded).info();
+                let mut different = match self.activations {
+                    [] if rounding.features.contains(&Feature::AmxTile) => vec![Activations::F32, Activations::Rounded],
+                    [] => vec![Activations::Rounded],
+                    asked => asked.to_vec(),
+                };
                 different.dedup_by_key(|&mut activations| name(activations));
                 different.into_iter().map(|activations| way(self.kernels[0], activations)).collect()
             }

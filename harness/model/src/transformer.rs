@@ -132,9 +132,10 @@ impl Transformer {
         })?;
         pool.rayon().install(|| layers.par_chunks_mut(LAYERS_TOGETHER).for_each(gather));
         let head = head.unwrap_or_else(|| embedding.clone());
-        // A ternary model's head takes its input as it is, or it could not be screened.
+        // A ternary model's head takes its input as it is, or it could not be screened, and so does one of floats.
         let ternary = layers.first().is_some_and(|layer| matches!(layer.q.weights, Weights::Ternary(_)));
-        let activations = if ternary { Activations::F32 } else { kernels.activations };
+        let as_it_is = ternary || head.ty().block_len() == 1;
+        let activations = if as_it_is { Activations::F32 } else { kernels.activations };
         Ok(Self {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),

@@ -2,9 +2,11 @@
 //!
 //! A matrix stays as its file stores it. Most kernels turn a few rows at a time into f32 and multiply there, so every type gives
 //! what its dequantised f32 copy would give, up to the order of summation. Those with [`Activations::Rounded`] round
-//! the input as well, to int8 or bf16, which is how llama.cpp runs quantised blocks and BF16, and faster. Either way results depend on `k` alone, never on the
-//! batch or on the number of threads.
+//! the input as well, to int8, bf16 or two bf16, as llama.cpp rounds it for quantised blocks, BF16 and F16, and are faster. Either way results
+//! depend on `k` alone, never on the batch or on the number of threads.
 
+#[cfg(target_arch = "x86_64")]
+mod amx_bf16;
 #[cfg(target_arch = "x86_64")]
 mod avx2_fma;
 #[cfg(target_arch = "x86_64")]
@@ -93,8 +95,9 @@ pub enum Activations {
     /// Multiplies it as it is: the reference for accuracy.
     #[default]
     F32,
-    /// Rounds it first, as llama.cpp does for the type: for quantised blocks to int8 per token and block of 32, for BF16 to bf16,
-    /// where that is faster (see [`probe::bf16_pays`]). The fast way.
+    /// Rounds it first, where that is faster: for quantised blocks to int8 per token and block of 32, for BF16 to bf16 (see
+    /// [`probe::bf16_pays`]), both as llama.cpp does, and for F16, on AMX, to 16 bits, where llama.cpp takes F16's 11. Fast for batches; what waits for
+    /// memory may be slower by it.
     Rounded,
 }
 
@@ -117,6 +120,7 @@ impl DenseInfo {
         match (self.activations, self.ty) {
             (Activations::F32, _) => Arithmetic::F32,
             (Activations::Rounded, DenseType::BF16) => Arithmetic::Bf16,
+            (Activations::Rounded, DenseType::F16) => Arithmetic::SplitBf16,
             (Activations::Rounded, _) => Arithmetic::Int8,
         }
     }
@@ -213,6 +217,10 @@ kernels! {
     method::Kernel<avx512_int8::Int8<true>>;
     #[cfg(target_arch = "x86_64")]
     method::Kernel<avx512_bf16::Bf16>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<amx_bf16::Bf16>;
+    #[cfg(target_arch = "x86_64")]
+    method::Kernel<amx_bf16::F16>;
 }
 
 /// Every dense kernel built for this architecture, slowest first, with its support on this CPU.

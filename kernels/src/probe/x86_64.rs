@@ -58,6 +58,7 @@ macro_rules! tile_loop {
 }
 
 tile_loop!(amx_int8, "tdpbssd");
+tile_loop!(amx_bf16, "tdpbf16ps");
 asm_loop!(
     maddubs_paddw,
     [

@@ -1,0 +1,370 @@
+//! What tiles do, as text: their intrinsics are not stable. The compiler does not know of tiles, so they never outlive one block of asm, from
+//! their configuration to their release.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::offset_of;
+
+use super::{COLUMNS, Pair, SECOND, SIDE, UPPER};
+use crate::arch::x86_64::amx::Config;
+
+const _: () = assert!(SECOND == 18432, "as the text of the instructions has it");
+
+/// Four tiles of sums, two of weights and two of the inputs of `group` tokens.
+pub fn config_for(group: usize) -> Config {
+    let (sums, weights, inputs) = ((SIDE, 4 * group), (SIDE, 2 * COLUMNS), (COLUMNS / 2, 4 * group));
+    Config::new([sums, sums, sums, sums, weights, weights, inputs, inputs])
+}
+
+/// Some steps of 32 rows, and the tokens that they are multiplied by.
+#[repr(C)]
+pub struct Pass {
+    /// [`config_for`] the tokens of a group.
+    pub config: *const Config,
+    /// The first parts of the first row; second ones lie [`SECOND`] bytes behind.
+    pub weights: *const u8,
+    /// From row to row.
+    pub row_bytes: usize,
+    /// At least one.
+    pub n_steps: usize,
+    /// For every step and part of the first group a tile.
+    pub x: *const Pair,
+    /// From one group to the next.
+    pub group_bytes: usize,
+    /// Bytes of the pairs of a group.
+    pub stride: usize,
+    /// Of up to 16 tokens, at least one. Where there are more, all are of 16.
+    pub n_groups: usize,
+    /// For every group two tiles.
+    pub sums: *mut f32,
+    /// Whether there are sums, to be added to.
+    pub more: bool,
+    /// Of two times four tiles, for [`split_and_multiply`].
+    pub room: *mut u8,
+}
+
+/// Defines a function that does a [`Pass`]. `$one` and `$two` are the text of a step of one and of two groups, which goes on to the next.
+macro_rules! multiply {
+    ($(#[$doc:meta])* $name:ident, $one:ident, $two:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The CPU has AMX, and this process may use it. The pass says what its pointers point to.
+        pub unsafe fn $name(pass: &Pass) {
+            // SAFETY: by the contract.
+            unsafe {
+                asm!(
+                    "mov {a}, [{pass} + {CONFIG}]",
+                    "ldtilecfg [{a}]",
+                    "mov {line:e}, 64",
+                    "2:",
+                    "mov {a}, [{pass} + {WEIGHTS}]",
+                    "mov {b}, {row_bytes}",
+                    "shl {b}, 4",
+                    "add {b}, {a}",
+                    "mov {n}, [{pass} + {N_STEPS}]",
+                    "mov {next}, {x}",
+                    "add {next}, [{pass} + {GROUP_BYTES}]",
+                    "cmp {groups}, 1",
+                    "je 5f",
+
+                    // Two groups.
+                    "mov {x2}, {next}",
+                    "cmp byte ptr [{pass} + {MORE}], 0",
+                    "je 3f",
+                    "tileloadd tmm0, [{sums} + {line}]",
+                    "tileloadd tmm1, [{sums} + {line} + 1024]",
+                    "tileloadd tmm2, [{sums} + {line} + 2048]",
+                    "tileloadd tmm3, [{sums} + {line} + 3072]",
+                    "jmp 4f",
+                    "3:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "4:",
+                    $two!(),
+                    "dec {n}",
+                    "jnz 4b",
+                    "tilestored [{sums} + {line}], tmm0",
+                    "tilestored [{sums} + {line} + 1024], tmm1",
+                    "tilestored [{sums} + {line} + 2048], tmm2",
+                    "tilestored [{sums} + {line} + 3072], tmm3",
+                    "add {sums}, 4096",
+                    "mov {x}, {next}",
+                    "add {x}, [{pass} + {GROUP_BYTES}]",
+                    "sub {groups}, 2",
+                    "jnz 2b",
+                    "jmp 9f",
+
+                    // One, the last.
+                    "5:",
+                    "cmp byte ptr [{pass} + {MORE}], 0",
+                    "je 6f",
+                    "tileloadd tmm0, [{sums} + {line}]",
+                    "tileloadd tmm1, [{sums} + {line} + 1024]",
+                    "jmp 7f",
+                    "6:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "7:",
+                    $one!("{a}", "{b}", "{row_bytes}", "18432"),
+                    "add {a}, 64",
+                    "add {b}, 64",
+                    "dec {n}",
+                    "jnz 7b",
+                    "tilestored [{sums} + {line}], tmm0",
+                    "tilestored [{sums} + {line} + 1024], tmm1",
+                    "9:",
+                    "tilerelease",
+                    pass = in(reg) pass,
+                    a = out(reg) _,
+                    b = out(reg) _,
+                    row_bytes = in(reg) pass.row_bytes,
+                    x = inout(reg) pass.x => _,
+                    x2 = out(reg) _,
+                    next = out(reg) _,
+                    stride = in(reg) pass.stride,
+                    groups = inout(reg) pass.n_groups => _,
+                    sums = inout(reg) pass.sums => _,
+                    line = out(reg) _,
+                    n = out(reg) _,
+                    CONFIG = const offset_of!(Pass, config),
+                    WEIGHTS = const offset_of!(Pass, weights),
+                    N_STEPS = const offset_of!(Pass, n_steps),
+                    GROUP_BYTES = const offset_of!(Pass, group_bytes),
+                    MORE = const offset_of!(Pass, more),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                    out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+/// Text of a step of one group: `$a` and `$b` are the first rows of the two tiles of weights, `$row` is what lies between rows.
+macro_rules! one {
+    ($a:literal, $b:literal, $row:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm4, [",
+            $a,
+            " + ",
+            $row,
+            "]\n",
+            "tileloadd tmm6, [{x} + {stride}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [",
+            $b,
+            " + ",
+            $row,
+            "]\n",
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            "lea {x}, [{x} + 8*{stride}]\n",
+            "lea {x}, [{x} + 8*{stride}]\n",
+        )
+    };
+}
+
+/// Text of a step of two groups.
+macro_rules! two {
+    () => {
+        "tileloadd tmm4, [{a} + {row_bytes}]
+         tileloadd tmm6, [{x} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes}]
+         tdpbf16ps tmm1, tmm5, tmm6
+         tileloadd tmm7, [{x2} + {stride}]
+         tdpbf16ps tmm2, tmm4, tmm7
+         tdpbf16ps tmm3, tmm5, tmm7
+         add {a}, 64
+         add {b}, 64
+         add {x}, 1024
+         add {x2}, 1024"
+    };
+}
+
+/// Text of a step of one group, of two parts; the second ones lie `$second` behind.
+macro_rules! one_split {
+    ($a:literal, $b:literal, $row:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm4, [",
+            $a,
+            " + ",
+            $row,
+            "]\n",
+            "tileloadd tmm6, [{x} + {stride}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [",
+            $b,
+            " + ",
+            $row,
+            "]\n",
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            "lea {x2}, [{x} + 8*{stride}]\n",
+            "lea {x2}, [{x2} + 8*{stride}]\n",
+            "tileloadd tmm7, [{x2} + {stride}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm7\n",
+            "tdpbf16ps tmm1, tmm5, tmm7\n",
+            "tileloadd tmm4, [",
+            $a,
+            " + ",
+            $row,
+            " + ",
+            $second,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [",
+            $b,
+            " + ",
+            $row,
+            " + ",
+            $second,
+            "]\n",
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            "lea {x}, [{x2} + 8*{stride}]\n",
+            "lea {x}, [{x} + 8*{stride}]\n",
+        )
+    };
+}
+
+/// Text of a step of two groups, of two parts.
+macro_rules! two_split {
+    () => {
+        "tileloadd tmm4, [{a} + {row_bytes}]
+         tileloadd tmm6, [{x} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes}]
+         tdpbf16ps tmm1, tmm5, tmm6
+         tileloadd tmm7, [{x2} + {stride}]
+         tdpbf16ps tmm2, tmm4, tmm7
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm6, [{x} + {stride} + 1024]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm5, tmm6
+         tileloadd tmm7, [{x2} + {stride} + 1024]
+         tdpbf16ps tmm2, tmm4, tmm7
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm4, [{a} + {row_bytes} + 18432]
+         tileloadd tmm6, [{x} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes} + 18432]
+         tdpbf16ps tmm1, tmm5, tmm6
+         tileloadd tmm7, [{x2} + {stride}]
+         tdpbf16ps tmm2, tmm4, tmm7
+         tdpbf16ps tmm3, tmm5, tmm7
+         add {a}, 64
+         add {b}, 64
+         add {x}, 2048
+         add {x2}, 2048"
+    };
+}
+
+multiply! {
+    /// Adds one product a step to every sum.
+    multiply, one, two
+}
+multiply! {
+    /// Adds three: of both first parts, of the second part of the input and the first of the weight, and the other way around.
+    multiply_split, one_split, two_split
+}
+
+/// Splits F16 weights and multiplies what was split a step before: what was just written would keep tiles waiting.
+///
+/// # Safety
+/// The CPU has AMX, and this process may use it. The pass, which begins with the first step and has one group, says what
+/// its pointers point to.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn split_and_multiply(pass: &Pass) {
+    // SAFETY: by the contract.
+    unsafe {
+        asm!(
+            "ldtilecfg [{w}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "mov {line:e}, 64",
+            "xor {i:e}, {i:e}",
+            "2:",
+            "cmp {i}, {n}",
+            "je 4f",
+            "mov {w}, {i}",
+            "shl {w}, 12",
+            "and {w:e}, 4096",
+            "add {w}, {room}",
+            "mov {row}, {weights}",
+            "mov {x2:e}, 8",
+            "3:",
+            split_row!("{row}", 0),
+            split_row!("{row} + {row_bytes}", 64),
+            split_row!("{row} + 2*{row_bytes}", 128),
+            split_row!("{row} + {row_bytes_3}", 192),
+            "lea {row}, [{row} + 4*{row_bytes}]",
+            "add {w}, 256",
+            "dec {x2}",
+            "jnz 3b",
+            "add {weights}, 64",
+            "4:",
+            "test {i}, {i}",
+            "jz 5f",
+            "lea {w}, [{i} - 1]",
+            "shl {w}, 12",
+            "and {w:e}, 4096",
+            "add {w}, {room}",
+            "lea {row}, [{w} + 1024]",
+            one_split!("{w}", "{row}", "{line}", "2048"),
+            "5:",
+            "inc {i}",
+            "cmp {i}, {n}",
+            "jbe 2b",
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilerelease",
+            w = inout(reg) pass.config => _,
+            i = out(reg) _,
+            n = in(reg) pass.n_steps,
+            room = in(reg) pass.room,
+            row = out(reg) _,
+            weights = inout(reg) pass.weights => _,
+            row_bytes = in(reg) pass.row_bytes,
+            row_bytes_3 = in(reg) 3 * pass.row_bytes,
+            x = inout(reg) pass.x => _,
+            x2 = out(reg) _,
+            stride = in(reg) pass.stride,
+            line = out(reg) _,
+            sums = in(reg) pass.sums,
+            in("zmm30") _mm512_set1_epi32(!0xffff),
+            in("zmm31") _mm512_loadu_si512(UPPER.as_ptr().cast()),
+            out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Text that writes the parts of 32 weights of a row to its place in two tiles, as [`OfF16::load`] makes them.
+macro_rules! split_row {
+    ($row:literal, $at:literal) => {
+        concat!(
+            "vcvtph2ps zmm16, [",
+            $row,
+            "]\n",
+            "vcvtph2ps zmm17, [",
+            $row,
+            " + 32]\n",
+            "vpandd zmm18, zmm16, zmm30\n",
+            "vpandd zmm19, zmm17, zmm30\n",
+            "vsubps zmm16, zmm16, zmm18\n",
+            "vsubps zmm17, zmm17, zmm19\n",
+            "vpermt2w zmm18, zmm31, zmm19\n",
+            "vpermt2w zmm16, zmm31, zmm17\n",
+            "vmovdqa64 [{w} + ",
+            $at,
+            "], zmm18\n",
+            "vmovdqa64 [{w} + ",
+            $at,
+            " + 2048], zmm16\n",
+        )
+    };
+}
+use split_row;

@@ -84,8 +84,8 @@ pub enum ActivationsArg {
     /// Floats, as every other type: the reference for accuracy
     #[default]
     F32,
-    /// As llama.cpp does, where the CPU is faster so: int8 by blocks of 32, bf16 for BF16, and for F16 two bf16 (by AMX). The fast way for
-    /// batches
+    /// Rounded where the CPU is faster so: to int8 by blocks of 32, and to bf16 for BF16, as llama.cpp does; for F16 to two bf16, with AMX.
+    /// The fast way for batches
     #[value(alias = "int8")]
     Rounded,
 }

@@ -141,8 +141,10 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     let plan = args.plan()?;
     let kernels = args.kernels(env)?;
     let sources = args.model.iter().map(|model| open::source(model, args.layout.into())).collect::<Result<Vec<_>>>()?;
+    let activations: Vec<_> = args.activations.iter().map(|&arg| Activations::from(arg)).collect();
+    let ways = Ways { kernels: &kernels, activations: &activations, head: args.head, kv: args.kv };
     if args.dry_run {
-        return dry_run(&args, &sources, &kernels, &threads, &workloads, &plan);
+        return dry_run(&args, &sources, &ways, &threads, &workloads, &plan);
     }
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
     interrupt::listen();
@@ -163,8 +165,6 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     for proof in &proofs {
         book.keep(proof.clone())?;
     }
-    let activations: Vec<_> = args.activations.iter().map(|&arg| Activations::from(arg)).collect();
-    let ways = Ways { kernels: &kernels, activations: &activations, head: args.head, kv: args.kv };
     let loaded = load_all(&sources, &ways, &workloads, &pools[pools.len() - 1], &mut book)?;
     let probes = Probes::measure(&host, &pools, 2.0)?;
     for probe in &probes.records {
@@ -316,7 +316,7 @@ fn prove(sources: &[Box<dyn WeightSource>], kernels: &[&dyn TernaryKernel]) -> R
     Ok(proofs)
 }
 
-/// Loads every model for every kernel; dense models once. The memory of a model is measured for its first kernel: what the others
+/// Loads every model for every kernel; dense models once for each way to multiply them. The memory of a model is measured for its first kernel: what the others
 /// share with it would be missing from theirs.
 fn load_all(
     sources: &[Box<dyn WeightSource>],
@@ -375,6 +375,16 @@ impl Ways<'_> {
             }
         })
     }
+
+    /// The kernels of those.
+    fn names(&self, source: &dyn WeightSource) -> Result<Vec<&'static str>> {
+        let linear = source.linear(0, LinearName::Q)?;
+        let name = |(i, way): (usize, Dispatch)| match &linear {
+            LinearWeights::Ternary(_) => self.kernels[i].info().name,
+            LinearWeights::Dense(matrix) => dense::kernel_for(matrix.ty(), way.activations).info().name,
+        };
+        Ok(self.of(source)?.into_iter().enumerate().map(name).collect())
+    }
 }
 
 /// Measures models on one workload, for other commands. A group of several has an A/A run.
@@ -414,7 +424,7 @@ fn list() -> Result<ExitCode> {
 fn dry_run(
     args: &Args,
     sources: &[Box<dyn WeightSource>],
-    kernels: &[&dyn TernaryKernel],
+    ways: &Ways<'_>,
     threads: &[usize],
     workloads: &[Workload],
     plan: &Plan,
@@ -424,11 +434,7 @@ fn dry_run(
     for workload in workloads {
         writeln!(out, "{workload}: {up_to}{} rounds after {} of warm-up", plan.repetitions, plan.warmup)?;
         for source in sources {
-            let names: Vec<&str> = match is_ternary(&**source)? {
-                true => kernels.iter().map(|kernel| kernel.info().name).collect(),
-                false => vec!["its dense kernel"],
-            };
-            for name in names {
+            for name in ways.names(&**source)? {
                 for draft in args.drafts(*workload) {
                     let drafts = if draft > 0 { format!(", up to {draft} drafted a pass") } else { String::new() };
                     threads.iter().try_for_each(|n| writeln!(out, "  {}, {name}, {n}t{drafts}", source.name()))?;

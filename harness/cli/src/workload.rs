@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use ternbench_kernels::probe::Arithmetic;
 use ternbench_measure::energy::Counters;
 use ternbench_measure::limits::Work;
 use ternbench_measure::{Cost, interrupt, record};
@@ -302,14 +303,13 @@ impl<'m> Bench<'m> {
             Part::Head => {
                 let (_, whole) = model.macs_per_token();
                 let exact = per_token(head.in_whole * whole + head.rescored * config.hidden as u64);
-                let bytes_per_token = read(&["lm_head"]);
-                if is_ternary {
-                    let macs_per_token = per_token(head.in_screened * whole);
-                    Work { bytes_per_token, macs_per_token, fmas_per_token: exact }
-                } else {
-                    // Scores are int8 multiply-adds: beside layers of floats, whose peak is lower, they are not counted.
-                    Work { bytes_per_token, macs_per_token: exact, fmas_per_token: 0 }
-                }
+                let (macs_per_token, fmas_per_token) = match (model.arithmetic(), model.head_arithmetic()) {
+                    (layers, head) if layers == head => (exact, 0),
+                    (Arithmetic::Int8, _) => (per_token(head.in_screened * whole), exact),
+                    // Scores are int8 multiply-adds: beside layers of halves they are not counted.
+                    _ => (0, exact),
+                };
+                Work { bytes_per_token: read(&["lm_head"]), macs_per_token, fmas_per_token }
             }
             Part::Other => Work { bytes_per_token: read(&["norms", "embedding"]), ..Work::default() },
         }

@@ -178,6 +178,11 @@ impl Transformer {
         self.layers[0].q.arithmetic()
     }
 
+    /// What the head multiplies.
+    pub fn head_arithmetic(&self) -> Arithmetic {
+        self.head.arithmetic()
+    }
+
     /// The storage type of the linear layers: `ternary`, or the dense type's name.
     pub fn weights_name(&self) -> &'static str {
         match &self.layers[0].q.weights {
@@ -198,6 +203,8 @@ impl Transformer {
     /// Nothing changes where the head cannot be screened.
     pub fn screen_head(&mut self, pool: &Pool, shared: Option<Arc<Screen>>) {
         if let Weights::Dense { kernel, matrix } = &self.head.weights {
+            // A head that rounds its input, of a model that shares another's weights, cannot share its screen.
+            let shared = shared.filter(|_| kernel.info().activations == Activations::F32);
             self.screen = shared.or_else(|| pool.rayon().install(|| Screen::new(*kernel, matrix)).map(Arc::new));
         }
     }

@@ -67,12 +67,14 @@ impl SpeedRow {
         held(&self.weights, &self.kv)
     }
 
-    /// What its multiply-adds are of: int8 in ternary layers, and what kernels of blocks and of BF16 have in their names.
+    /// What its multiply-adds are of: int8 in ternary layers, and what kernels of blocks and of halves have in their names.
     pub fn arithmetic(&self) -> &'static str {
         match self.kernel.rsplit('-').next() {
             _ if self.weights == "ternary" => "int8",
             Some("int8") => "int8",
-            Some("dpbf16") => "bf16",
+            // A weight of F16 is two bf16.
+            Some("tdpbf16") if self.weights == "f16" => "split bf16",
+            Some("dpbf16" | "tdpbf16") => "bf16",
             _ => "f32",
         }
     }

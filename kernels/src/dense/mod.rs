@@ -2,8 +2,8 @@
 //!
 //! A matrix stays as its file stores it. Most kernels turn a few rows at a time into f32 and multiply there, so every type gives
 //! what its dequantised f32 copy would give, up to the order of summation. Those with [`Activations::Rounded`] round
-//! the input as well, to int8, bf16 or two bf16, as llama.cpp rounds it for quantised blocks, BF16 and F16, and are faster. Either way results
-//! depend on `k` alone, never on the batch or on the number of threads.
+//! the input as well: to int8 for quantised blocks and to bf16 for BF16, as llama.cpp does, and for F16 to two bf16. They are faster for
+//! batches. Either way results depend on `k` alone, never on the batch or on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
 mod amx_bf16;

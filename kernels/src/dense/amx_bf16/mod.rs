@@ -8,7 +8,7 @@
 //!
 //! A product of 32 columns begins with nothing, adds up the even and the odd ones in order, and is added to the sum (Intel, Instruction Set
 //! Extensions, `TDPBF16PS`): the bits of a result depend neither on the batch nor on blocks. The instruction rounds to nearest, ties
-//! to even, and takes and leaves denormals as zeros.
+//! to even, and takes and leaves denormals as zeros. An infinite F16 weight, or input beside F16, gives NaN: infinity less itself.
 
 mod passes;
 
@@ -273,7 +273,7 @@ fn transposed(v: [__m512i; SIDE]) -> [__m512i; SIDE] {
     out
 }
 
-/// Multiplies rows by `m` tokens, which lie in groups of `group`, into the buffers' sums.
+/// Multiplies rows, of two bytes a weight, by `m` tokens, which lie in groups of `group`, at most 16, into the buffers' sums.
 ///
 /// # Safety
 /// The CPU has AMX, and this process may use it.
@@ -288,6 +288,7 @@ unsafe fn multiply_rows<S: Parts>(
 ) {
     let (n_steps, n_groups) = (w.k().div_ceil(COLUMNS), m.div_ceil(SIDE));
     let step_pairs = S::PARTS * COLUMNS / 2 * group;
+    assert!(group <= SIDE && (m <= group || group == SIDE) && w.ty().block_bytes() == 2, "no groups of {m} tokens");
     assert!(x.len() >= n_groups * n_steps * step_pairs, "the input was prepared for another k");
     let per_block = if n_groups == 1 { n_steps } else { BLOCK_STEPS / S::PARTS };
     let tile_sums = n_groups * ROWS * SIDE;

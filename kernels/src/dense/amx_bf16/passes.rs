@@ -21,7 +21,7 @@ pub fn config_for(group: usize) -> Config {
 pub struct Pass {
     /// [`config_for`] the tokens of a group.
     pub config: *const Config,
-    /// The first parts of the first row; second ones lie [`SECOND`] bytes behind.
+    /// The first parts of the first row; second ones lie [`SECOND`] bytes behind. For [`split_and_multiply`] the row as it is stored.
     pub weights: *const u8,
     /// From row to row.
     pub row_bytes: usize,

@@ -165,7 +165,8 @@ fn roofs(places: &[Place<'_>]) -> Option<Vec<XySeries>> {
     let peak = |arithmetic: &str| {
         places.iter().filter(|at| at.arithmetic == arithmetic).map(|at| at.peak).max_by(f64::total_cmp)
     };
-    let mut peaks: Vec<_> = ["int8", "f32", "bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
+    let mut peaks: Vec<_> =
+        ["int8", "f32", "bf16", "split bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
     peaks.retain(|(_, peak)| peak.is_some());
     if peaks.len() > 1 && peaks.iter().all(|(_, peak)| *peak == peaks[0].1) {
         peaks = vec![("arithmetic", peaks[0].1)];

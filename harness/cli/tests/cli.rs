@@ -94,6 +94,8 @@ fn speed_records_can_be_read_back() {
         "8",
         "-r",
         "3",
+        "--activations",
+        "f32",
         "-o",
         "jsonl",
     ]);

@@ -203,7 +203,8 @@ impl Linear {
     fn row_tile(&self, m: usize) -> usize {
         match &self.weights {
             Weights::Ternary(ternary) => ternary.at(m).0.info().row_tile,
-            // A multiple of every dense kernel's register tile, but for half of that of AMX, and small enough to share a 640-row matrix evenly.
+            // A multiple of every dense kernel's register tile (AMX takes two of 16 rows together where there are two), and small
+            // enough to share a 640-row matrix evenly.
             Weights::Dense { .. } => 16,
         }
     }

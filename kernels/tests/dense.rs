@@ -5,6 +5,7 @@ mod support;
 use half::{bf16, f16};
 use ternbench_kernels::dense::{Activations, DENSE_KERNELS, DenseKernel};
 use ternbench_kernels::driver::{Input, Output, Scratch, Weights, multiply};
+use ternbench_kernels::isa::Feature;
 use ternbench_kernels::probe::Arithmetic;
 use ternbench_kernels::verify::Random;
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, DenseType, Linear, Pool};
@@ -14,7 +15,7 @@ const K: &[usize] =
     &[0, 1, 3, 7, 8, 9, 31, 32, 33, 96, 256, 288, 511, 512, 513, 544, 768, 801, 1024, 1031, 1064, 1600, 2049];
 /// Around the register tiles of 3, 4, 6 and 32 rows, the group of 8, the block of 48 and the sums of 192.
 const N: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 199];
-/// Around the fused path's 8 tokens, its pairs, and register tiles of 4, 6 and 8.
+/// Around the fused path's 8 tokens, its pairs, and register tiles of 4, 6, 8 and 16.
 const M: &[usize] = &[1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 15, 16, 17, 32];
 
 fn kernels() -> Vec<&'static dyn DenseKernel> {
@@ -114,9 +115,12 @@ fn sums_are_within_the_rounding_bound() {
                 let y = compute(kernel, &w, &x, m, 0..n);
                 // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
                 // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks; a lane of bf16
-                // takes k / 16 products, and four additions end it. A sum of a tile takes 16 products of 32 columns, one addition of its two
-                // halves, and up to three a step of those.)
-                let ops = (2 * k.div_ceil(8) + 3).max(17 + 3 * k.div_ceil(32)) as f64;
+                // takes k / 16 products, and four additions end it.) A tile's product of 32 columns takes 16 of each half and adds the two; a sum
+                // takes up to three of those a step.
+                let ops = match kernel.info().features.contains(&Feature::AmxTile) {
+                    true => 17 + 3 * k.div_ceil(32),
+                    false => 2 * k.div_ceil(8) + 3,
+                } as f64;
                 let unit = f64::from(f32::EPSILON) / 2.0;
                 let gamma = ops * unit / (1.0 - ops * unit);
                 for (at, y) in y.iter().enumerate() {

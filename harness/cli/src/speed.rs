@@ -316,8 +316,8 @@ fn prove(sources: &[Box<dyn WeightSource>], kernels: &[&dyn TernaryKernel]) -> R
     Ok(proofs)
 }
 
-/// Loads every model for every kernel; dense models once for each way to multiply them. The memory of a model is measured for its first kernel: what the others
-/// share with it would be missing from theirs.
+/// Loads every model for every kernel; dense models once for each way to multiply them. The memory of a model is measured for its first
+/// kernel: what the others share with it would be missing from theirs.
 fn load_all(
     sources: &[Box<dyn WeightSource>],
     ways: &Ways<'_>,

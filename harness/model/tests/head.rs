@@ -4,11 +4,12 @@ mod common;
 
 use std::path::Path;
 
-use ternbench_kernels::{DenseMatrix, DenseType, Pool, registry};
+use ternbench_kernels::dense::Activations;
+use ternbench_kernels::{DenseMatrix, DenseType, Dispatch, Pool, registry};
 use ternbench_model::manifest::Manifest;
 use ternbench_model::sampler::argmax;
 use ternbench_model::weights::synthetic::SyntheticModel;
-use ternbench_model::weights::{self, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource};
+use ternbench_model::weights::{self, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource, encode};
 use ternbench_model::{Engine, HeadUse, LoadError, Logits, ModelConfig, Segment, Tokenizer, Transformer};
 
 /// Decodes greedily behind `prompt` with a screened head, and holds the 5 best logits of every step to all of the whole head's.
@@ -51,25 +52,25 @@ fn synthetic_models_of_every_family() {
     }
 }
 
-/// A model whose head is another's, as floats of 16 bits.
-struct AsF16(Box<dyn WeightSource>);
+/// A model whose head is another's, stored as this type.
+struct HeadAs(DenseType, Box<dyn WeightSource>);
 
-impl WeightSource for AsF16 {
+impl WeightSource for HeadAs {
     fn config(&self) -> &ModelConfig {
-        self.0.config()
+        self.1.config()
     }
 
     fn embedding(&self) -> Result<DenseMatrix, LoadError> {
-        let stored = self.0.embedding()?;
-        let mut bytes = Vec::with_capacity(2 * stored.n() * stored.k());
+        let stored = self.1.embedding()?;
+        let mut bytes = Vec::new();
         let mut row = vec![0.0; stored.k()];
         for n in 0..stored.n() {
             stored.dequantize_row(n, &mut row);
-            row.iter().for_each(|w| bytes.extend(half::f16::from_f32(*w).to_le_bytes()));
+            encode::floats(self.0, &row, &mut bytes).expect("whole blocks of finite numbers");
         }
         let mut data = ternbench_kernels::AlignedBytes::zeroed(bytes.len());
         data.copy_from_slice(&bytes);
-        Ok(DenseMatrix::new(stored.n(), stored.k(), DenseType::F16, data.into()).expect("two bytes a weight"))
+        Ok(DenseMatrix::new(stored.n(), stored.k(), self.0, data.into()).expect("as many bytes as the type takes"))
     }
 
     fn head(&self) -> Result<Option<DenseMatrix>, LoadError> {
@@ -77,24 +78,48 @@ impl WeightSource for AsF16 {
     }
 
     fn linear(&self, layer: usize, which: LinearName) -> Result<LinearWeights, LoadError> {
-        self.0.linear(layer, which)
+        self.1.linear(layer, which)
     }
 
     fn vector(&self, name: VectorName) -> Result<Vec<f32>, LoadError> {
-        self.0.vector(name)
+        self.1.vector(name)
     }
 
     fn stored_bytes(&self) -> u64 {
-        self.0.stored_bytes()
+        self.1.stored_bytes()
     }
 
     fn name(&self) -> &str {
-        self.0.name()
+        self.1.name()
     }
 
     fn hash(&self) -> Result<String, LoadError> {
-        self.0.hash()
+        self.1.hash()
     }
+}
+
+/// A head that rounds its input has other logits than the same head that does not, so their screens are not shared.
+#[test]
+fn a_head_that_rounds_its_input_takes_no_screen() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models");
+    let manifest = Manifest::find(&folder, "llama-tiny").unwrap();
+    let pool = Pool::new(1).unwrap();
+    let load = |head: DenseType, activations| {
+        let source = HeadAs(head, Box::new(SyntheticModel::new(&manifest, None, 3)));
+        let kernels = Dispatch { activations, ..Dispatch::from(registry::default_kernel()) };
+        Transformer::load(&source, kernels, &pool, &|_| {}).unwrap()
+    };
+    let mut floats = load(DenseType::Q8_0, Activations::F32);
+    floats.screen_head(&pool, None);
+    let screen = floats.screen().cloned();
+    assert!(screen.is_some(), "every weight is finite");
+    let mut rounded = load(DenseType::Q8_0, Activations::Rounded);
+    rounded.screen_head(&pool, screen);
+    assert!(rounded.screen().is_none());
+    // One of halves takes floats, whatever the layers do.
+    let mut halves = load(DenseType::F16, Activations::Rounded);
+    halves.screen_head(&pool, None);
+    assert!(halves.screen().is_some());
 }
 
 /// Real embeddings and real hidden states. Prints the share of rows that are rescored: `-- --nocapture`.
@@ -104,7 +129,7 @@ fn real_models_rescore_few_rows() {
     for (file, most) in [("SmolLM2-135M-Instruct.Q4_1.gguf", 0.1), ("gemma-3-270m-q4_k_m.gguf", 0.02)] {
         let Some(path) = common::model(file) else { continue };
         let pool = Pool::new(2).unwrap();
-        let source = AsF16(weights::open(&path, OpenOptions::default()).unwrap());
+        let source = HeadAs(DenseType::F16, weights::open(&path, OpenOptions::default()).unwrap());
         let model = Transformer::load(&source, registry::default_kernel(), &pool, &|_| {}).unwrap();
         let vocab = model.config().vocab;
         let prompt = Tokenizer::for_model(&path).unwrap().encode_default(text).unwrap();

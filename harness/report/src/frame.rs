@@ -382,6 +382,16 @@ mod tests {
         assert_eq!(rows.len(), 3);
         assert_eq!((rows[2].held().as_str(), rows[2].tokens_per_s.n), ("ternary, int8 KV", 1));
         assert_eq!((rows[0].held().as_str(), rows[2].arithmetic()), ("ternary", "int8"));
+        for (weights, kernel, expected) in [
+            ("q8_0", "avx512vnni-q8_0-int8", "int8"),
+            ("f16", "avx512f-f16-fma", "f32"),
+            ("bf16", "avx512bf16-bf16-dpbf16", "bf16"),
+            ("bf16", "amx-bf16-tdpbf16", "bf16"),
+            ("f16", "amx-f16-tdpbf16", "split bf16"),
+        ] {
+            let row = SpeedRow { weights: weights.into(), kernel: kernel.into(), ..rows[0].clone() };
+            assert_eq!(row.arithmetic(), expected, "{kernel}");
+        }
         assert_eq!((rows[0].shape.as_str(), rows[0].tokens_per_s.n), ("a", 5));
         assert!((rows[0].tokens_per_s.value - 12.0).abs() < 1e-6 && (rows[0].mad - 1.0).abs() < 1e-6, "{:?}", rows[0]);
         assert!((rows[1].tokens_per_s.value - 5.0).abs() < 1e-6);

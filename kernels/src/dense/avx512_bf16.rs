@@ -82,12 +82,19 @@ fn round_tile(x: &[f32], k: usize, out: &mut [Vector]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn round(x: &[f32; COLUMNS], out: &mut Vector) {
-    // SAFETY: the arrays hold the twice 64 bytes that are read and the 64 that are written, and both types are bits alone.
+    // SAFETY: the arrays hold the twice 64 bytes that are read and the 64 that are written.
     unsafe {
         let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(COLUMNS / 2)));
-        let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-        _mm512_storeu_si512(out.as_mut_ptr().cast(), rounded);
+        _mm512_storeu_si512(out.as_mut_ptr().cast(), rounded(low, high));
     }
+}
+
+/// 32 floats as bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub fn rounded(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both types are 64 bytes of plain numbers.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// Up to [`FUSED_TOKENS`] tokens: one pass over the rows at memory speed, spaced as in [`fused_tiles`].

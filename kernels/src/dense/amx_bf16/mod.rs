@@ -18,6 +18,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use self::passes::{Pass, config_for, multiply, multiply_split, split_and_multiply};
+use super::avx512_bf16::rounded;
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, for_each_tile};
 use crate::bytes::{Aligned, AlignedBytes};
@@ -32,10 +33,10 @@ const COLUMNS: usize = 32;
 const ROWS: usize = 2 * SIDE;
 /// Bytes of the columns of a step.
 const LINE: usize = 2 * COLUMNS;
-/// Bytes from row to row of a block that was copied or split: 512 of its own, and a line, so that rows share no set of the L1 cache.
-const ROOM_STRIDE: usize = 512 + 64;
+/// Bytes from row to row of a block that was copied or split: a line more than its own, so that rows do not share sets of the L1 cache.
+const ROOM_STRIDE: usize = (ROOM_STEPS + 1) * LINE;
 /// Steps of such a block.
-const ROOM_STEPS: usize = 512 / (2 * COLUMNS);
+const ROOM_STEPS: usize = 8;
 /// Bytes from the first parts to the second ones.
 const SECOND: usize = ROWS * ROOM_STRIDE;
 /// Tokens that go by together.
@@ -53,8 +54,6 @@ pub trait Parts: Send + Sync + 'static {
     const INFO: DenseInfo;
     /// How many make up a weight, or an input: 1 or 2.
     const PARTS: usize;
-    /// Whether they are stored like that.
-    const IN_PLACE: bool = Self::PARTS == 1;
 
     /// The parts of the 32 weights at `at`, of those that `mask` has.
     ///
@@ -225,14 +224,6 @@ fn lay_out<S: Parts>(x: &[f32], k: usize, column: usize, group: usize, out: &mut
     }
 }
 
-/// 32 floats as bf16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn rounded(low: __m512, high: __m512) -> __m512i {
-    // SAFETY: both types are 64 bytes of plain numbers.
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
-}
-
 /// The floats that 32 bf16 are.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -301,7 +292,7 @@ unsafe fn multiply_rows<S: Parts>(
             let whole = row + ROWS <= rows.end && block.end * COLUMNS <= w.k();
             let mut pass = Pass {
                 config: &config,
-                weights: w.row(row)[2 * COLUMNS * block.start..].as_ptr(),
+                weights: w.row(row)[LINE * block.start..].as_ptr(),
                 row_bytes: 2 * w.k(),
                 n_steps: block.len(),
                 x: x[block.start * step_pairs..].as_ptr(),
@@ -315,9 +306,10 @@ unsafe fn multiply_rows<S: Parts>(
             // SAFETY: by the contract; the rows and steps are all there or in the room for them, inputs as many as asserted, and sums as the
             // buffer was made for.
             unsafe {
-                match (whole, S::IN_PLACE) {
-                    (true, true) => S::multiply(&pass),
-                    (true, false) if n_groups == 1 => split_and_multiply(&pass),
+                match (whole, S::PARTS) {
+                    // Stored as they are multiplied.
+                    (true, 1) => S::multiply(&pass),
+                    (true, _) if n_groups == 1 => split_and_multiply(&pass),
                     _ => {
                         for start in block.clone().step_by(ROOM_STEPS) {
                             let steps = start..block.end.min(start + ROOM_STEPS);
@@ -344,7 +336,7 @@ unsafe fn unpack<S: Parts>(w: &DenseMatrix, rows: Range<usize>, steps: Range<usi
     let (first, second) = out.split_at_mut(SECOND);
     let places = first.chunks_exact_mut(ROOM_STRIDE).zip(second.chunks_exact_mut(ROOM_STRIDE));
     for (row, places) in (rows.start..).zip(places) {
-        let weights = if row < rows.end { &w.row(row)[2 * COLUMNS * steps.start..] } else { &[] };
+        let weights = if row < rows.end { &w.row(row)[LINE * steps.start..] } else { &[] };
         let lines = (places.0.as_chunks_mut::<LINE>().0.iter_mut()).zip(places.1.as_chunks_mut::<LINE>().0);
         for (i, (first, second)) in lines.enumerate().take(steps.len()) {
             let left = weights.len().saturating_sub(LINE * i) / 2;

@@ -39,7 +39,7 @@ pub struct Pass {
     pub sums: *mut f32,
     /// Whether there are sums, to be added to.
     pub more: bool,
-    /// Of two times four tiles, for [`split_and_multiply`].
+    /// For [`split_and_multiply`]: twice two tiles of first parts, and [`SECOND`] bytes behind of second ones.
     pub room: *mut u8,
 }
 
@@ -108,7 +108,7 @@ macro_rules! multiply {
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "7:",
-                    $one!("{a}", "{b}", "{row_bytes}", "18432"),
+                    $one!(),
                     "add {a}, 64",
                     "add {b}, 64",
                     "dec {n}",
@@ -143,26 +143,16 @@ macro_rules! multiply {
     };
 }
 
-/// Text of a step of one group: `$a` and `$b` are the first rows of the two tiles of weights, `$row` is what lies between rows.
+/// Text of a step of one group: `a` and `b` are the first rows of two tiles of weights, `row_bytes` apart.
 macro_rules! one {
-    ($a:literal, $b:literal, $row:literal, $second:literal) => {
-        concat!(
-            "tileloadd tmm4, [",
-            $a,
-            " + ",
-            $row,
-            "]\n",
-            "tileloadd tmm6, [{x} + {stride}]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [",
-            $b,
-            " + ",
-            $row,
-            "]\n",
-            "tdpbf16ps tmm1, tmm5, tmm6\n",
-            "lea {x}, [{x} + 8*{stride}]\n",
-            "lea {x}, [{x} + 8*{stride}]\n",
-        )
+    () => {
+        "tileloadd tmm4, [{a} + {row_bytes}]
+         tileloadd tmm6, [{x} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes}]
+         tdpbf16ps tmm1, tmm5, tmm6
+         lea {x}, [{x} + 8*{stride}]
+         lea {x}, [{x} + 8*{stride}]"
     };
 }
 
@@ -184,47 +174,25 @@ macro_rules! two {
     };
 }
 
-/// Text of a step of one group, of two parts; the second ones lie `$second` behind.
+/// Text of a step of one group, of two parts.
 macro_rules! one_split {
-    ($a:literal, $b:literal, $row:literal, $second:literal) => {
-        concat!(
-            "tileloadd tmm4, [",
-            $a,
-            " + ",
-            $row,
-            "]\n",
-            "tileloadd tmm6, [{x} + {stride}]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [",
-            $b,
-            " + ",
-            $row,
-            "]\n",
-            "tdpbf16ps tmm1, tmm5, tmm6\n",
-            "lea {x2}, [{x} + 8*{stride}]\n",
-            "lea {x2}, [{x2} + 8*{stride}]\n",
-            "tileloadd tmm7, [{x2} + {stride}]\n",
-            "tdpbf16ps tmm0, tmm4, tmm7\n",
-            "tdpbf16ps tmm1, tmm5, tmm7\n",
-            "tileloadd tmm4, [",
-            $a,
-            " + ",
-            $row,
-            " + ",
-            $second,
-            "]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [",
-            $b,
-            " + ",
-            $row,
-            " + ",
-            $second,
-            "]\n",
-            "tdpbf16ps tmm1, tmm5, tmm6\n",
-            "lea {x}, [{x2} + 8*{stride}]\n",
-            "lea {x}, [{x} + 8*{stride}]\n",
-        )
+    () => {
+        "tileloadd tmm4, [{a} + {row_bytes}]
+         tileloadd tmm6, [{x} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes}]
+         tdpbf16ps tmm1, tmm5, tmm6
+         lea {x2}, [{x} + 8*{stride}]
+         lea {x2}, [{x2} + 8*{stride}]
+         tileloadd tmm7, [{x2} + {stride}]
+         tdpbf16ps tmm0, tmm4, tmm7
+         tdpbf16ps tmm1, tmm5, tmm7
+         tileloadd tmm4, [{a} + {row_bytes} + 18432]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{b} + {row_bytes} + 18432]
+         tdpbf16ps tmm1, tmm5, tmm6
+         lea {x}, [{x2} + 8*{stride}]
+         lea {x}, [{x} + 8*{stride}]"
     };
 }
 
@@ -279,58 +247,58 @@ pub unsafe fn split_and_multiply(pass: &Pass) {
     // SAFETY: by the contract.
     unsafe {
         asm!(
-            "ldtilecfg [{w}]",
+            "ldtilecfg [{a}]",
             "tilezero tmm0",
             "tilezero tmm1",
-            "mov {line:e}, 64",
+            "mov {row_bytes:e}, 64",
             "xor {i:e}, {i:e}",
             "2:",
             "cmp {i}, {n}",
             "je 4f",
-            "mov {w}, {i}",
-            "shl {w}, 12",
-            "and {w:e}, 4096",
-            "add {w}, {room}",
-            "mov {row}, {weights}",
+            "mov {a}, {i}",
+            "shl {a}, 11",
+            "and {a:e}, 2048",
+            "add {a}, {room}",
+            "mov {b}, {weights}",
             "mov {x2:e}, 8",
             "3:",
-            split_row!("{row}", 0),
-            split_row!("{row} + {row_bytes}", 64),
-            split_row!("{row} + 2*{row_bytes}", 128),
-            split_row!("{row} + {row_bytes_3}", 192),
-            "lea {row}, [{row} + 4*{row_bytes}]",
-            "add {w}, 256",
+            split_row!("{b}", 0),
+            split_row!("{b} + {stored_bytes}", 64),
+            split_row!("{b} + 2*{stored_bytes}", 128),
+            split_row!("{b} + {stored_bytes_3}", 192),
+            "lea {b}, [{b} + 4*{stored_bytes}]",
+            "add {a}, 256",
             "dec {x2}",
             "jnz 3b",
             "add {weights}, 64",
             "4:",
             "test {i}, {i}",
             "jz 5f",
-            "lea {w}, [{i} - 1]",
-            "shl {w}, 12",
-            "and {w:e}, 4096",
-            "add {w}, {room}",
-            "lea {row}, [{w} + 1024]",
-            one_split!("{w}", "{row}", "{line}", "2048"),
+            "lea {a}, [{i} - 1]",
+            "shl {a}, 11",
+            "and {a:e}, 2048",
+            "add {a}, {room}",
+            "lea {b}, [{a} + 1024]",
+            one_split!(),
             "5:",
             "inc {i}",
             "cmp {i}, {n}",
             "jbe 2b",
-            "tilestored [{sums} + {line}], tmm0",
-            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {row_bytes}], tmm0",
+            "tilestored [{sums} + {row_bytes} + 1024], tmm1",
             "tilerelease",
-            w = inout(reg) pass.config => _,
+            a = inout(reg) pass.config => _,
             i = out(reg) _,
             n = in(reg) pass.n_steps,
             room = in(reg) pass.room,
-            row = out(reg) _,
+            b = out(reg) _,
             weights = inout(reg) pass.weights => _,
-            row_bytes = in(reg) pass.row_bytes,
-            row_bytes_3 = in(reg) 3 * pass.row_bytes,
+            stored_bytes = in(reg) pass.row_bytes,
+            stored_bytes_3 = in(reg) 3 * pass.row_bytes,
             x = inout(reg) pass.x => _,
             x2 = out(reg) _,
             stride = in(reg) pass.stride,
-            line = out(reg) _,
+            row_bytes = out(reg) _,
             sums = in(reg) pass.sums,
             in("zmm30") _mm512_set1_epi32(!0xffff),
             in("zmm31") _mm512_loadu_si512(UPPER.as_ptr().cast()),
@@ -358,12 +326,12 @@ macro_rules! split_row {
             "vsubps zmm17, zmm17, zmm19\n",
             "vpermt2w zmm18, zmm31, zmm19\n",
             "vpermt2w zmm16, zmm31, zmm17\n",
-            "vmovdqa64 [{w} + ",
+            "vmovdqa64 [{a} + ",
             $at,
             "], zmm18\n",
-            "vmovdqa64 [{w} + ",
+            "vmovdqa64 [{a} + ",
             $at,
-            " + 2048], zmm16\n",
+            " + 18432], zmm16\n",
         )
     };
 }

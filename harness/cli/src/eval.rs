@@ -52,7 +52,7 @@ pub struct Args {
     threads: Option<usize>,
     #[command(flatten)]
     layout: LayoutArg,
-    /// What quantised blocks (Q8_0, Q4_0) are multiplied by
+    /// What dense weights are multiplied by
     #[arg(long, value_enum, default_value_t)]
     activations: ActivationsArg,
     #[command(flatten)]

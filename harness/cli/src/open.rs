@@ -35,7 +35,7 @@ pub struct ModelArgs {
     /// Threads; all cores when not given [env: TERNBENCH_THREADS]
     #[arg(short, long)]
     pub threads: Option<usize>,
-    /// What quantised blocks (Q8_0, Q4_0) are multiplied by
+    /// What dense weights are multiplied by
     #[arg(long, value_enum, default_value_t)]
     pub activations: ActivationsArg,
     /// What the KV cache keeps keys and values as

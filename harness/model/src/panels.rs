@@ -214,11 +214,9 @@ impl<'c> Panels<'c> {
                 Numbers::F16(parts.map(|part| &halves(part)[..n]).collect())
             }
             KvType::Int8 => {
-                // The units lie apart, where no prefetcher looks.
                 let (blocks, units) = parts
                     .map(|part| {
                         let (numbers, units) = part.split_at(part.len() - UNITS);
-                        ops::ask_for(units);
                         (bytemuck::cast_slice(numbers), bytemuck::cast_slice(units))
                     })
                     .unzip();

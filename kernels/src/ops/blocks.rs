@@ -47,13 +47,3 @@ pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, ahead);
 }
-
-/// Asks for bytes that attention will read soon.
-pub fn ask_for(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(LINE) {
-        crate::arch::x86_64::prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
-}

@@ -5,7 +5,8 @@
 //! four tiles of sums, which go back to memory after each block. `tdpbssd` keeps a unit of its own busy for 16 cycles, so the vector units
 //! unpack the next block meanwhile, over what the last tokens have just read of this one.
 //!
-//! On a Xeon whose core does 3500 G multiply-adds a second this way, 2560 x 2560 by 128 tokens reaches 54 % of it.
+//! On a Xeon whose core does 3500 G multiply-adds a second this way, 2560 x 2560 by 128 tokens reaches 54 % of it: a load of a tile for each
+//! product leaves 84 %, activations from the L2 cache 80, sums that go back to memory 61, unpacking the rest.
 //!
 //! Instructions on tiles are asm because their intrinsics are not stable. The compiler does not know of tiles, so they never outlive one
 //! block of asm: it takes a list of passes, from the configuration of the tiles to their release.

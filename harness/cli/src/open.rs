@@ -81,7 +81,7 @@ impl From<KvArg> for KvType {
 /// `--activations`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationsArg {
-    /// Floats, as every other type: the reference for accuracy
+    /// Floats: the reference for accuracy
     #[default]
     F32,
     /// Rounded where the CPU is faster so: to int8 by blocks of 32, and to bf16 for BF16, as llama.cpp does; for F16 to two bf16, with AMX.

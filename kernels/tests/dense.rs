@@ -16,7 +16,8 @@ const K: &[usize] =
 /// Around the register tiles of 3, 4, 6 and 32 rows, the group of 8, the block of 48 and the sums of 192.
 const N: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 199];
 /// Around the fused path's 8 tokens, its pairs, and register tiles of 4, 6, 8 and 16.
-const M: &[usize] = &[1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 15, 16, 17, 32];
+const M: &[usize] = &[1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 15, 16, 17, MOST];
+const MOST: usize = 32;
 
 fn kernels() -> Vec<&'static dyn DenseKernel> {
     support::runnable(DENSE_KERNELS, |entry| entry.info.name)
@@ -66,36 +67,44 @@ fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
-/// `Σ w·x` and `Σ |w·x|` in f64.
-fn reference(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> (f64, f64) {
+/// A weight row as floats.
+fn row_of(w: &DenseMatrix, row: usize) -> Vec<f32> {
     let mut weights = vec![0.0; w.k()];
     w.dequantize_row(row, &mut weights);
-    let products = weights.iter().zip(&x[token * w.k()..]).map(|(w, x)| f64::from(*w) * f64::from(*x));
+    weights
+}
+
+/// `Σ w·x` and `Σ |w·x|` in f64.
+fn reference(weights: &[f32], x: &[f32]) -> (f64, f64) {
+    let products = weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
     products.fold((0.0, 0.0), |(sum, norm), p| (sum + p, norm + p.abs()))
 }
 
-/// How far the rounding of the input to bf16 can move a sum: by at most 2^-8 of every product, or, where it flushes a denormal, by less
-/// than the smallest normal number times the weight. With two bf16 the input is off by at most 2^-17, and the product that is left out, of
-/// what the first parts of the weight (cut) and of the input (rounded) leave, is less than 2^-7 times 2^-8.
-fn bf16_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize, share: f64) -> f64 {
-    let mut weights = vec![0.0; w.k()];
-    w.dequantize_row(row, &mut weights);
-    let products = weights.iter().zip(&x[token * w.k()..]).map(|(w, x)| f64::from(w.abs()) * f64::from(x.abs()));
-    let flushed: f64 = weights.iter().map(|w| f64::from(w.abs()) * f64::from(f32::MIN_POSITIVE)).sum();
-    products.sum::<f64>() * share + flushed
+/// How far the rounding of the input can move a sum whose products' magnitudes add up to `norm`.
+fn rounding(arithmetic: Arithmetic, weights: &[f32], x: &[f32], norm: f64) -> f64 {
+    match arithmetic {
+        Arithmetic::F32 => 0.0,
+        Arithmetic::Int8 => int8_rounding(weights, x),
+        Arithmetic::Bf16 => bf16_rounding(weights, norm, 2f64.powi(-8)),
+        Arithmetic::SplitBf16 => bf16_rounding(weights, norm, 2f64.powi(-15) + 2f64.powi(-17)),
+    }
 }
 
-/// How far the rounding of the input to int8 can move a sum: half a step of each block's `absmax / 127`, times its weights. The
-/// step itself, its inverse and the products are rounded a few times, which a thousandth covers.
-fn int8_rounding(w: &DenseMatrix, x: &[f32], row: usize, token: usize) -> f64 {
-    let mut weights = vec![0.0; w.k()];
-    w.dequantize_row(row, &mut weights);
-    let blocks = weights.chunks(32).zip(x[token * w.k()..][..w.k()].chunks(32));
+/// To bf16: by at most 2^-8 of every product, or, where it flushes a denormal, by less than the smallest normal number times the weight.
+/// With two bf16 the input is off by at most 2^-17, and the product that is left out, of what the first parts of the weight (cut) and of
+/// the input (rounded) leave, is less than 2^-7 times 2^-8.
+fn bf16_rounding(weights: &[f32], norm: f64, share: f64) -> f64 {
+    norm * share + weights.iter().map(|w| f64::from(w.abs()) * f64::from(f32::MIN_POSITIVE)).sum::<f64>()
+}
+
+/// To int8: half a step of each block's `absmax / 127`, times its weights. The step itself, its inverse and the products are rounded a few
+/// times, which a thousandth covers.
+fn int8_rounding(weights: &[f32], x: &[f32]) -> f64 {
     let of_block = |(w, x): (&[f32], &[f32])| {
         let absmax = x.iter().fold(0.0f64, |max, x| max.max(f64::from(x.abs())));
         absmax / 254.0 * 1.001 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
     };
-    blocks.map(of_block).sum()
+    weights.chunks(32).zip(x.chunks(32)).map(of_block).sum()
 }
 
 fn shapes(ty: DenseType) -> impl Iterator<Item = (usize, usize)> {
@@ -110,30 +119,32 @@ fn sums_are_within_the_rounding_bound() {
         let mut worst = (0.0, String::new());
         for (n, k) in shapes(kernel.info().ty).chain([(5, 2560), (3, 6912)]) {
             let w = dense_matrix(kernel.info().ty, n, k, false, &mut random);
+            let x: Vec<f32> = (0..MOST * k).map(|_| random.float()).collect();
+            // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
+            // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks; a lane of bf16
+            // takes k / 16 products, and four additions end it.) A tile's product of 32 columns takes 16 of each half and adds the two; a sum
+            // takes up to three of those a step.
+            let ops = match kernel.info().features.contains(&Feature::AmxTile) {
+                true => 17 + 3 * k.div_ceil(32),
+                false => 2 * k.div_ceil(8) + 3,
+            } as f64;
+            let unit = f64::from(f32::EPSILON) / 2.0;
+            let gamma = ops * unit / (1.0 - ops * unit);
+            // Sums and bounds, by row and token.
+            let mut expected = Vec::new();
+            for weights in (0..n).map(|row| row_of(&w, row)) {
+                for token in 0..MOST {
+                    let x = &x[token * k..][..k];
+                    let (sum, norm) = reference(&weights, x);
+                    let rounding = rounding(kernel.info().arithmetic(), &weights, x, norm);
+                    expected.push((sum, gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE));
+                }
+            }
             for &m in M {
-                let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
-                let y = compute(kernel, &w, &x, m, 0..n);
-                // Higham: a sum of products through `ops` roundings is off by at most γ_ops · Σ|w·x|. A lane takes k / 8
-                // products, each rounded at most twice, and three additions end it. (Int8 kernels add k / 32 blocks; a lane of bf16
-                // takes k / 16 products, and four additions end it.) A tile's product of 32 columns takes 16 of each half and adds the two; a sum
-                // takes up to three of those a step.
-                let ops = match kernel.info().features.contains(&Feature::AmxTile) {
-                    true => 17 + 3 * k.div_ceil(32),
-                    false => 2 * k.div_ceil(8) + 3,
-                } as f64;
-                let unit = f64::from(f32::EPSILON) / 2.0;
-                let gamma = ops * unit / (1.0 - ops * unit);
-                for (at, y) in y.iter().enumerate() {
+                for (at, y) in compute(kernel, &w, &x[..m * k], m, 0..n).iter().enumerate() {
                     let (token, row) = (at / n, at % n);
-                    let (sum, norm) = reference(&w, &x, row, token);
-                    let rounding = match kernel.info().arithmetic() {
-                        Arithmetic::F32 => 0.0,
-                        Arithmetic::Int8 => int8_rounding(&w, &x, row, token),
-                        Arithmetic::Bf16 => bf16_rounding(&w, &x, row, token, 2f64.powi(-8)),
-                        Arithmetic::SplitBf16 => bf16_rounding(&w, &x, row, token, 2f64.powi(-15) + 2f64.powi(-17)),
-                    };
-                    let share =
-                        (f64::from(*y) - sum).abs() / (gamma * (norm + rounding) + rounding + f64::MIN_POSITIVE);
+                    let (sum, bound) = expected[row * MOST + token];
+                    let share = (f64::from(*y) - sum).abs() / bound;
                     if share.is_nan() || share > worst.0 {
                         worst = (share, format!("{n} x {k}, token {token} of {m}, row {row}: {y}, not {sum}"));
                     }
@@ -150,19 +161,19 @@ fn small_integers_come_out_exactly() {
     for kernel in kernels() {
         for (n, k) in shapes(kernel.info().ty) {
             let w = dense_matrix(kernel.info().ty, n, k, true, &mut random);
+            // Where the largest of every block is 127, its step is 1, and int8 holds the input exactly.
+            let int8 = kernel.info().arithmetic() == Arithmetic::Int8;
+            let value = |at| if int8 && at % 32 == 5 { 127.0 } else { random.below(31) as f32 - 15.0 };
+            let x: Vec<f32> = (0..MOST * k).map(value).collect();
+            let mut expected = Vec::new();
+            for weights in (0..n).map(|row| row_of(&w, row)) {
+                expected.extend((0..MOST).map(|token| reference(&weights, &x[token * k..][..k]).0));
+            }
             for &m in M {
-                // Where the largest of every block is 127, its step is 1, and int8 holds the input exactly.
-                let int8 = kernel.info().arithmetic() == Arithmetic::Int8;
-                let value = |at| if int8 && at % 32 == 5 { 127.0 } else { random.below(31) as f32 - 15.0 };
-                let x: Vec<f32> = (0..m * k).map(value).collect();
-                for (at, y) in compute(kernel, &w, &x, m, 0..n).into_iter().enumerate() {
+                for (at, y) in compute(kernel, &w, &x[..m * k], m, 0..n).into_iter().enumerate() {
                     let (token, row) = (at / n, at % n);
                     let name = kernel.info().name;
-                    assert_eq!(
-                        f64::from(y),
-                        reference(&w, &x, row, token).0,
-                        "{name} {n} x {k}, m = {m}: {token}, {row}"
-                    );
+                    assert_eq!(f64::from(y), expected[row * MOST + token], "{name} {n} x {k}, m = {m}: {token}, {row}");
                 }
             }
         }

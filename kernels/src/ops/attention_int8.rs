@@ -332,6 +332,40 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     }
 }
 
+/// [`values_of`] for any number of queries.
+#[inline(always)]
+fn values<const FMA: bool, const WIDE: bool, const VNNI: bool>(
+    weights: &[IntWeights],
+    blocks: Blocks<'_, i8>,
+    n_panels: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    macro_rules! tiles {
+        ($first:expr, $q:literal, $p:literal) => {
+            if let Some(weights) = weights[$first..].first_chunk() {
+                let out = &mut out[$first * out_stride..];
+                values_of::<$q, $p, FMA, WIDE, VNNI>(weights, blocks, n_panels, out, out_stride);
+            }
+        };
+    }
+    some_at_a_time!(weights.len(), tiles);
+}
+
+/// [`scores`] with AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn scores_vnni(queries: &[IntWeights], blocks: Blocks<'_, i8>, units: &[&[f32]], height: usize, out: &mut [Weights]) {
+    scores::<true, true, true>(queries, blocks, units, height, out);
+}
+
+/// [`values`] with AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn values_vnni(weights: &[IntWeights], blocks: Blocks<'_, i8>, n_panels: usize, out: &mut [f32], out_stride: usize) {
+    values::<true, true, true>(weights, blocks, n_panels, out, out_stride);
+}
+
 /// [`quantize_i16`].
 #[inline(always)]
 fn quantize(x: &[f32], largest: f32, out: &mut [i16]) -> f32 {
@@ -374,7 +408,12 @@ per_isa! {
     pub fn scores_i8(
         queries: &[IntWeights], blocks: Blocks<'_, i8>, units: &[&[f32]], height: usize, out: &mut [Weights],
     ) {
-        scores::<FMA, WIDE, VNNI>(queries, blocks, units, height, out);
+        #[cfg(target_arch = "x86_64")]
+        if WIDE && is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the CPU has VNNI, just tested (a cached load), and `WIDE` says that it has the rest.
+            return unsafe { scores_vnni(queries, blocks, units, height, out) };
+        }
+        scores::<FMA, WIDE, false>(queries, blocks, units, height, out);
     }
 
     /// `out[q] += Σ weight[q] · value` over the 16 values of every block, one after the other, of each a sum of integers.
@@ -384,15 +423,12 @@ per_isa! {
     pub fn add_values_i8(
         weights: &[IntWeights], blocks: Blocks<'_, i8>, n_panels: usize, out: &mut [f32], out_stride: usize,
     ) {
-        macro_rules! tiles {
-            ($first:expr, $q:literal, $p:literal) => {
-                if let Some(weights) = weights[$first..].first_chunk() {
-                    let out = &mut out[$first * out_stride..];
-                    values_of::<$q, $p, FMA, WIDE, VNNI>(weights, blocks, n_panels, out, out_stride);
-                }
-            };
+        #[cfg(target_arch = "x86_64")]
+        if WIDE && is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: as for the scores.
+            return unsafe { values_vnni(weights, blocks, n_panels, out, out_stride) };
         }
-        some_at_a_time!(weights.len(), tiles);
+        values::<FMA, WIDE, false>(weights, blocks, n_panels, out, out_stride);
     }
 }
 

@@ -12,35 +12,27 @@ pub const LANES: usize = 16;
 /// Sums or maxima that are kept side by side where each is one long chain, so that an operation need not wait for the one before.
 const CHAINS: usize = 4;
 
-/// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512 without and with VNNI, and picks at run time. Inside,
-/// `FMA` says that it is compiled for one of the latter, or for NEON, `WIDE` for AVX-512, with 32 registers of 16 floats, and `VNNI` that
-/// AVX-512 VNNI is there too; `madd::<FMA>` is `a * b + c`, fused where the instruction exists.
+/// Compiles a function for the baseline, for AVX2, FMA and F16C, and for AVX-512, and picks at run time. Inside, `FMA` says that it is
+/// compiled for one of the latter, or for NEON, and `WIDE` for AVX-512, with 32 registers of 16 floats; `madd::<FMA>` is `a * b + c`, fused
+/// where the instruction exists.
 macro_rules! per_isa {
     ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         pub fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<const FMA: bool, const WIDE: bool, const VNNI: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const FMA: bool, const WIDE: bool>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    body::<true, false, false>($($arg),*)
+                    body::<true, false>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
-                    body::<true, true, false>($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-                fn vnni($($arg: $ty),*) $(-> $ret)? {
-                    body::<true, true, true>($($arg),*)
+                    body::<true, true>($($arg),*)
                 }
                 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
-                    if is_x86_feature_detected!("avx512vnni") {
-                        // SAFETY: the CPU has these, just tested (a cached load), and no CPU has them without AVX2, FMA and F16C.
-                        return unsafe { vnni($($arg),*) };
-                    }
-                    // SAFETY: as above, but for VNNI.
+                    // SAFETY: the CPU has these, just tested (a cached load), and no CPU has them without AVX2, FMA and F16C.
                     return unsafe { avx512($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
@@ -48,7 +40,7 @@ macro_rules! per_isa {
                     return unsafe { avx2($($arg),*) };
                 }
             }
-            body::<{ cfg!(target_arch = "aarch64") }, false, false>($($arg),*)
+            body::<{ cfg!(target_arch = "aarch64") }, false>($($arg),*)
         }
     )*};
 }

@@ -243,8 +243,8 @@ impl<'c> Panels<'c> {
         }
     }
 
-    /// Adds `Σ weight · value` over the positions of the blocks that a query sees to its sums, which are `stride` apart. `seen` has them for
-    /// each token, whose queries follow each other. Weights of what is not seen may be set to 0. `next` will be read after them.
+    /// Adds `Σ weight · value` over the positions of the blocks that a query sees to its sums, which are 0 before, and `stride` apart. `seen` has
+    /// them for each token, whose queries follow each other. Weights of what is not seen may be set to 0. `next` will be read after them.
     pub(crate) fn add_values(
         &self,
         weights: &mut [Weights],
@@ -271,7 +271,7 @@ impl<'c> Panels<'c> {
                     weights[seen.end..units.len() * BLOCK].fill(0.0);
                     ops::quantize_weights(weights, units, ints);
                 }
-                ops::add_values_i8(ints, ops::Blocks { all, next }, self.head_dim.div_ceil(LANES), sums, stride);
+                ops::values_i8(ints, ops::Blocks { all, next }, self.head_dim.div_ceil(LANES), sums, stride);
             }
         }
     }

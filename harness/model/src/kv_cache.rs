@@ -217,7 +217,7 @@ impl KvCache {
         let shape = self.pool.shape;
         let [keys, values] = shape.parts(layer, head);
         let parts = |part| self.blocks[blocks.clone()].iter().map(move |block| block.part(part));
-        (Panels::keys(parts(keys), shape.ty, shape.head_dim), Panels::values(parts(values), shape.ty, shape.head_dim))
+        [keys, values].map(|part| Panels::new(parts(part), shape.ty, shape.head_dim)).into()
     }
 }
 

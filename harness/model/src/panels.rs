@@ -145,18 +145,10 @@ impl Queries {
 
 /// A head's keys, or its values, in some blocks.
 pub(crate) struct Panels<'c> {
-    /// The blocks as bytes, by which they are asked for.
+    /// The blocks as bytes.
     parts: Each<&'c [u8]>,
-    numbers: Numbers<'c>,
+    ty: KvType,
     head_dim: usize,
-}
-
-#[expect(clippy::large_enum_variant, reason = "on the stack, two at a time")]
-enum Numbers<'c> {
-    F32(Each<&'c [f32]>),
-    F16(Each<&'c [f16]>),
-    /// Of each the numbers and the units.
-    Int8(Each<&'c [i8]>, Each<&'c [f32]>),
 }
 
 /// Something of each block, without a visit to the allocator.
@@ -192,54 +184,23 @@ impl<T> Deref for Each<T> {
 }
 
 impl<'c> Panels<'c> {
-    /// Of keys.
-    pub(crate) fn keys(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize) -> Self {
-        Self::new(parts, ty, head_dim, head_dim)
+    pub(crate) fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize) -> Self {
+        Self { parts: parts.collect(), ty, head_dim }
     }
 
-    /// Of values.
-    pub(crate) fn values(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize) -> Self {
-        Self::new(parts, ty, head_dim, head_dim.next_multiple_of(LANES))
-    }
-
-    /// Of parts that have room for more dimensions, maybe, than there are.
-    fn new(parts: impl Iterator<Item = &'c [u8]>, ty: KvType, head_dim: usize, n_dims: usize) -> Self {
-        let n = BLOCK * n_dims;
-        let all: Each<&[u8]> = parts.collect();
-        let parts = all.iter().copied();
-        let numbers = match ty {
-            KvType::F32 => Numbers::F32(parts.map(|part| &bytemuck::cast_slice(part)[..n]).collect()),
-            KvType::F16 => {
-                let halves = |part| -> &'c [f16] { bytemuck::cast_slice::<u8, u16>(part).reinterpret_cast() };
-                Numbers::F16(parts.map(|part| &halves(part)[..n]).collect())
-            }
-            KvType::Int8 => {
-                let (blocks, units) = parts
-                    .map(|part| {
-                        let (numbers, units) = part.split_at(part.len() - UNITS);
-                        (bytemuck::cast_slice(numbers), bytemuck::cast_slice(units))
-                    })
-                    .unzip();
-                Numbers::Int8(blocks, units)
-            }
-        };
-        Self { parts: all, numbers, head_dim }
+    /// The blocks, and those of `next`, which will be read after them.
+    fn blocks<'p>(&'p self, next: Option<&'p Panels<'_>>) -> ops::Blocks<'p> {
+        ops::Blocks { all: &self.parts, next: next.map_or(&[], |next| &next.parts) }
     }
 
     /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
     /// nothing. `next` will be read after them.
     pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights], next: Option<&Panels<'_>>) {
-        let next = next.map_or(&[][..], |next| &next.parts);
-        match &self.numbers {
-            Numbers::F32(all) => {
-                ops::scores_f32(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
-            }
-            Numbers::F16(all) => {
-                ops::scores_f16(&queries.floats, ops::Blocks { all, next }, self.head_dim, scores);
-            }
-            Numbers::Int8(all, units) => {
-                ops::scores_i8(&queries.ints, ops::Blocks { all, next }, units, self.head_dim.div_ceil(2), scores);
-            }
+        let blocks = self.blocks(next);
+        match self.ty {
+            KvType::F32 => ops::scores_f32(&queries.floats, blocks, self.head_dim, scores),
+            KvType::F16 => ops::scores_f16(&queries.floats, blocks, self.head_dim, scores),
+            KvType::Int8 => ops::scores_i8(&queries.ints, blocks, self.head_dim.div_ceil(2), scores),
         }
     }
 
@@ -254,24 +215,20 @@ impl<'c> Panels<'c> {
         stride: usize,
         next: Option<&Panels<'_>>,
     ) {
-        let next = next.map_or(&[][..], |next| &next.parts);
-        match &self.numbers {
-            Numbers::F32(all) => {
-                ops::add_values_f32(weights, ops::Blocks { all, next }, seen, sums, stride);
-            }
-            Numbers::F16(all) => {
-                ops::add_values_f16(weights, ops::Blocks { all, next }, seen, sums, stride);
-            }
-            Numbers::Int8(all, units) => {
+        let blocks = self.blocks(next);
+        match self.ty {
+            KvType::F32 => ops::add_values_f32(weights, blocks, seen, sums, stride),
+            KvType::F16 => ops::add_values_f16(weights, blocks, seen, sums, stride),
+            KvType::Int8 => {
                 let n_heads = weights.len() / seen.len();
                 ints.resize(weights.len(), IntWeights::default());
                 for (i, (ints, weights)) in ints.iter_mut().zip(weights).enumerate() {
                     let seen = &seen[i / n_heads];
                     weights[..seen.start].fill(0.0);
-                    weights[seen.end..units.len() * BLOCK].fill(0.0);
-                    ops::quantize_weights(weights, units, ints);
+                    weights[seen.end..self.parts.len() * BLOCK].fill(0.0);
+                    ops::quantize_weights(weights, &self.parts, ints);
                 }
-                ops::values_i8(ints, ops::Blocks { all, next }, self.head_dim.div_ceil(LANES), sums, stride);
+                ops::values_i8(ints, blocks, self.head_dim.div_ceil(LANES), sums, stride);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use half::f16;
+use half::slice::HalfBitsSliceExt;
 
 use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, madd};
@@ -13,11 +14,19 @@ pub type Weights = [f32; 1040];
 
 /// What a cache is made of.
 trait Number: Copy + 'static {
+    /// A block's numbers.
+    fn of(block: &[u8]) -> &[Self];
+
     /// Sixteen numbers as they are computed with. `FMA` and `WIDE` as `per_isa` has them.
     fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES];
 }
 
 impl Number for f32 {
+    #[inline(always)]
+    fn of(block: &[u8]) -> &[Self] {
+        bytemuck::cast_slice(block)
+    }
+
     #[inline(always)]
     fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
         *numbers
@@ -25,6 +34,11 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
+    #[inline(always)]
+    fn of(block: &[u8]) -> &[Self] {
+        bytemuck::cast_slice::<u8, u16>(block).reinterpret_cast()
+    }
+
     #[inline(always)]
     fn widen<const FMA: bool, const WIDE: bool>(numbers: &[Self; LANES]) -> [f32; LANES] {
         #[cfg(target_arch = "x86_64")]
@@ -150,14 +164,14 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
 #[inline(always)]
 fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     queries: &[Weights; Q],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     i: usize,
     head_dim: usize,
     out: &mut [Weights; Q],
 ) {
     let (mut panels, mut ahead): ([&[[N; LANES]]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
-        panels[p] = &blocks.all[i + p].as_chunks().0[..head_dim];
+        panels[p] = &N::of(blocks.all[i + p]).as_chunks().0[..head_dim];
         ahead[p] = blocks.ahead(i + p, P);
     }
     let mut sums = [[[0f32; LANES]; P]; Q];
@@ -173,7 +187,7 @@ fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
 #[inline(always)]
 fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     queries: &[Weights; Q],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     head_dim: usize,
     out: &mut [Weights; Q],
 ) {
@@ -215,7 +229,7 @@ fn add_seen<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
 #[inline(always)]
 fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     seen: &[Range<usize>; Q],
     panel: usize,
     out: &mut [f32],
@@ -244,7 +258,7 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
         if every.is_empty() {
             every = any.end..any.end;
         }
-        let block = blocks.all[i].as_chunks().0;
+        let block = N::of(blocks.all[i]).as_chunks().0;
         let mut panels: [&[[N; LANES]]; P] = [&[]; P];
         for p in 0..P {
             panels[p] = &block[(panel + p) * LANES..][..LANES];
@@ -268,12 +282,12 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
 #[inline(always)]
 fn values_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     seen: &[Range<usize>; Q],
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let n_panels = blocks.all[0].len() / (LANES * LANES);
+    let n_panels = N::of(blocks.all[0]).len() / (LANES * LANES);
     let mut panel = 0;
     while panel + P <= n_panels {
         value::<N, Q, P, FMA, WIDE>(weights, blocks, seen, panel, out, out_stride);
@@ -343,7 +357,7 @@ pub(super) use some_at_a_time;
 #[inline(always)]
 fn scores<N: Number, const FMA: bool, const WIDE: bool>(
     queries: &[Weights],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     head_dim: usize,
     out: &mut [Weights],
 ) {
@@ -361,7 +375,7 @@ fn scores<N: Number, const FMA: bool, const WIDE: bool>(
 #[inline(always)]
 fn values<N: Number, const FMA: bool, const WIDE: bool>(
     weights: &[Weights],
-    blocks: Blocks<'_, N>,
+    blocks: Blocks<'_>,
     seen: &[Range<usize>],
     out: &mut [f32],
     out_stride: usize,
@@ -384,12 +398,12 @@ fn values<N: Number, const FMA: bool, const WIDE: bool>(
 
 per_isa! {
     /// `out[q][16 i + l] = Σ_d query[q][d] · key[d]` for key `l` of block `i`; `blocks` are `[head_dim][16 keys]`.
-    pub fn scores_f32(queries: &[Weights], blocks: Blocks<'_, f32>, head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f32(queries: &[Weights], blocks: Blocks<'_>, head_dim: usize, out: &mut [Weights]) {
         scores::<f32, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
     /// [`scores_f32`] with keys in half precision, which are widened in registers.
-    pub fn scores_f16(queries: &[Weights], blocks: Blocks<'_, f16>, head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f16(queries: &[Weights], blocks: Blocks<'_>, head_dim: usize, out: &mut [Weights]) {
         scores::<f16, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
@@ -399,14 +413,14 @@ per_isa! {
     ///
     /// `blocks` are `[dimensions / 16][16 values][16]`; the sums of query `q` are at `out[q · out_stride..]`.
     pub fn add_values_f32(
-        weights: &[Weights], blocks: Blocks<'_, f32>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
+        weights: &[Weights], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
         values::<f32, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
 
     /// [`add_values_f32`] with values in half precision.
     pub fn add_values_f16(
-        weights: &[Weights], blocks: Blocks<'_, f16>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
+        weights: &[Weights], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
         values::<f16, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
@@ -414,6 +428,8 @@ per_isa! {
 
 #[cfg(test)]
 mod tests {
+    use half::slice::HalfFloatSliceExt;
+
     use super::*;
 
     /// Whole numbers, so that sums are exact in any order.
@@ -428,8 +444,18 @@ mod tests {
         all
     }
 
-    fn blocks<'a, N>(all: &'a [&'a [N]]) -> Blocks<'a, N> {
+    fn blocks<'a>(all: &'a [&'a [u8]]) -> Blocks<'a> {
         Blocks { all, next: &[] }
+    }
+
+    /// Blocks of `len` numbers.
+    fn blocks_of(numbers: &[f32], len: usize) -> Vec<&[u8]> {
+        numbers.chunks_exact(len).map(bytemuck::cast_slice).collect()
+    }
+
+    /// [`blocks_of`] in half precision.
+    fn half_blocks_of(numbers: &[f16], len: usize) -> Vec<&[u8]> {
+        numbers.chunks_exact(len).map(|block| bytemuck::cast_slice(block.reinterpret_cast())).collect()
     }
 
     fn halves_of(x: &[f32]) -> Vec<f16> {
@@ -454,9 +480,9 @@ mod tests {
             let len = head_dim * LANES;
             let mut out: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
             let mut out_f16 = out.clone();
-            scores_f32(&queries, blocks(&keys.chunks_exact(len).collect::<Vec<_>>()), head_dim, &mut out);
+            scores_f32(&queries, blocks(&blocks_of(&keys, len)), head_dim, &mut out);
             let halves = halves_of(&keys);
-            scores_f16(&queries, blocks(&halves.chunks_exact(len).collect::<Vec<_>>()), head_dim, &mut out_f16);
+            scores_f16(&queries, blocks(&half_blocks_of(&halves, len)), head_dim, &mut out_f16);
             for q in 0..n_queries {
                 let n = n_blocks * LANES;
                 assert_eq!(out[q][..n], expected[q][..n], "{n_blocks} blocks, query {q} of {n_queries}");
@@ -504,11 +530,11 @@ mod tests {
             }
             let len = n_panels * LANES * LANES;
             let (mut out, mut out_f16) = (start.clone(), start);
-            let all: Vec<&[f32]> = values.chunks_exact(len).collect();
+            let all = blocks_of(&values, len);
             add_values_f32(&weights, blocks(&all), &seen, &mut out, stride);
             assert_eq!(out, expected, "{n_panels} panels, {seen:?}, {n_heads} heads");
             let halves = halves_of(&values);
-            let all: Vec<&[f16]> = halves.chunks_exact(len).collect();
+            let all = half_blocks_of(&halves, len);
             add_values_f16(&weights, blocks(&all), &seen, &mut out_f16, stride);
             assert_eq!(out_f16, expected, "{n_panels} panels, {seen:?}, {n_heads} heads, f16");
         }
@@ -520,7 +546,7 @@ mod tests {
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         for halves in halves.chunks(1024) {
             let mut wide: [Weights; 1] = [[0.0; _]];
-            scores_f16(&[[1.0; _]], blocks(&halves.chunks(LANES).collect::<Vec<_>>()), 1, &mut wide);
+            scores_f16(&[[1.0; _]], blocks(&half_blocks_of(halves, LANES)), 1, &mut wide);
             for (half, wide) in halves.iter().zip(&wide[0]) {
                 assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
             }
@@ -530,7 +556,7 @@ mod tests {
     #[test]
     fn sums_depend_neither_on_the_queries_beside_them_nor_on_pieces() {
         let numbers: Vec<f32> = (0..2 * 3 * LANES * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
-        let all: Vec<&[f32]> = numbers.chunks_exact(3 * LANES * LANES).collect();
+        let all = blocks_of(&numbers, 3 * LANES * LANES);
         let weights = weights_of(&(0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect::<Vec<_>>(), 32);
         let mut together = vec![0.0; 21 * 48];
         let mut scores: Vec<Weights> = vec![[0.0; _]; 21];

@@ -4,7 +4,7 @@
 //! exactly, in any order, and with 32 multiply-adds an instruction where floats have 16 and have to be made first. The weights of a chunk have
 //! one unit. Rounding 256 of them moves an answer by at most 128 / 32767 of what the largest adds to it, and the int8 value that this one
 //! belongs to was off by as much, half of a step of 127.
-//! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`).
+//! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`). The units of a block's 16 positions are its last 16 floats.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
@@ -24,6 +24,19 @@ const _: () = assert!(PER_LINE == 2);
 
 /// Positions of a block.
 const POSITIONS: usize = LANES;
+
+/// A block's rows in pairs.
+#[inline(always)]
+fn pairs_of(block: &[u8]) -> &[RowPair] {
+    bytemuck::cast_slice::<u8, i8>(block).as_chunks().0
+}
+
+/// What a block's positions count in, behind the numbers.
+#[inline(always)]
+fn units_of(block: &[u8]) -> &[f32; POSITIONS] {
+    let units = block.last_chunk::<{ size_of::<[f32; POSITIONS]>() }>().expect("a unit per position");
+    bytemuck::cast_ref(units)
+}
 
 /// A query in int16, or what the softmax made of its scores in a chunk, in pairs of rows, and the unit they count in.
 #[derive(Clone, Copy, Debug)]
@@ -231,15 +244,14 @@ impl<const Q: usize, const P: usize> Sums<Q, P> {
 #[inline(always)]
 fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights; Q],
-    blocks: Blocks<'_, i8>,
-    units: &[&[f32]],
+    blocks: Blocks<'_>,
     i: usize,
     height: usize,
     out: &mut [Weights; Q],
 ) {
     let (mut panels, mut ahead): ([&[RowPair]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
-        panels[p] = &blocks.all[i + p].as_chunks().0[..height];
+        panels[p] = &pairs_of(blocks.all[i + p])[..height];
         ahead[p] = blocks.ahead(i + p, P);
         ask_for_units(blocks.all[i + p], ahead[p]);
     }
@@ -248,7 +260,7 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     let sums = sums.totals::<WIDE>();
     for q in 0..Q {
         for p in 0..P {
-            let units: &[f32; LANES] = units[i + p].first_chunk().expect("a unit per position");
+            let units = units_of(blocks.all[i + p]);
             let mut scores = [0f32; LANES];
             for l in 0..LANES {
                 scores[l] = queries[q].unit * sums[q][p][l] as f32 * units[l];
@@ -258,29 +270,28 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     }
 }
 
-/// Asks for the units of a block ahead, in the line behind its numbers, where KV caches keep them. All of a chunk's at once, as it was begun,
+/// Asks for the units of a block ahead, which have a cache line of their own. All of a chunk's at once, as it was begun,
 /// made its scores take 1.17 times as long.
 #[inline(always)]
-fn ask_for_units(block: &[i8], ahead: Ahead) {
-    ask(block.as_ptr_range().end, ahead);
+fn ask_for_units(block: &[u8], ahead: Ahead) {
+    ask(units_of(block), ahead);
 }
 
 /// [`score`] for all blocks, `P` at a time.
 #[inline(always)]
 fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights; Q],
-    blocks: Blocks<'_, i8>,
-    units: &[&[f32]],
+    blocks: Blocks<'_>,
     height: usize,
     out: &mut [Weights; Q],
 ) {
     let mut i = 0;
     while i + P <= blocks.all.len() {
-        score::<Q, P, FMA, WIDE, VNNI>(queries, blocks, units, i, height, out);
+        score::<Q, P, FMA, WIDE, VNNI>(queries, blocks, i, height, out);
         i += P;
     }
     while i < blocks.all.len() {
-        score::<Q, 1, FMA, WIDE, VNNI>(queries, blocks, units, i, height, out);
+        score::<Q, 1, FMA, WIDE, VNNI>(queries, blocks, i, height, out);
         i += 1;
     }
 }
@@ -289,8 +300,7 @@ fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
 #[inline(always)]
 fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights],
-    blocks: Blocks<'_, i8>,
-    units: &[&[f32]],
+    blocks: Blocks<'_>,
     height: usize,
     out: &mut [Weights],
 ) {
@@ -298,7 +308,7 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
         ($first:expr, $q:literal, $p:literal) => {
             if let (Some(queries), Some(out)) = (queries[$first..].first_chunk(), out[$first..].first_chunk_mut()) {
                 // Four queries have sums enough for one block at a time: memory is read in its order.
-                scores_of::<$q, { if $q == 4 { 1 } else { $p } }, FMA, WIDE, VNNI>(queries, blocks, units, height, out);
+                scores_of::<$q, { if $q == 4 { 1 } else { $p } }, FMA, WIDE, VNNI>(queries, blocks, height, out);
             }
         };
     }
@@ -309,7 +319,7 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
 #[inline(always)]
 fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
-    blocks: Blocks<'_, i8>,
+    blocks: Blocks<'_>,
     run: Range<usize>,
     panel: usize,
     out: &mut [i32],
@@ -332,7 +342,7 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
         }
         let mut panels: [&[RowPair]; P] = [&[]; P];
         for p in 0..P {
-            panels[p] = &blocks.all[i].as_chunks().0[(panel + p) * HEIGHT..][..HEIGHT];
+            panels[p] = &pairs_of(blocks.all[i])[(panel + p) * HEIGHT..][..HEIGHT];
         }
         sums.add::<FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, [ahead; P]);
     }
@@ -348,7 +358,7 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
 #[inline(always)]
 fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
-    blocks: Blocks<'_, i8>,
+    blocks: Blocks<'_>,
     n_panels: usize,
     out: &mut [f32],
     out_stride: usize,
@@ -380,7 +390,7 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
 #[inline(always)]
 fn values<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights],
-    blocks: Blocks<'_, i8>,
+    blocks: Blocks<'_>,
     n_panels: usize,
     out: &mut [f32],
     out_stride: usize,
@@ -399,14 +409,14 @@ fn values<const FMA: bool, const WIDE: bool, const VNNI: bool>(
 /// [`scores`] with AVX-512 VNNI.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn scores_vnni(queries: &[IntWeights], blocks: Blocks<'_, i8>, units: &[&[f32]], height: usize, out: &mut [Weights]) {
-    scores::<true, true, true>(queries, blocks, units, height, out);
+fn scores_vnni(queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Weights]) {
+    scores::<true, true, true>(queries, blocks, height, out);
 }
 
 /// [`values`] with AVX-512 VNNI.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn values_vnni(weights: &[IntWeights], blocks: Blocks<'_, i8>, n_panels: usize, out: &mut [f32], out_stride: usize) {
+fn values_vnni(weights: &[IntWeights], blocks: Blocks<'_>, n_panels: usize, out: &mut [f32], out_stride: usize) {
     values::<true, true, true>(weights, blocks, n_panels, out, out_stride);
 }
 
@@ -429,14 +439,14 @@ per_isa! {
         quantize(x, largest, out)
     }
 
-    /// Takes what softmax made of the scores of a chunk, times the values' units. Where a weight is 0 its value counts for nothing, whatever
-    /// it is.
-    pub fn quantize_weights(weights: &[f32], units: &[&[f32]], out: &mut IntWeights) {
+    /// Takes what softmax made of the scores of a chunk, times the units of its blocks of values. Where a weight is 0 its value counts for
+    /// nothing, whatever it is.
+    pub fn quantize_weights(weights: &[f32], blocks: &[&[u8]], out: &mut IntWeights) {
         let mut products = [0f32; IntWeights::MAX_POSITIONS];
-        let products = &mut products[..units.len() * POSITIONS];
+        let products = &mut products[..blocks.len() * POSITIONS];
         let weights = weights.as_chunks::<POSITIONS>().0;
-        for ((products, weights), units) in products.as_chunks_mut::<POSITIONS>().0.iter_mut().zip(weights).zip(units) {
-            let units: &[f32; POSITIONS] = units.first_chunk().expect("a unit per position");
+        for ((products, weights), block) in products.as_chunks_mut::<POSITIONS>().0.iter_mut().zip(weights).zip(blocks) {
+            let units = units_of(block);
             for i in 0..POSITIONS {
                 let product = weights[i] * units[i];
                 products[i] = if weights[i] == 0.0 { 0.0 } else { product };
@@ -447,24 +457,24 @@ per_isa! {
 
     /// `out[q][16 i + l] = Σ query[q] · key` for key `l` of block `i`, in units of the query, a sum of integers, times the key's unit.
     ///
-    /// `blocks` are `[pair of dimensions][16 positions][2]`, `height` pairs, with anything behind, and `units` their positions'.
+    /// `blocks` are `[pair of dimensions][16 positions][2]`, at least `height` pairs, and the units.
     pub fn scores_i8(
-        queries: &[IntWeights], blocks: Blocks<'_, i8>, units: &[&[f32]], height: usize, out: &mut [Weights],
+        queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Weights],
     ) {
         #[cfg(target_arch = "x86_64")]
         if WIDE && is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the CPU has VNNI, just tested (a cached load), and `WIDE` says that it has the rest.
-            return unsafe { scores_vnni(queries, blocks, units, height, out) };
+            return unsafe { scores_vnni(queries, blocks, height, out) };
         }
-        scores::<FMA, WIDE, false>(queries, blocks, units, height, out);
+        scores::<FMA, WIDE, false>(queries, blocks, height, out);
     }
 
     /// `out[q] = Σ weight[q] · value` over the values of all blocks, a sum of integers.
     ///
-    /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, with anything behind; the sums of query `q`
-    /// are at `out[q · out_stride..]`.
+    /// `blocks` are `[16 dimensions][pair of positions][16][2]`, `n_panels` times 16 dimensions, and the units; the sums of query `q` are at
+    /// `out[q · out_stride..]`.
     pub fn values_i8(
-        weights: &[IntWeights], blocks: Blocks<'_, i8>, n_panels: usize, out: &mut [f32], out_stride: usize,
+        weights: &[IntWeights], blocks: Blocks<'_>, n_panels: usize, out: &mut [f32], out_stride: usize,
     ) {
         #[cfg(target_arch = "x86_64")]
         if WIDE && is_x86_feature_detected!("avx512vnni") {
@@ -503,6 +513,16 @@ mod tests {
         (0..n).map(|i| if largest { 127 } else { (i as i32 * 37 % 255 - 127) as i8 }).collect()
     }
 
+    /// Blocks of `len` numbers with a unit for each position.
+    fn blocks_of(numbers: &[i8], len: usize, units: &[f32]) -> Vec<Vec<f32>> {
+        let block = |(numbers, units)| [&bytemuck::pod_collect_to_vec::<i8, f32>(numbers)[..], units].concat();
+        numbers.chunks_exact(len).zip(units.chunks_exact(POSITIONS)).map(block).collect()
+    }
+
+    fn bytes_of(blocks: &[Vec<f32>]) -> Vec<&[u8]> {
+        blocks.iter().map(|block| bytemuck::cast_slice(block)).collect()
+    }
+
     fn query(head_dim: usize, seed: usize, largest: bool) -> Vec<f32> {
         (0..head_dim).map(|i| if largest { 1.0 } else { ((i * 7 + seed) as f32).sin() }).collect()
     }
@@ -522,21 +542,20 @@ mod tests {
         ] {
             for largest in [false, true] {
                 let height = head_dim.div_ceil(2);
-                // Units lie behind.
-                let len = height * 2 * LANES + 64;
+                let len = height * 2 * LANES;
                 let all = numbers(n_blocks * len, largest);
-                let blocks: Vec<&[i8]> = all.chunks_exact(len).collect();
                 let mut queries = vec![IntWeights::default(); n_queries];
                 for (q, ints) in queries.iter_mut().enumerate() {
                     ints.set_query(&query(1024, 3, true));
                     ints.set_query(&query(head_dim, q, largest));
                 }
                 let units: Vec<f32> = (0..n_blocks * LANES).map(|i| 1.0 + i as f32 / 3.0).collect();
-                let units_of_blocks: Vec<&[f32]> = units.chunks_exact(LANES).collect();
-                type Way = fn(&[IntWeights], Blocks<'_, i8>, &[&[f32]], usize, &mut [Weights]);
+                let blocks = blocks_of(&all, len, &units);
+                let blocks = bytes_of(&blocks);
+                type Way = fn(&[IntWeights], Blocks<'_>, usize, &mut [Weights]);
                 let scores_by = |way: Way| {
                     let mut out: Vec<Weights> = vec![[0.0; _]; n_queries];
-                    way(&queries, Blocks { all: &blocks, next: &[] }, &units_of_blocks, height, &mut out);
+                    way(&queries, Blocks { all: &blocks, next: &[] }, height, &mut out);
                     out
                 };
                 let out = scores_by(scores_i8);
@@ -554,7 +573,7 @@ mod tests {
                 assert!(others.iter().all(|other| *other == out), "all ways sum the same integers");
                 for (q, ints) in queries.iter().enumerate() {
                     assert!(largest || ints.unit > 0.0 && ints.pairs[..height].iter().any(|pair| pair[0] != 0));
-                    for (i, block) in blocks.iter().enumerate() {
+                    for (i, block) in all.chunks_exact(len).enumerate() {
                         for l in 0..LANES {
                             let row = |d: usize| i64::from(block[(d / 2 * LANES + l) * 2 + d % 2]);
                             let weight = |d: usize| i64::from(ints.pairs[d / 2][d % 2]);
@@ -572,20 +591,21 @@ mod tests {
     #[test]
     fn values_are_weighed_in_a_unit_a_chunk() {
         for (n_blocks, n_panels, n_queries) in [(1, 1, 1), (3, 8, 4), (16, 8, 5), (2, 3, 16), (4, 5, 3), (2, 8, 9)] {
-            let len = n_panels * LANES * LANES + 64;
+            let len = n_panels * LANES * LANES;
             let all = numbers(n_blocks * len, false);
-            let blocks: Vec<&[i8]> = all.chunks_exact(len).collect();
             let n = n_blocks * POSITIONS;
             let seen = 3..n - 2;
             let here = |i: &usize| seen.contains(i);
             let units: Vec<f32> = (0..n).map(|i| if here(&i) { 0.5 + (i % 5) as f32 } else { f32::NAN }).collect();
+            let blocks = blocks_of(&all, len, &units);
+            let blocks = bytes_of(&blocks);
             let mut ints = vec![IntWeights::default(); n_queries];
             let stride = n_panels * LANES + 2;
             let mut out = vec![1.0; n_queries * stride];
             for (q, ints) in ints.iter_mut().enumerate() {
                 let weight = |i: usize| (-(((i * 11 + q) % 40) as f32)).exp();
                 let weights: Vec<f32> = (0..n).map(|i| if here(&i) { weight(i) } else { 0.0 }).collect();
-                quantize_weights(&weights, &units.chunks_exact(POSITIONS).collect::<Vec<_>>(), ints);
+                quantize_weights(&weights, &blocks, ints);
                 let rounded = ints.pairs.as_flattened();
                 for i in 0..n {
                     let exact = if here(&i) { weights[i] * units[i] } else { 0.0 };
@@ -600,8 +620,11 @@ mod tests {
                     let value = |position: usize| {
                         let panel = d / LANES * LANES * LANES;
                         i32::from(
-                            blocks[position / LANES]
-                                [panel + position % LANES / 2 * 2 * LANES + d % LANES * 2 + position % 2],
+                            all[position / LANES * len
+                                + panel
+                                + position % LANES / 2 * 2 * LANES
+                                + d % LANES * 2
+                                + position % 2],
                         )
                     };
                     let sum: i32 = (0..n).map(|i| i32::from(ints.pairs.as_flattened()[i]) * value(i)).sum();
@@ -616,15 +639,16 @@ mod tests {
     fn a_value_that_is_no_number_is_not_lost() {
         let mut units = [1.0; 2 * POSITIONS];
         units[20] = f32::NAN;
+        let blocks: Vec<&[u8]> = units.chunks_exact(POSITIONS).map(bytemuck::cast_slice).collect();
         let mut ints = IntWeights::default();
         let mut weights = [1e-9; 2 * POSITIONS];
-        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
+        quantize_weights(&weights, &blocks, &mut ints);
         assert!(ints.unit.is_nan());
         weights[20] = 0.0;
-        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
+        quantize_weights(&weights, &blocks, &mut ints);
         assert!(ints.unit.is_finite(), "what is not seen has no weight");
         weights[0] = f32::NAN;
-        quantize_weights(&weights, &[&units[..POSITIONS], &units[POSITIONS..]], &mut ints);
+        quantize_weights(&weights, &blocks, &mut ints);
         assert!(ints.unit.is_nan());
     }
 }

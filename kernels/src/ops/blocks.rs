@@ -3,26 +3,24 @@
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
-/// Blocks of a head's keys or values, and those that will be read after all of them: while a line of one is read, the line in its place in
-/// the other is asked for.
+/// Blocks of a head's keys or values as bytes, and those that will be read after all of them: while a line of one is read, the line in its
+/// place in the other is asked for.
 #[derive(Clone, Copy)]
-pub struct Blocks<'a, N> {
+pub struct Blocks<'a> {
     /// What is read.
-    pub all: &'a [&'a [N]],
+    pub all: &'a [&'a [u8]],
     /// What will be, as far as it is known.
     pub next: &'a [&'a [u8]],
 }
 
-impl<N> Blocks<'_, N> {
+impl Blocks<'_> {
     /// What to ask for while a line of block `i` is read, `step` blocks at a time.
     #[inline(always)]
     pub(super) fn ahead(&self, i: usize, step: usize) -> Ahead {
         let start = self.all[i].as_ptr().addr();
-        let to = |address: usize| address.wrapping_sub(start).cast_signed();
-        Ahead {
-            near: self.all.get(i + step).map_or(0, |block| to(block.as_ptr().addr())),
-            next: self.next.get(i).map_or(0, |block| to(block.as_ptr().addr())),
-        }
+        let to =
+            |block: Option<&&[u8]>| block.map_or(0, |block| block.as_ptr().addr().wrapping_sub(start).cast_signed());
+        Ahead { near: to(self.all.get(i + step)), next: to(self.next.get(i)) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the commands show people: progress on a terminal, one-line errors, human units.
 
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use comfy_table::ContentArrangement;
@@ -30,6 +31,22 @@ pub fn spinner(what: &str) -> ProgressBar {
 
 fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(2) } else { ProgressDrawTarget::hidden() }
+}
+
+/// Prints a line. Where it cannot, the program ends: in silence where the reader has gone, as `| head` does.
+pub fn print_line(line: Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        warn_line(format_args!("ternbench: writing to the standard output: {error}"));
+        std::process::exit(1);
+    }
+}
+
+/// Prints a line to the standard error, if it can.
+pub fn warn_line(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// How tables are set: to the terminal's width, plain when piped.

@@ -2,6 +2,16 @@
 //! one line and an exit code: 0 done, 1 failed, 2 wrong usage, 3 a judged claim was not reproduced (only with `--judge`),
 //! 130 ended by Ctrl-C.
 
+/// `println!` that does not panic where nobody reads any more, or a disk is full.
+macro_rules! println {
+    ($($argument:tt)*) => { $crate::console::print_line(format_args!($($argument)*)) };
+}
+
+/// `eprintln!` that does not panic either: there is nowhere to say so.
+macro_rules! eprintln {
+    ($($argument:tt)*) => { $crate::console::warn_line(format_args!($($argument)*)) };
+}
+
 mod breakdown;
 mod check;
 mod claims;
@@ -124,7 +134,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args, &env),
         Command::Model(command) => model::run(command, &env),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut std::io::stdout());
+            // To memory first: clap_complete panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut script);
+            std::io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
     }

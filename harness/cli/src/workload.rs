@@ -47,12 +47,12 @@ impl Workload {
 
     /// Tokens that one run makes.
     pub fn tokens(self) -> usize {
-        self.n_prompt + self.n_gen * self.n_parallel
+        self.n_prompt + self.n_gen.saturating_mul(self.n_parallel)
     }
 
     /// Positions that the KV cache of a sequence needs.
     pub fn positions(self) -> usize {
-        self.depth + self.n_prompt + self.n_gen
+        self.depth.saturating_add(self.n_prompt).saturating_add(self.n_gen)
     }
 }
 
@@ -72,6 +72,9 @@ impl fmt::Display for Workload {
     }
 }
 
+/// Sequences side by side, at most: more than any machine has memory for.
+const MAX_PARALLEL: usize = 65536;
+
 impl FromStr for Workload {
     type Err = anyhow::Error;
 
@@ -82,13 +85,13 @@ impl FromStr for Workload {
         let parse = |digits: &str| digits.parse::<usize>().ok();
         let above_0 = |digits: &str| parse(digits).filter(|&n| n > 0);
         let n = what.get(2..).and_then(above_0);
-        match (what.get(..2), n, above_0(n_parallel), parse(depth), parse(draft)) {
+        match (what.get(..2), n, above_0(n_parallel).filter(|&n| n <= MAX_PARALLEL), parse(depth), parse(draft)) {
             (Some("pp"), Some(n), Some(1), Some(depth), Some(0)) => Ok(Self { depth, ..Self::prefill(n) }),
             (Some("tg"), Some(n), Some(n_parallel), Some(depth), Some(draft)) if draft == 0 || n_parallel == 1 => {
                 Ok(Self { n_parallel, depth, draft, ..Self::decode(n) })
             }
             _ => bail!(
-                "'{text}' is no workload: expected ppN, tgN, tgNxB, tgN@dD or tgN+draftM, like pp512, tg32x8, tg128@d512 or tg128+draft4"
+                "'{text}' is no workload: expected ppN, tgN, tgNxB (B up to {MAX_PARALLEL}), tgN@dD or tgN+draftM, like pp512, tg32x8, tg128@d512 or tg128+draft4"
             ),
         }
     }
@@ -414,6 +417,14 @@ pub fn workloads(prompts: &[usize], gens: &[usize], depths: &[usize]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn absurd_numbers_are_refused_or_held() {
+        let workload: Workload = "tg1@d18446744073709551615".parse().expect("a workload");
+        assert_eq!(workload.positions(), usize::MAX);
+        assert!("tg1x100000000000".parse::<Workload>().is_err());
+        assert_eq!(Workload { n_parallel: 2, ..Workload::decode(usize::MAX) }.tokens(), usize::MAX);
+    }
 
     /// A sequence's tokens, and its last logit to the bit, are those that it gets alone.
     #[test]

@@ -44,6 +44,33 @@ fn write(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> String {
     path.display().to_string()
 }
 
+/// `| head`, and a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_no_panic() {
+    let commands: [&[&str]; 4] = [
+        &["kernels", "list"],
+        &["completions", "bash"],
+        &["model", "inspect", "-m", "synthetic:bitnet-tiny"],
+        &["speed", "--list"],
+    ];
+    for args in commands {
+        let run = |stdout: std::process::Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
+            command.args(args).stdout(stdout).stderr(std::process::Stdio::piped()).spawn().expect("the program starts")
+        };
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+        let output = run(full.into()).wait_with_output().expect("ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), stderr.trim_end().lines().count()), (Some(1), 1), "{args:?}: {stderr}");
+        let mut child = run(std::process::Stdio::piped());
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{args:?}");
+    }
+}
+
 #[test]
 fn logits_are_the_same_bits_on_every_kernel_and_position() {
     let kernels = json(&["kernels", "list", "-o", "json"]);

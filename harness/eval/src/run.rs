@@ -149,8 +149,8 @@ fn shards(task: &str, folders: &[PathBuf]) -> Result<Vec<(Shard, PathBuf)>, Eval
     }
     found.sort_by_key(|(shard, _)| (shard.count, shard.index));
     let count = found.first().map_or(0, |(shard, _)| shard.count);
-    let have: Vec<usize> = found.iter().map(|(shard, _)| shard.index).collect();
-    if found.iter().any(|(shard, _)| shard.count != count) || have != (1..=count).collect::<Vec<_>>() || count == 0 {
+    let each_once = found.len() == count && found.iter().map(|(shard, _)| shard.index).eq(1..=count);
+    if found.iter().any(|(shard, _)| shard.count != count) || !each_once || count == 0 {
         let names: Vec<_> = found.iter().map(|(shard, _)| format!("{}/{}", shard.index, shard.count)).collect();
         let reason = format!("finished shards are [{}]: each of one set is needed once", names.join(", "));
         return Err(EvalError::task(task, reason));
@@ -321,6 +321,7 @@ mod tests {
                 let merged = store::items_path(&folder(&format!("merged-{count}")), name, None);
                 assert_eq!(std::fs::read_to_string(merged).unwrap(), expected, "{name} in {count} shards");
                 std::fs::remove_file(store::items_path(&shards, name, Some(Shard { index: 1, count }))).unwrap();
+                std::fs::write(shards.join(format!("items-{name}.shard-1-of-1000000000000.jsonl")), "").unwrap();
                 assert!(merge(name, &[shards], &folder("never")).is_err());
             }
             // Cut off anywhere, even within a line.

@@ -94,12 +94,21 @@ impl RunDir {
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all. What is there and no plain file, a device, a pipe, is written to.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<(), RunDirError> {
     let io = |source| RunDirError::Io { doing: "writing", path: path.to_owned(), source };
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return std::fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut to| to.write_all(contents))
+            .map_err(io);
+    }
+    // A link stays one.
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let beside = path.with_file_name(name);
@@ -152,6 +161,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(run.path()).expect("reads").count(), 2);
         let error = run.write("no/such/folder", b"x").expect_err("no folder").to_string();
         assert!(error.ends_with("no such file or folder"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn links_stay_links_and_devices_devices() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let (file, link) = (root.path().join("file"), root.path().join("link"));
+        std::fs::write(&file, "old").expect("writes");
+        std::os::unix::fs::symlink(&file, &link).expect("links");
+        write_atomic(&link, b"new").expect("writes");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).expect("reads"), b"new");
+        // A link to the device, so that a mistake replaces no more than the link.
+        let full = root.path().join("full");
+        std::os::unix::fs::symlink("/dev/full", &full).expect("links");
+        assert!(write_atomic(&full, b"x").is_err(), "the disk is full");
+        assert!(full.is_symlink() && !std::fs::metadata("/dev/full").expect("there").is_file());
     }
 
     #[test]

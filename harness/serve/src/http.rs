@@ -100,7 +100,7 @@ impl Connection {
         if head.expects_continue && self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
             return Incoming::End;
         }
-        let end = head_len + head.body_len;
+        let end = head_len.saturating_add(head.body_len);
         while self.buffer.len() < end {
             match self.more(since) {
                 Ok(true) => {}

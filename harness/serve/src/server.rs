@@ -69,7 +69,7 @@ pub fn serve<M: ForwardPass>(
     stop: &(dyn Fn() -> bool + Sync),
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let (queue, jobs) = queue::queue(batch.limits().max_requests + limits.max_waiting);
+    let (queue, jobs) = queue::queue(batch.limits().max_requests.saturating_add(limits.max_waiting));
     let connections = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let (queue, connections) = (&queue, &connections);

@@ -59,10 +59,16 @@ pub struct Args {
     json: bool,
 }
 
+/// Tokens of a batch, at most: more than any model's context.
+const MAX_BATCH: usize = 1 << 20;
+
 pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;
     if args.batch.contains(&0) {
         bail!("--batch 0: a batch has at least one token");
+    }
+    if let Some(batch) = args.batch.iter().find(|&&batch| batch > MAX_BATCH) {
+        bail!("--batch {batch}: at most {MAX_BATCH} tokens");
     }
     if args.threads.contains(&0) {
         bail!("--threads 0: at least one thread is needed");

@@ -127,8 +127,10 @@ fn named_shapes(name: &str) -> Result<Vec<(usize, usize)>> {
     }
     let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let list: ShapeList = toml::from_str(&text).with_context(|| format!("{} is no list of shapes", file.display()))?;
-    if let Some(shape) = list.shapes.iter().find(|shape| shape.n == 0 || shape.k == 0) {
-        bail!("{}: {} x {} is no shape", file.display(), shape.n, shape.k);
+    // More weights than any layer has.
+    let legal = |shape: &ShapeLine| shape.n.checked_mul(shape.k).is_some_and(|n| (1..=1 << 32).contains(&n));
+    if let Some(shape) = list.shapes.iter().find(|&shape| !legal(shape)) {
+        bail!("{}: {} x {} is no shape: a matrix has between 1 and 2^32 weights", file.display(), shape.n, shape.k);
     }
     Ok(list.shapes.iter().map(|shape| (shape.n, shape.k)).collect::<BTreeSet<_>>().into_iter().collect())
 }

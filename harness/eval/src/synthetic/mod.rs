@@ -148,8 +148,8 @@ fn draw<T: Clone + Eq + std::hash::Hash>(
     make: impl Fn(&mut Random) -> Drawn<T>,
 ) -> Result<Vec<Drawn<T>>, EvalError> {
     let mut random = Random(PythonRandom::new((seed << 8) + 2 * kind + u64::from(split == Split::Test)));
-    let mut seen = HashSet::with_capacity(n);
-    let mut drawn = Vec::with_capacity(n);
+    let mut seen = HashSet::new();
+    let mut drawn = Vec::new();
     let mut repeats = 0;
     while drawn.len() < n {
         let next = make(&mut random);

@@ -173,7 +173,7 @@ pub(super) fn tick_step(largest: f64) -> f64 {
 
 /// A tick's number, with the decimals that its step needs.
 pub(super) fn tick_text(value: f64, step: f64) -> String {
-    let decimals = (-(step.log10() + 1e-9).floor()).max(0.0) as usize;
+    let decimals = (-(step.log10() + 1e-9).floor()).clamp(0.0, 17.0) as usize;
     format!("{value:.decimals$}")
 }
 
@@ -188,6 +188,8 @@ mod tests {
         assert_eq!(tick_step(1.1), 0.2);
         assert!((tick_step(0.5) - 0.1).abs() < 1e-12);
         assert_eq!([tick_text(0.4, 0.2), tick_text(15.0, 5.0), tick_text(0.05, 0.01)], ["0.4", "15", "0.05"]);
+        // Of records that somebody edited.
+        assert_eq!(tick_text(0.0, 0.0).len(), 19);
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Scale {
         let span = if axis.zoom && largest > smallest { largest - smallest } else { largest };
         let step = tick_step(span);
         let first = if axis.zoom { (smallest / step * 0.999).floor() as u32 } else { 0 };
-        let last = ((largest / step * 1.001 - 1e-9).ceil() as u32).max(first + 1);
+        let last = ((largest / step * 1.001 - 1e-9).ceil() as u32).max(first.saturating_add(1));
         let ticks = (first..=last).map(|i| f64::from(i) * step).map(|tick| (tick, tick_text(tick, step))).collect();
         Self { low: f64::from(first) * step, high: f64::from(last) * step, log: false, ticks }
     }

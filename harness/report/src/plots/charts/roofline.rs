@@ -178,6 +178,10 @@ fn roofs(places: &[Place<'_>]) -> Option<Vec<XySeries>> {
         style: Style::Dashes,
         points: points.into_iter().map(|(x, y, label)| Point { x, y: y / 1e9, interval: None, label }).collect(),
     };
+    // Records that were edited may hold anything.
+    if [bandwidth, lowest, highest].iter().any(|x| !x.is_finite()) {
+        return None;
+    }
     let knee = (top / bandwidth).clamp(lowest, highest);
     let slope = format!("{:.1} GB/s", bandwidth / 1e9);
     let mut roofs = vec![roof(

@@ -43,7 +43,7 @@ mod workload;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use ternbench_measure::interrupt::{self, Interrupted};
 
@@ -137,7 +137,7 @@ fn run(command: Command) -> Result<ExitCode> {
             // To memory first: clap_complete panics where it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut script);
-            std::io::stdout().write_all(&script)?;
+            std::io::stdout().write_all(&script).context("writing to the standard output")?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -72,7 +72,7 @@ impl fmt::Display for Workload {
     }
 }
 
-/// Sequences side by side, at most: more than any machine has memory for.
+/// Sequences side by side, at most: their caches are made before anything runs, and above this stands a slip of the finger.
 const MAX_PARALLEL: usize = 65536;
 
 impl FromStr for Workload {

@@ -59,8 +59,8 @@ pub struct Args {
     json: bool,
 }
 
-/// Tokens of a batch, at most: more than any model's context.
-const MAX_BATCH: usize = 1 << 20;
+/// Tokens of a batch, at most: their sums with the widest layer are some GB.
+const MAX_BATCH: usize = 1 << 16;
 
 pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     runner::refuse_debug_build(runner::DebugBuilds::Refuse)?;

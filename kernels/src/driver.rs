@@ -401,7 +401,7 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
     // one for every worker.
     let grain =
         n_tiles.div_ceil(team.n_threads() * 8).next_multiple_of(per_call).min(n_tiles.div_ceil(team.n_threads()));
-    team.split(n_tiles, grain, |tiles| {
+    team.stream(n_tiles, grain, |tiles| {
         for (range, product, y) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {

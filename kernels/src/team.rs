@@ -74,6 +74,8 @@ struct Region {
     job: Job,
     n_items: usize,
     grain: usize,
+    /// Whether the last worker owns the first stretch.
+    backwards: bool,
 }
 
 /// A counter in a cache line of its own.
@@ -88,8 +90,10 @@ pub struct Team {
     job: UnsafeCell<Option<Region>>,
     /// Number of regions opened so far; followers start when it grows.
     epoch: AtomicUsize,
-    /// Of the ranges that every worker owns, how many are claimed.
+    /// Of the ranges of every stretch, how many are claimed.
     claimed: Vec<Claimed>,
+    /// Whether the next stream runs backwards. Used by the leader only.
+    backwards: AtomicBool,
     /// Followers that have left the current region.
     left: AtomicUsize,
     panicked: AtomicBool,
@@ -114,6 +118,7 @@ impl Team {
             job: UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
             claimed: (0..n).map(|_| Claimed::default()).collect(),
+            backwards: AtomicBool::new(false),
             left: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -138,6 +143,16 @@ impl Team {
     ///
     /// Call it from the closure of [`Pool::run`] only, never from inside `f`.
     pub fn split(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+        self.run(n_items, grain, false, &f);
+    }
+
+    /// [`Self::split`] of items that lie in memory behind those of the stream before: stretches are owned forwards and backwards in turn,
+    /// so that who ends where the next stream begins goes on there, where it has asked for memory ahead.
+    pub fn stream(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+        self.run(n_items, grain, self.backwards.fetch_xor(true, Ordering::Relaxed), &f);
+    }
+
+    fn run(&self, n_items: usize, grain: usize, backwards: bool, f: &(dyn Fn(Range<usize>) + Sync)) {
         let grain = grain.max(1);
         if self.n == 1 || n_items <= grain {
             if n_items > 0 {
@@ -145,7 +160,6 @@ impl Team {
             }
             return;
         }
-        let f: &(dyn Fn(Range<usize>) + Sync) = &f;
         // SAFETY: erases the lifetime of `f`. Followers call it only between the `epoch` increment below and their
         // increment of `left`, and this function does not return (nor unwind) before all of them have left.
         let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(f) };
@@ -153,11 +167,12 @@ impl Team {
         for claimed in &self.claimed {
             claimed.0.store(0, Ordering::Relaxed);
         }
+        let region = Region { job, n_items, grain, backwards };
         // SAFETY: no follower is inside a region now, see `unsafe impl Sync`.
-        unsafe { *self.job.get() = Some(Region { job, n_items, grain }) };
+        unsafe { *self.job.get() = Some(region) };
         self.epoch.fetch_add(1, Ordering::Release);
 
-        let mine = catch_unwind(AssertUnwindSafe(|| self.work(0, f, n_items, grain)));
+        let mine = catch_unwind(AssertUnwindSafe(|| self.work(0, f, region)));
         let others_left = || self.left.load(Ordering::Acquire) == self.n - 1;
         if !others_left() {
             let (mut spins, since) = (0, Instant::now());
@@ -175,12 +190,14 @@ impl Team {
         }
     }
 
-    fn work(&self, worker: usize, f: &(dyn Fn(Range<usize>) + Sync), n_items: usize, grain: usize) {
+    fn work(&self, worker: usize, f: &(dyn Fn(Range<usize>) + Sync), region: Region) {
+        let Region { n_items, grain, backwards, .. } = region;
         let n_ranges = n_items.div_ceil(grain);
-        for owner in (worker..self.n).chain(0..worker) {
-            let (first, end) = (owner * n_ranges / self.n, (owner + 1) * n_ranges / self.n);
+        let own = if backwards { self.n - 1 - worker } else { worker };
+        for stretch in (own..self.n).chain(0..own) {
+            let (first, end) = (stretch * n_ranges / self.n, (stretch + 1) * n_ranges / self.n);
             loop {
-                let range = first + self.claimed[owner].0.fetch_add(1, Ordering::Relaxed);
+                let range = first + self.claimed[stretch].0.fetch_add(1, Ordering::Relaxed);
                 if range >= end {
                     break;
                 }
@@ -202,10 +219,10 @@ impl Team {
             seen += 1;
             // SAFETY: the Acquire load of `epoch` made the leader's write visible, and the leader does not write again
             // before this follower increments `left`.
-            if let Some(Region { job, n_items, grain }) = unsafe { *self.job.get() } {
+            if let Some(region) = unsafe { *self.job.get() } {
                 // SAFETY: `split` keeps the closure alive until every follower has left.
-                let f = unsafe { &*job };
-                if catch_unwind(AssertUnwindSafe(|| self.work(worker, f, n_items, grain))).is_err() {
+                let f = unsafe { &*region.job };
+                if catch_unwind(AssertUnwindSafe(|| self.work(worker, f, region))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
             }
@@ -293,17 +310,39 @@ mod tests {
             for (n_items, grain) in [(0, 1), (1, 1), (7, 3), (1000, 7), (64, 64), (65, 64)] {
                 let visits: Vec<AtomicUsize> = (0..n_items).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(|team| {
-                    for _ in 0..50 {
-                        team.split(n_items, grain, |range| {
-                            for item in range {
-                                visits[item].fetch_add(1, Ordering::Relaxed);
-                            }
-                        });
+                    let visit = |range: Range<usize>| {
+                        for item in range {
+                            visits[item].fetch_add(1, Ordering::Relaxed);
+                        }
+                    };
+                    for _ in 0..25 {
+                        team.split(n_items, grain, visit);
+                        team.stream(n_items, grain, visit);
                     }
                 });
                 assert!(visits.iter().all(|count| count.load(Ordering::Relaxed) == 50));
             }
         }
+    }
+
+    #[test]
+    fn a_stream_begins_where_the_one_before_ended() {
+        Pool::new(2).unwrap().run(|team| {
+            let workers_of_halves = || {
+                let workers = [const { std::sync::OnceLock::new() }; 2];
+                // Each gets one item.
+                let both = std::sync::Barrier::new(2);
+                team.stream(2, 1, |half| {
+                    both.wait();
+                    workers[half.start].set(std::thread::current().id()).unwrap();
+                });
+                workers.map(|worker| worker.into_inner().unwrap())
+            };
+            let leader = std::thread::current().id();
+            let halves = [(); 3].map(|()| workers_of_halves());
+            assert_eq!(halves[0][0], leader);
+            assert!(halves.windows(2).all(|two| two[0][1] == two[1][0]), "{halves:?}");
+        });
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The weights of one transformer block.
 
-use ternbench_kernels::{Dispatch, Linear, Weights};
+use std::ops::Deref;
+
+use ternbench_kernels::{AlignedBytes, Bytes, Dispatch, Linear, Weights};
 
 use crate::breakdown::Part;
 use crate::config::ModelConfig;
@@ -9,21 +11,39 @@ use crate::weights::{LinearName, LinearWeights, VectorName, WeightSource};
 
 /// One block. What a family lacks is `None`.
 pub(crate) struct Layer {
-    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) attn_norm: Gain,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
-    pub(crate) q_norm: Option<Vec<f32>>,
-    pub(crate) k_norm: Option<Vec<f32>>,
-    pub(crate) attn_sub_norm: Option<Vec<f32>>,
+    pub(crate) q_norm: Option<Gain>,
+    pub(crate) k_norm: Option<Gain>,
+    pub(crate) attn_sub_norm: Option<Gain>,
     pub(crate) o: Linear,
-    pub(crate) post_attn_norm: Option<Vec<f32>>,
-    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) post_attn_norm: Option<Gain>,
+    pub(crate) ffn_norm: Gain,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
-    pub(crate) ffn_sub_norm: Option<Vec<f32>>,
+    pub(crate) ffn_sub_norm: Option<Gain>,
     pub(crate) down: Linear,
-    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    pub(crate) post_ffn_norm: Option<Gain>,
+}
+
+/// The gains of a norm: f32.
+pub(crate) struct Gain(pub(crate) Bytes);
+
+impl From<Vec<f32>> for Gain {
+    fn from(gains: Vec<f32>) -> Self {
+        let mut bytes = AlignedBytes::zeroed(size_of_val(&gains[..]));
+        bytes.copy_from_slice(bytemuck::cast_slice(&gains));
+        Self(bytes.into())
+    }
+}
+
+impl Deref for Gain {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
 }
 
 /// What was counted while the weights were loaded.
@@ -76,9 +96,10 @@ impl Layer {
             }
             Ok(linear)
         };
-        let optional = |wanted: bool, name| wanted.then(|| source.vector(name)).transpose();
+        let norm = |name| source.vector(name).map(Gain::from);
+        let optional = |wanted: bool, name| wanted.then(|| norm(name)).transpose();
         Ok(Self {
-            attn_norm: source.vector(VectorName::AttnNorm(i))?,
+            attn_norm: norm(VectorName::AttnNorm(i))?,
             q: linear(LinearName::Q)?,
             k: linear(LinearName::K)?,
             v: linear(LinearName::V)?,
@@ -87,7 +108,7 @@ impl Layer {
             attn_sub_norm: optional(config.sub_norms, VectorName::AttnSubNorm(i))?,
             o: linear(LinearName::O)?,
             post_attn_norm: optional(config.post_norms, VectorName::PostAttnNorm(i))?,
-            ffn_norm: source.vector(VectorName::FfnNorm(i))?,
+            ffn_norm: norm(VectorName::FfnNorm(i))?,
             gate: linear(LinearName::Gate)?,
             up: linear(LinearName::Up)?,
             ffn_sub_norm: optional(config.sub_norms, VectorName::FfnSubNorm(i))?,
@@ -115,7 +136,7 @@ impl Layer {
         }
     }
 
-    pub(crate) fn norms(&self) -> impl Iterator<Item = &Vec<f32>> {
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Gain> {
         let optional = [
             &self.q_norm,
             &self.k_norm,
@@ -125,5 +146,17 @@ impl Layer {
             &self.post_ffn_norm,
         ];
         [&self.attn_norm, &self.ffn_norm].into_iter().chain(optional.into_iter().flatten())
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Gain> {
+        let optional = [
+            &mut self.q_norm,
+            &mut self.k_norm,
+            &mut self.attn_sub_norm,
+            &mut self.post_attn_norm,
+            &mut self.ffn_sub_norm,
+            &mut self.post_ffn_norm,
+        ];
+        [&mut self.attn_norm, &mut self.ffn_norm].into_iter().chain(optional.into_iter().flatten())
     }
 }

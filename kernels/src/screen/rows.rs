@@ -113,12 +113,12 @@ impl Rows {
     }
 
     /// The tiles of a group, and its floats.
+    #[inline(always)]
     pub fn group(&self, group: usize) -> (&[[u8; TILE_BYTES]], Factors) {
         let len = self.n_tiles * TILE_BYTES + 4 * FACTORS;
         let (tiles, factors) = self.data[group * len..][..len].split_at(self.n_tiles * TILE_BYTES);
-        let floats = factors.as_chunks().0;
-        let part = |i: usize| std::array::from_fn(|row| f32::from_le_bytes(floats[i * GROUP_ROWS + row]));
-        (tiles.as_chunks().0, Factors { scale: part(0), residual: part(1), norm: part(2) })
+        let [scale, residual, norm] = bytemuck::pod_read_unaligned(factors);
+        (tiles.as_chunks().0, Factors { scale, residual, norm })
     }
 }
 

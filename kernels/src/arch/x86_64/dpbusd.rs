@@ -118,17 +118,18 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// The tiles of rows `32 index .. 32 index + 32`, along `k`.
-        fn row_tile<D: Decode>(w: &PackedMatrix, index: usize) -> &[D::Tile] {
-            bytemuck::cast_slice(&w.data[D::SHAPE.row_tile(w.k, index)])
+        /// The tiles along `k` of every 32 of `rows`.
+        fn row_tiles<D: Decode>(w: &PackedMatrix, rows: Range<usize>) -> impl Iterator<Item = &[D::Tile]> {
+            let start = |row| D::SHAPE.row_tile(w.k, row / TILE_ROWS).start;
+            let tiles: &[D::Tile] = bytemuck::cast_slice(&w.data[start(rows.start)..start(rows.end)]);
+            tiles.chunks_exact(w.k.div_ceil(D::SHAPE.columns).max(1))
         }
 
         /// All of `k` for less than [`UNPACK_FROM`] tokens, [`FEW`] at a time.
         #[target_feature(enable = $features)]
         fn few_tokens<D: Decode>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
             let n_rows = rows.len();
-            for (i, index) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
-                let tiles = row_tile::<D>(w, index);
+            for (i, tiles) in row_tiles::<D>(w, rows).enumerate() {
                 let mut token = 0;
                 while token < x.m {
                     let acc = &mut acc[token * n_rows + i * TILE_ROWS..];
@@ -194,8 +195,8 @@ macro_rules! dpbusd_loops {
             let n_rows = rows.len();
             let mut codes = Codes([[[0; $bytes]; VECTORS]; COLUMNS / 4]);
             let per_block = COLUMNS / D::SHAPE.columns;
-            for (i, index) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
-                for (block, tiles) in row_tile::<D>(w, index).chunks(per_block).enumerate() {
+            for (i, tiles) in row_tiles::<D>(w, rows).enumerate() {
+                for (block, tiles) in tiles.chunks(per_block).enumerate() {
                     unpack::<D>(tiles, &mut codes.0);
                     let (first, width) = (block * per_block * D::SHAPE.columns, tiles.len() * D::SHAPE.columns);
                     // Not what is padded.

@@ -1,11 +1,12 @@
 //! `ternbench eval`: accuracy, item by item. What is done with finished runs is in [`crate::eval_runs`].
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use ternbench_eval::items::Line;
 use ternbench_eval::prompt::PromptSet;
@@ -72,7 +73,7 @@ struct RunArgs {
     data: Option<PathBuf>,
     /// Only the first so many items
     #[arg(long)]
-    limit: Option<usize>,
+    limit: Option<NonZeroUsize>,
     /// Most tokens generated per item, where it is not the task's own number
     #[arg(long)]
     max_new_tokens: Option<usize>,
@@ -164,13 +165,18 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     let options = Options {
         data: data_folder(run.data.as_deref(), env),
         out: run.out,
-        limit: run.limit,
+        limit: run.limit.map(NonZeroUsize::get),
         max_new_tokens: run.max_new_tokens,
         shard: run.shard,
         resume: run.resume,
         provenance: Provenance::default(),
     };
+    // Before a model is loaded for nothing.
+    tasks.iter().try_for_each(|task| ternbench_eval::check(task, &options))?;
     if let Some(url) = &args.via {
+        if args.batch.batch > open::MAX_THREADS {
+            bail!("--batch {}: at most {} requests at once", args.batch.batch, open::MAX_THREADS);
+        }
         let mut backend = Via::connect(url, args.via_model.as_deref(), tokenizer, args.batch.batch)?;
         let by = Answerer::via(url, backend.about());
         evaluate(&tasks, &mut backend, &by, options)?;

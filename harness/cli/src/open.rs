@@ -232,8 +232,14 @@ pub fn threads(asked: Option<usize>, env: &Env) -> usize {
     asked.or(env.threads).unwrap_or_else(cores).max(1)
 }
 
+/// Threads, at most: workers wait spinning, so that far more of them than cores do not get anywhere.
+pub const MAX_THREADS: usize = 1024;
+
 /// A pool of `n_threads`.
 pub fn pool(n_threads: usize) -> Result<Pool> {
+    if n_threads > MAX_THREADS {
+        bail!("{n_threads} threads: at most {MAX_THREADS}");
+    }
     Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
 }
 

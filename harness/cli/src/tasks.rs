@@ -42,10 +42,16 @@ pub fn run(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Items of a kind, at most: drawing more is a slip of the finger.
+const MAX_ITEMS: usize = 10_000_000;
+
 /// `500,200,150`.
 fn sizes(text: &str) -> Result<Sizes, String> {
     let counts = text.split(',').map(|count| count.trim().parse::<usize>()).collect::<Result<Vec<_>, _>>();
     match counts.as_deref() {
+        Ok(counts) if counts.iter().any(|&count| count > MAX_ITEMS) => {
+            Err(format!("at most {MAX_ITEMS} items of a kind"))
+        }
         Ok(&[word_problems, common_sense, paragraphs]) => Ok(Sizes { word_problems, common_sense, paragraphs }),
         _ => Err("three numbers with commas are needed: word problems, common-sense items, paragraphs".to_owned()),
     }

@@ -161,7 +161,9 @@ fn every_mistake_gets_one_line_that_names_it() {
     let whole = std::fs::read(fixture("i2_s.gguf")).unwrap();
     let cut = write(&folder, "cut.gguf", &whole[..whole.len() / 2]);
     let empty = write(&folder, "empty.gguf", b"");
-    let cases: [(&[&str], &[&str]); 11] = [
+    let nothing = folder.path().join("no-data");
+    let nothing = nothing.to_str().unwrap();
+    let cases: [(&[&str], &[&str]); 15] = [
         (&["model", "inspect", "-m", "nowhere.gguf"], &["nowhere.gguf"]),
         (&["model", "inspect", "-m", &cut], &["cut.gguf"]),
         (&["model", "inspect", "-m", &empty], &["empty.gguf"]),
@@ -171,6 +173,11 @@ fn every_mistake_gets_one_line_that_names_it() {
         (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", "1", "-k", "tl9"], &["tl9", "scalar-i8-naive"]),
         (&["generate", "-m", "synthetic:bitnet-tiny", "-p", "x"], &["tokenizer"]),
         (&["eval", "-m", &fixture("i2_s.gguf"), "--task", "piqq"], &["piqq"]),
+        // Data that is not there shows before a model is loaded.
+        (&["eval", "-m", "nowhere.gguf", "--task", "piqa", "--data", nothing], &["no-data", "valid.jsonl"]),
+        (&["eval", "--via", "http://127.0.0.1:1", "--batch", "100000"], &["100000", "1024"]),
+        (&["speed", "-m", "synthetic:bitnet-tiny", "-w", "tg1", "-t", "60000"], &["60000", "1024"]),
+        (&["kernels", "bench", "--budget", "nan"], &["--budget"]),
         (&["claims", "--baseline", "synthetic:none"], &["none"]),
         (&["speed", "-m", "synthetic:bitnet-tiny", "-p", "0", "-n", "0"], &["-p"]),
     ];
@@ -178,7 +185,14 @@ fn every_mistake_gets_one_line_that_names_it() {
         let line = complaint(args);
         assert!(words.iter().all(|word| line.contains(word)), "{args:?}: {line}");
     }
-    assert_eq!(ternbench(&["speed", "--no-such-flag"]).status.code(), Some(2));
+    let refused: [&[&str]; 3] = [
+        &["speed", "--no-such-flag"],
+        &["eval", "-m", "nowhere.gguf", "--limit", "0"],
+        &["tasks", "generate", "--out", nothing, "--train", "18446744073709551615,1,1"],
+    ];
+    for args in refused {
+        assert_eq!(ternbench(args).status.code(), Some(2), "{args:?}");
+    }
 }
 
 #[test]

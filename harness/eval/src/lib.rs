@@ -39,7 +39,7 @@ pub use backend::Backend;
 pub use error::EvalError;
 pub use items::Provenance;
 pub use local::LocalModel;
-pub use run::{Options, Progress, merge, run};
+pub use run::{Options, Progress, check, merge, run};
 pub use stats::Metric;
 pub use store::Shard;
 pub use summary::Summary;

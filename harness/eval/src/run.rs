@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
+use crate::dataset;
 use crate::error::EvalError;
 use crate::items::{Line, Provenance};
+use crate::prompt::PromptSet;
 use crate::store::{self, Shard, Store};
 use crate::summary::Summary;
-use crate::task::Task;
+use crate::task::{Method, Task};
 use crate::work::Work;
 
 /// What to run and where results go.
@@ -42,6 +44,17 @@ pub struct Progress {
     pub correct: Option<usize>,
     /// Tokens answered for in this run.
     pub tokens: u64,
+}
+
+/// Whether `task` can begin, as far as that shows without a model: its data can be read, and no results are in the way.
+pub fn check(task: &Task, options: &Options) -> Result<(), EvalError> {
+    match &task.method {
+        Method::Perplexity(method) => drop(dataset::read_text(&options.data.join(&method.text))?),
+        Method::MultipleChoice(..) | Method::Generate(..) => {
+            drop(PromptSet::load(task, &options.data, options.limit)?);
+        }
+    }
+    Store::check(&store::items_path(&options.out, &task.name, options.shard), options.resume)
 }
 
 /// Runs `task` on `backend`. `progress` is called after each item, when it is on disk, and now and then in between.

@@ -72,11 +72,24 @@ pub struct Store {
     done: BTreeMap<usize, String>,
 }
 
+/// Where the items of `path` are until all are there.
+fn part_of(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.part")
+}
+
 impl Store {
+    /// Results that are there already are in the way, unless `resume`.
+    pub fn check(path: &Path, resume: bool) -> Result<(), EvalError> {
+        match [path, &part_of(path)].into_iter().find(|path| !resume && path.exists()) {
+            Some(existing) => Err(EvalError::OutputExists { path: existing.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     /// Starts the file `path`, and its folder; or goes on with what an earlier run left, if `resume`. Without it, results that
     /// are there already are never touched.
     pub fn open(path: PathBuf, resume: bool) -> Result<Self, EvalError> {
-        let part = path.with_extension("jsonl.part");
+        let part = part_of(&path);
         let output = |path: &Path| {
             let path = path.to_owned();
             move |source| EvalError::Output { path, source }
@@ -84,11 +97,7 @@ impl Store {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(output(folder))?;
         }
-        for existing in [&path, &part] {
-            if !resume && existing.exists() {
-                return Err(EvalError::OutputExists { path: existing.clone() });
-            }
-        }
+        Self::check(&path, resume)?;
         let file = OpenOptions::new().read(true).append(true).create(true).open(&part).map_err(output(&part))?;
         match file.try_lock() {
             Ok(()) => {}

@@ -70,6 +70,9 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     if let Some(batch) = args.batch.iter().find(|&&batch| batch > MAX_BATCH) {
         bail!("--batch {batch}: at most {MAX_BATCH} tokens");
     }
+    if Duration::try_from_secs_f64(args.budget).is_err() {
+        bail!("--budget {}: a number of seconds is needed", args.budget);
+    }
     if args.threads.contains(&0) {
         bail!("--threads 0: at least one thread is needed");
     }
@@ -158,7 +161,7 @@ fn contested(
     args: &Args,
 ) -> Result<Vec<Row>> {
     let [n, k, m] = at.shape;
-    let budget = Some(Duration::from_secs_f64(args.budget.max(0.0)));
+    let budget = Some(Duration::from_secs_f64(args.budget));
     let timings = timing::time(contest, at.shape, at.cache, at.pool, args.repetitions, budget)?;
     let mut rows: Vec<Row> = timings
         .into_iter()

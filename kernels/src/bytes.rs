@@ -23,7 +23,7 @@ unsafe impl bytemuck::Pod for Line {}
 /// What large buffers begin at a multiple of.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A zero-initialised byte buffer whose address is a multiple of 64, or of 2 MB when it fills at least half as much.
+/// A zero-initialised byte buffer whose address is a multiple of 64, or of 2 MB when it is as large as that.
 pub struct AlignedBytes {
     storage: Storage,
     len: usize,
@@ -40,11 +40,16 @@ enum Storage {
 }
 
 impl AlignedBytes {
-    /// A buffer of `len` zero bytes. Those that fill at least half of a 2 MB page ask the system for such pages: packed weights are read
-    /// from end to end once per token, and with 4 KB pages the page walks and the prefetchers that stop at every page's end cost a
-    /// quarter of the bandwidth.
+    /// A buffer of `len` zero bytes. Large buffers ask the system for 2 MB pages: packed weights are read from end to
+    /// end once per token, and with 4 KB pages the page walks and the prefetchers that stop at every page's end cost a quarter of
+    /// the bandwidth.
     pub fn zeroed(len: usize) -> Self {
-        let storage = if len < HUGE_PAGE / 2 {
+        Self::on_pages_from(HUGE_PAGE, len)
+    }
+
+    /// The same, where `large` bytes are large, at least half a page.
+    fn on_pages_from(large: usize, len: usize) -> Self {
+        let storage = if len < large {
             Storage::Heap(bytemuck::zeroed_vec(len.div_ceil(64)))
         } else {
             // The last page is a huge one too if at least half of it is used; the rest of it takes memory then.
@@ -216,7 +221,8 @@ impl Bytes {
         if parts.windows(2).all(|pair| in_order(pair[0], pair[1])) {
             return;
         }
-        let mut together = AlignedBytes::zeroed(parts.iter().map(|part| part.len().next_multiple_of(64)).sum());
+        let len = parts.iter().map(|part| part.len().next_multiple_of(64)).sum();
+        let mut together = AlignedBytes::on_pages_from(HUGE_PAGE / 2, len);
         let mut start = 0;
         for part in &mut *parts {
             let range = start..start + part.len();

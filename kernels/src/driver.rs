@@ -314,7 +314,7 @@ impl<'a> Product<'a> {
         BUFFERS.with_borrow_mut(|[sums, sums_up]| {
             for start in tiles.clone().step_by(step) {
                 let rows = start * tile..((start + step).min(tiles.end) * tile).min(n);
-                // SAFETY: `Team::split` gives every tile to one worker, and tiles are disjoint row ranges.
+                // SAFETY: `Team::stream` gives every tile to one worker, and tiles are disjoint row ranges.
                 let mut y = unsafe { y.columns(n, rows.clone()) };
                 let products = sums.compute(self.linear, x, m, scratch, rows.clone());
                 match self.then {

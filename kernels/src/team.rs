@@ -2,7 +2,7 @@
 //!
 //! A token takes about 200 parallel regions of 50 to 500 µs each. Waking sleeping workers for each would cost more than
 //! some regions last, so [`Pool::run`] starts one `broadcast`: worker 0 runs the caller's closure, the others spin for
-//! the regions it opens with [`Team::split`]. The caller's code stays sequential and reads like the paper.
+//! the regions it opens with [`Team::split`] and [`Team::stream`]. The caller's code stays sequential and reads like the paper.
 
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
@@ -143,16 +143,16 @@ impl Team {
     ///
     /// Call it from the closure of [`Pool::run`] only, never from inside `f`.
     pub fn split(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-        self.run(n_items, grain, false, &f);
+        self.region(n_items, grain, false, &f);
     }
 
     /// [`Self::split`] of items that lie in memory behind those of the stream before: stretches are owned forwards and backwards in turn,
     /// so that who ends where the next stream begins goes on there, where it has asked for memory ahead.
     pub fn stream(&self, n_items: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-        self.run(n_items, grain, self.backwards.fetch_xor(true, Ordering::Relaxed), &f);
+        self.region(n_items, grain, self.backwards.fetch_xor(true, Ordering::Relaxed), &f);
     }
 
-    fn run(&self, n_items: usize, grain: usize, backwards: bool, f: &(dyn Fn(Range<usize>) + Sync)) {
+    fn region(&self, n_items: usize, grain: usize, backwards: bool, f: &(dyn Fn(Range<usize>) + Sync)) {
         let grain = grain.max(1);
         if self.n == 1 || n_items <= grain {
             if n_items > 0 {
@@ -220,7 +220,7 @@ impl Team {
             // SAFETY: the Acquire load of `epoch` made the leader's write visible, and the leader does not write again
             // before this follower increments `left`.
             if let Some(region) = unsafe { *self.job.get() } {
-                // SAFETY: `split` keeps the closure alive until every follower has left.
+                // SAFETY: `region` keeps the closure alive until every follower has left.
                 let f = unsafe { &*region.job };
                 if catch_unwind(AssertUnwindSafe(|| self.work(worker, f, region))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);

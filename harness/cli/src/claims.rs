@@ -4,11 +4,13 @@
 //! against the oracle kernel's, then speed and memory of the ternary model beside each baseline, then the verdicts. Every record
 //! is on disk as soon as it is made.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ternbench_eval::prompt::PromptSet;
 use ternbench_eval::{LocalModel, Options, Task};
 use ternbench_kernels::{Pool, registry};
 use ternbench_measure::{Env, Host, Plan, RecordWriter, RunContext, RunDir, clock, interrupt, record, runner};
@@ -38,6 +40,8 @@ const BASELINES: [&str; 6] = [
 ];
 /// Those of a quick run.
 const QUICK_BASELINES: [&str; 2] = ["synthetic:llama-3.2-1b", "synthetic:gemma-3-1b"];
+/// Tasks of models with weights of their own.
+const SCORED: [&str; 2] = ["piqa", "gsm8k"];
 /// The model whose claims are judged.
 const MODEL: &str = "synthetic:bitnet-2b4t";
 /// The same layers, four of them: small enough to compare slow kernels on.
@@ -73,7 +77,7 @@ pub struct Args {
     data: Option<PathBuf>,
     /// Score only the first so many items of each task
     #[arg(long)]
-    limit: Option<usize>,
+    limit: Option<NonZeroUsize>,
     /// End with exit code 3 if a judged claim was not reproduced
     #[arg(long)]
     judge: bool,
@@ -139,9 +143,15 @@ impl<'e> Referee<'e> {
             true => defaults.iter().map(|&name| name.to_owned()).collect(),
             false => args.baseline.clone(),
         };
-        // A wrong name should show now, not in five minutes.
+        // What is wrong should show now, not in five minutes.
         for name in baselines.iter().chain([&model]) {
             open::source(name, args.layout.into())?;
+        }
+        let is_scored = baselines.iter().chain([&model]).any(|name| !name.starts_with(open::SYNTHETIC));
+        if let (Some(data), true) = (args.data.as_ref().or(env.data.as_ref()), is_scored) {
+            for task in SCORED {
+                PromptSet::load(&Task::find(task)?, data, args.limit.map(NonZeroUsize::get))?.check()?;
+            }
         }
         open::kernel(args.kernel.as_deref(), env)?;
         let run = RunDir::create(&root, &clock::today(), slug, &host)?;
@@ -363,11 +373,11 @@ impl<'e> Referee<'e> {
         let limits = ternbench_model::batch::Limits::default();
         let mut lm = LocalModel::new(Engine::new(&loaded.model, pool), &tokenizer, limits);
         let by = eval::Answerer::loaded(loaded);
-        for task in ["piqa", "gsm8k"] {
+        for task in SCORED {
             let out = self.run.path().join(ternbench_measure::host::slug(&loaded.info.model));
             std::fs::create_dir_all(&out).with_context(|| format!("{}", out.display()))?;
-            let provenance = by.provenance();
-            let options = Options { data: data.clone(), out, limit: self.args.limit, provenance, ..Options::default() };
+            let (provenance, limit) = (by.provenance(), self.args.limit.map(NonZeroUsize::get));
+            let options = Options { data: data.clone(), out, limit, provenance, ..Options::default() };
             let (_, accuracy) = eval::score(&Task::find(task)?, &mut lm, &by, &options)?;
             self.keep(accuracy)?;
         }

@@ -1,6 +1,6 @@
 //! `ternbench eval`: accuracy, item by item. What is done with finished runs is in [`crate::eval_runs`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use ternbench_eval::items::Line;
 use ternbench_eval::prompt::PromptSet;
 use ternbench_eval::stats::Accuracy;
 use ternbench_eval::task::Method;
-use ternbench_eval::via::About;
+use ternbench_eval::via::{About, MAX_REQUESTS};
 use ternbench_eval::{Backend, LocalModel, Options, Progress, Provenance, Shard, Summary, Task, Via, page, store};
 use ternbench_measure::{Env, Host, RecordWriter, RunContext, record, run_dir};
 use ternbench_model::batch::Limits;
@@ -159,8 +159,15 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     if let Some(finished) = args.finished {
         return eval_runs::run(finished, env);
     }
+    if args.via.is_some() && args.batch.batch > MAX_REQUESTS {
+        bail!("--batch {}: at most {MAX_REQUESTS} requests at once", args.batch.batch);
+    }
     let run = args.run;
     let tasks = run.task.iter().map(|name| Task::find(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut names = BTreeSet::new();
+    if let Some(twice) = tasks.iter().find(|task| !names.insert(&task.name)) {
+        bail!("--task: two tasks are called {}, and so would be their results", twice.name);
+    }
     let tokenizer = run.tokenizer.as_deref().map(Tokenizer::for_model).transpose()?;
     let options = Options {
         data: data_folder(run.data.as_deref(), env),
@@ -174,9 +181,6 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
     // Before a model is loaded for nothing.
     tasks.iter().try_for_each(|task| ternbench_eval::check(task, &options))?;
     if let Some(url) = &args.via {
-        if args.batch.batch > open::MAX_THREADS {
-            bail!("--batch {}: at most {} requests at once", args.batch.batch, open::MAX_THREADS);
-        }
         let mut backend = Via::connect(url, args.via_model.as_deref(), tokenizer, args.batch.batch)?;
         let by = Answerer::via(url, backend.about());
         evaluate(&tasks, &mut backend, &by, options)?;

@@ -1,7 +1,8 @@
 //! From a command line's MODEL and KERNEL to a model that can run.
 
+use std::num::ParseFloatError;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -228,9 +229,12 @@ pub fn dispatch(name: Option<&str>, config: &ModelConfig, pool: &Pool, env: &Env
 
 /// The number asked for, or the environment's, or all cores.
 pub fn threads(asked: Option<usize>, env: &Env) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     asked.or(env.threads).unwrap_or_else(cores).max(1)
 }
+
+/// What the names of models begin with whose weights are made here.
+pub const SYNTHETIC: &str = "synthetic:";
 
 /// Threads, at most: workers wait spinning, so that far more of them than cores do not get anywhere.
 pub const MAX_THREADS: usize = 1024;
@@ -241,6 +245,12 @@ pub fn pool(n_threads: usize) -> Result<Pool> {
         bail!("{n_threads} threads: at most {MAX_THREADS}");
     }
     Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
+}
+
+/// A time in seconds, of an argument.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// Binds every worker of `pool` to a core of its own.
@@ -271,7 +281,7 @@ pub fn manifest(name: &str) -> Result<Manifest> {
 
 /// Opens MODEL.
 pub fn source(model: &str, options: OpenOptions) -> Result<Box<dyn WeightSource>> {
-    let Some(name) = model.strip_prefix("synthetic:") else {
+    let Some(name) = model.strip_prefix(SYNTHETIC) else {
         return Ok(weights::open(Path::new(model), options)?);
     };
     let (name, ty) = match name.split_once('@') {
@@ -286,7 +296,7 @@ pub fn source(model: &str, options: OpenOptions) -> Result<Box<dyn WeightSource>
 
 /// The tokenizer of MODEL; synthetic models have none.
 pub fn tokenizer(model: &str) -> Result<Tokenizer> {
-    if model.starts_with("synthetic:") {
+    if model.starts_with(SYNTHETIC) {
         bail!("{model} has no tokenizer: its weights are noise; name a GGUF file or a folder");
     }
     Ok(Tokenizer::for_model(Path::new(model))?)

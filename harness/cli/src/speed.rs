@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ternbench_kernels::dense::{self, Activations};
 use ternbench_kernels::isa::Feature;
 use ternbench_kernels::{Dispatch, Pool, TernaryKernel, registry};
@@ -82,8 +82,8 @@ pub struct Args {
     #[arg(long, value_parser = share)]
     precision: Option<f64>,
     /// Seconds that each workload may take; at least three repetitions are done
-    #[arg(long)]
-    budget: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = open::seconds)]
+    budget: Option<Duration>,
     /// Seed of the order of runs within each repetition
     #[arg(long, default_value_t = ternbench_measure::stats::SEED)]
     seed: u64,
@@ -239,12 +239,11 @@ impl Args {
 
     fn plan(&self) -> Result<Plan> {
         let asked = self.repetitions.unwrap_or(5).max(if self.aa { AA_PAIRS } else { 1 });
-        let budget = self.budget.map(Duration::try_from_secs_f64).transpose().context("--budget")?;
         Ok(Plan {
             repetitions: if self.precision.is_some() { asked.max(MAX_REPETITIONS) } else { asked },
             min_repetitions: if self.precision.is_some() { asked } else { asked.min(3) },
             precision: self.precision,
-            budget,
+            budget: self.budget,
             seed: self.seed,
             twin: true,
             ..Plan::default()

@@ -1,5 +1,6 @@
 //! `ternbench tasks`: data for evaluations.
 
+use std::num::ParseIntError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ pub enum Command {
         #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "1000,1000,200")]
         train: Sizes,
         /// Rows of ten calculations to train on besides, in drills/
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", value_parser = count, default_value = "0")]
         drills: usize,
         /// Items to test with, of the same kinds; none shares a template instance with one to train on
         #[arg(long, value_name = "N,N,N", value_parser = sizes, default_value = "500,200,150")]
@@ -45,14 +46,16 @@ pub fn run(command: Command) -> Result<ExitCode> {
 /// Items of a kind, at most: drawing more is a slip of the finger.
 const MAX_ITEMS: usize = 10_000_000;
 
+fn count(text: &str) -> Result<usize, String> {
+    let count = text.parse().map_err(|error: ParseIntError| error.to_string())?;
+    if count <= MAX_ITEMS { Ok(count) } else { Err(format!("at most {MAX_ITEMS} items of a kind")) }
+}
+
 /// `500,200,150`.
 fn sizes(text: &str) -> Result<Sizes, String> {
-    let counts = text.split(',').map(|count| count.trim().parse::<usize>()).collect::<Result<Vec<_>, _>>();
-    match counts.as_deref() {
-        Ok(counts) if counts.iter().any(|&count| count > MAX_ITEMS) => {
-            Err(format!("at most {MAX_ITEMS} items of a kind"))
-        }
-        Ok(&[word_problems, common_sense, paragraphs]) => Ok(Sizes { word_problems, common_sense, paragraphs }),
+    let counts = text.split(',').map(|text| count(text.trim())).collect::<Result<Vec<_>, _>>()?;
+    match counts[..] {
+        [word_problems, common_sense, paragraphs] => Ok(Sizes { word_problems, common_sense, paragraphs }),
         _ => Err("three numbers with commas are needed: word problems, common-sense items, paragraphs".to_owned()),
     }
 }

@@ -163,7 +163,7 @@ fn every_mistake_gets_one_line_that_names_it() {
     let empty = write(&folder, "empty.gguf", b"");
     let nothing = folder.path().join("no-data");
     let nothing = nothing.to_str().unwrap();
-    let cases: [(&[&str], &[&str]); 15] = [
+    let cases: [(&[&str], &[&str]); 16] = [
         (&["model", "inspect", "-m", "nowhere.gguf"], &["nowhere.gguf"]),
         (&["model", "inspect", "-m", &cut], &["cut.gguf"]),
         (&["model", "inspect", "-m", &empty], &["empty.gguf"]),
@@ -175,9 +175,10 @@ fn every_mistake_gets_one_line_that_names_it() {
         (&["eval", "-m", &fixture("i2_s.gguf"), "--task", "piqq"], &["piqq"]),
         // Data that is not there shows before a model is loaded.
         (&["eval", "-m", "nowhere.gguf", "--task", "piqa", "--data", nothing], &["no-data", "valid.jsonl"]),
+        (&["eval", "-m", "nowhere.gguf", "--task", "piqa,piqa"], &["two tasks", "piqa"]),
+        (&["claims", "-m", &fixture("i2_s.gguf"), "--limit", "2", "--data", nothing], &["no-data", "valid.jsonl"]),
         (&["eval", "--via", "http://127.0.0.1:1", "--batch", "100000"], &["100000", "1024"]),
         (&["speed", "-m", "synthetic:bitnet-tiny", "-w", "tg1", "-t", "60000"], &["60000", "1024"]),
-        (&["kernels", "bench", "--budget", "nan"], &["--budget"]),
         (&["claims", "--baseline", "synthetic:none"], &["none"]),
         (&["speed", "-m", "synthetic:bitnet-tiny", "-p", "0", "-n", "0"], &["-p"]),
     ];
@@ -185,9 +186,12 @@ fn every_mistake_gets_one_line_that_names_it() {
         let line = complaint(args);
         assert!(words.iter().all(|word| line.contains(word)), "{args:?}: {line}");
     }
-    let refused: [&[&str]; 3] = [
+    let refused: [&[&str]; 6] = [
         &["speed", "--no-such-flag"],
         &["eval", "-m", "nowhere.gguf", "--limit", "0"],
+        &["kernels", "bench", "--budget", "nan"],
+        &["speed", "-m", "synthetic:bitnet-tiny", "--budget=-1"],
+        &["tasks", "generate", "--out", nothing, "--drills", "18446744073709551615"],
         &["tasks", "generate", "--out", nothing, "--train", "18446744073709551615,1,1"],
     ];
     for args in refused {

@@ -80,6 +80,17 @@ impl<'t> PromptSet<'t> {
         self.records.is_empty()
     }
 
+    /// Makes every prompt and what answers are held against: a mistake in the last one should not show after an hour.
+    pub fn check(&self) -> Result<(), EvalError> {
+        (0..self.len()).try_for_each(|index| {
+            self.prompt(index)?;
+            match &self.task.method {
+                Method::MultipleChoice(..) => self.choices(index).map(drop),
+                _ => self.answer(index).map(drop),
+            }
+        })
+    }
+
     /// The prompt of item `index`, which must be below [`Self::len`].
     pub fn prompt(&self, index: usize) -> Result<Prompt, EvalError> {
         let shots = self.shots[index].clone();

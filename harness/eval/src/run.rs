@@ -46,12 +46,12 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// Whether `task` can begin, as far as that shows without a model: its data can be read, and no results are in the way.
+/// Finds out without a model whether the data of `task` can be used, and whether results are in the way.
 pub fn check(task: &Task, options: &Options) -> Result<(), EvalError> {
     match &task.method {
         Method::Perplexity(method) => drop(dataset::read_text(&options.data.join(&method.text))?),
         Method::MultipleChoice(..) | Method::Generate(..) => {
-            drop(PromptSet::load(task, &options.data, options.limit)?);
+            PromptSet::load(task, &options.data, options.limit)?.check()?;
         }
     }
     Store::check(&store::items_path(&options.out, &task.name, options.shard), options.resume)

@@ -79,7 +79,7 @@ fn part_of(path: &Path) -> PathBuf {
 
 impl Store {
     /// Results that are there already are in the way, unless `resume`.
-    pub fn check(path: &Path, resume: bool) -> Result<(), EvalError> {
+    pub(crate) fn check(path: &Path, resume: bool) -> Result<(), EvalError> {
         match [path, &part_of(path)].into_iter().find(|path| !resume && path.exists()) {
             Some(existing) => Err(EvalError::OutputExists { path: existing.to_owned() }),
             None => Ok(()),

@@ -19,6 +19,8 @@ use crate::via_http::{Client, Url};
 
 /// How often a request is tried that failed for reasons that may pass.
 const MAX_TRIES: u32 = 6;
+/// Requests at once, at most: each has a thread that waits for it.
+pub const MAX_REQUESTS: usize = 1024;
 /// Stop strings that OpenAI's interface takes; the rest is cut off here.
 const MAX_STOPS: usize = 4;
 

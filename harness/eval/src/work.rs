@@ -27,20 +27,17 @@ enum Kind<'t> {
 }
 
 impl<'t> Work<'t> {
-    /// Reads the data of `task` and checks every item: a mistake in the last one should not show after an hour.
+    /// Reads the data of `task` and checks every item.
     pub fn prepare(task: &'t Task, backend: &impl Backend, options: &'t Options) -> Result<Self, EvalError> {
-        let set = || PromptSet::load(task, &options.data, options.limit);
+        let set = || {
+            let set = PromptSet::load(task, &options.data, options.limit)?;
+            set.check().map(|()| set)
+        };
         let kind = match &task.method {
-            Method::MultipleChoice(_, _) => {
-                let set = set()?;
-                (0..set.len()).try_for_each(|index| set.prompt(index).and(set.choices(index)).map(drop))?;
-                Kind::Choices(set)
-            }
+            Method::MultipleChoice(..) => Kind::Choices(set()?),
             Method::Generate(_, method) => {
-                let set = set()?;
-                (0..set.len()).try_for_each(|index| set.prompt(index).and(set.answer(index)).map(drop))?;
                 let max_new_tokens = options.max_new_tokens.unwrap_or(method.max_new_tokens);
-                Kind::Generate { set, method, max_new_tokens }
+                Kind::Generate { set: set()?, method, max_new_tokens }
             }
             Method::Perplexity(method) => {
                 let path = options.data.join(&method.text);

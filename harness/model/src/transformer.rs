@@ -17,7 +17,7 @@ use crate::config::{Activation, ModelConfig};
 use crate::error::LoadError;
 use crate::head::HeadSearch;
 use crate::kv_cache;
-use crate::layer::{Census, Layer};
+use crate::layer::{Census, Gain, Layer};
 use crate::rope::Rope;
 use crate::segment::{ForwardError, Logits, Segment};
 use crate::weights::{VectorName, WeightSource};
@@ -27,7 +27,7 @@ pub struct Transformer {
     config: ModelConfig,
     embedding: DenseMatrix,
     layers: Vec<Layer>,
-    output_norm: Vec<f32>,
+    output_norm: Gain,
     head: Linear,
     screen: Option<Arc<Screen>>,
     rope: Rope,
@@ -46,11 +46,11 @@ fn gather(layers: &mut [Layer]) {
     Bytes::gather(&mut packed);
 }
 
-/// Gains side by side: everything else that a token reads lies on huge pages, and those of 2B4T on 450 small ones, whose page walks took
-/// 2 to 4 % of a token on a virtual machine.
-fn gather_norms(layers: &mut [Layer]) {
-    let mut gains: Vec<&mut Bytes> = layers.iter_mut().flat_map(Layer::norms_mut).map(|gain| &mut gain.0).collect();
-    Bytes::gather(&mut gains);
+/// Gains side by side, on a huge page: those of 2B4T lay on 450 small ones, whose page walks took 2 to 4 % of a token on a virtual
+/// machine.
+fn gather_gains(layers: &mut [Layer], output_norm: &mut Gain) {
+    let gains = layers.iter_mut().flat_map(Layer::norms_mut).chain([output_norm]);
+    Bytes::gather(&mut gains.map(|gain| &mut gain.0).collect::<Vec<_>>());
 }
 
 /// Bytes that one forward pass of one token reads, by part; the KV cache comes on top.
@@ -138,7 +138,8 @@ impl Transformer {
             Ok::<_, LoadError>((layers, source.embedding()?, source.head()?))
         })?;
         pool.rayon().install(|| layers.par_chunks_mut(LAYERS_TOGETHER).for_each(gather));
-        gather_norms(&mut layers);
+        let mut output_norm = Gain::from(source.vector(VectorName::OutputNorm)?);
+        gather_gains(&mut layers, &mut output_norm);
         let head = head.unwrap_or_else(|| embedding.clone());
         // A ternary model's head takes its input as it is, or it could not be screened, and so does one of floats.
         let ternary = layers.first().is_some_and(|layer| matches!(layer.q.weights, Weights::Ternary(_)));
@@ -147,7 +148,7 @@ impl Transformer {
         Ok(Self {
             rope: Rope::new(&config, config.rope_theta, config.rope_scaling),
             local_rope: config.sliding.map(|sliding| Rope::new(&config, sliding.rope_theta, None)),
-            output_norm: source.vector(VectorName::OutputNorm)?,
+            output_norm,
             head: Linear::dense(head, activations),
             screen: None,
             embedding,

@@ -73,7 +73,7 @@ impl Rows {
                         return;
                     };
                     for (i, value) in values.into_iter().enumerate() {
-                        factors[4 * (i * GROUP_ROWS + lane)..][..4].copy_from_slice(&value.to_le_bytes());
+                        factors[4 * (i * GROUP_ROWS + lane)..][..4].copy_from_slice(&value.to_ne_bytes());
                     }
                 }
             },
@@ -112,7 +112,7 @@ impl Rows {
         self.n.div_ceil(GROUP_ROWS)
     }
 
-    /// The tiles of a group, and its floats.
+    /// The tiles of a group, and its floats. Inlined where more CPU features are enabled.
     #[inline(always)]
     pub fn group(&self, group: usize) -> (&[[u8; TILE_BYTES]], Factors) {
         let len = self.n_tiles * TILE_BYTES + 4 * FACTORS;

@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(short, long, default_value_t = 11)]
     repetitions: u32,
     /// Seconds after which a shape gets no new round (three are always run)
-    #[arg(long, default_value_t = 4.0)]
-    budget: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = open::seconds, default_value = "4")]
+    budget: Duration,
     /// Weights from memory, as in a model, or from the cache, as far as they fit
     #[arg(long, value_enum, value_delimiter = ',', default_value = "cold,hot")]
     cache: Vec<Cache>,
@@ -69,9 +69,6 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     }
     if let Some(batch) = args.batch.iter().find(|&&batch| batch > MAX_BATCH) {
         bail!("--batch {batch}: at most {MAX_BATCH} tokens");
-    }
-    if Duration::try_from_secs_f64(args.budget).is_err() {
-        bail!("--budget {}: a number of seconds is needed", args.budget);
     }
     if args.threads.contains(&0) {
         bail!("--threads 0: at least one thread is needed");
@@ -161,8 +158,7 @@ fn contested(
     args: &Args,
 ) -> Result<Vec<Row>> {
     let [n, k, m] = at.shape;
-    let budget = Some(Duration::from_secs_f64(args.budget));
-    let timings = timing::time(contest, at.shape, at.cache, at.pool, args.repetitions, budget)?;
+    let timings = timing::time(contest, at.shape, at.cache, at.pool, args.repetitions, Some(args.budget))?;
     let mut rows: Vec<Row> = timings
         .into_iter()
         .zip(contest)

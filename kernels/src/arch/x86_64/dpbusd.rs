@@ -122,7 +122,8 @@ macro_rules! dpbusd_loops {
         fn row_tiles<D: Decode>(w: &PackedMatrix, rows: Range<usize>) -> impl Iterator<Item = &[D::Tile]> {
             let start = |row| D::SHAPE.row_tile(w.k, row / TILE_ROWS).start;
             let tiles: &[D::Tile] = bytemuck::cast_slice(&w.data[start(rows.start)..start(rows.end)]);
-            tiles.chunks_exact(w.k.div_ceil(D::SHAPE.columns).max(1))
+            let per_row = w.k.div_ceil(D::SHAPE.columns);
+            (0..rows.len() / TILE_ROWS).map(move |i| &tiles[i * per_row..][..per_row])
         }
 
         /// All of `k` for less than [`UNPACK_FROM`] tokens, [`FEW`] at a time.

@@ -13,7 +13,8 @@ shift || true
 cd "$(dirname "$0")/.."
 root=$PWD
 
-# What cargo-fuzz would pass, but for a single unit of code, which takes longer to build. The sanitizer and the coverage pass are unstable options, which RUSTC_BOOTSTRAP opens.
+# What cargo-fuzz would pass, but for a single unit of code, which takes longer to build. The sanitizer and the coverage pass are
+# unstable options, which RUSTC_BOOTSTRAP opens.
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$root/target/fuzz
 target=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

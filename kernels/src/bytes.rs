@@ -294,4 +294,12 @@ mod tests {
         Bytes::gather(&mut copies.each_mut());
         assert_eq!(copies.each_ref().map(|copy| copy.as_ptr()), before, "what lies in order stays");
     }
+
+    #[test]
+    fn parts_that_together_fill_half_a_huge_page_begin_one() {
+        let part = || Bytes::from(AlignedBytes::zeroed(HUGE_PAGE / 6));
+        let mut parts = [part(), part(), part(), part()];
+        Bytes::gather(&mut parts.each_mut());
+        assert!(parts[0].as_ptr().addr().is_multiple_of(HUGE_PAGE));
+    }
 }

@@ -233,9 +233,6 @@ pub fn threads(asked: Option<usize>, env: &Env) -> usize {
     asked.or(env.threads).unwrap_or_else(cores).max(1)
 }
 
-/// What the names of models begin with whose weights are made here.
-pub const SYNTHETIC: &str = "synthetic:";
-
 /// Threads, at most: workers wait spinning, so that far more of them than cores do not get anywhere.
 pub const MAX_THREADS: usize = 1024;
 
@@ -278,6 +275,9 @@ pub fn datasets() -> PathBuf {
 pub fn manifest(name: &str) -> Result<Manifest> {
     Ok(Manifest::find(&datasets().join("models"), name)?)
 }
+
+/// What the names of models begin with whose weights are made here.
+pub const SYNTHETIC: &str = "synthetic:";
 
 /// Opens MODEL.
 pub fn source(model: &str, options: OpenOptions) -> Result<Box<dyn WeightSource>> {

@@ -20,7 +20,7 @@ use crate::segment::Segment;
 /// with AVX-512.
 const QUERIES: usize = 24;
 
-/// Work items per thread from which on no item is split into chunks.
+/// Work items per thread from which on no item is split into chunks. One thread splits none.
 const ENOUGH: usize = 8;
 
 /// Every token of `segments` attends to its sequence up to itself, at most the last `window` positions; query head `i` reads KV
@@ -64,13 +64,13 @@ pub(crate) fn attend(
     }
     let out = SharedMut::new(out);
     let n_chunks = items.iter().map(|item| item.chunks().len()).max().unwrap_or(0);
-    if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
+    if n_chunks <= 1 || team.n_threads() == 1 || items.len() >= ENOUGH * team.n_threads() {
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let Scratch { queries, answers, of_chunk, .. } = scratch;
-                let items = &items[range];
-                let work = items.iter().flat_map(|item| item.chunks().map(move |chunk| ((), item, chunk)));
-                in_turn(work, |(), item, chunk, views, next| {
+                let from = items.iter().enumerate().skip(range.start);
+                let work = from.flat_map(|(i, item)| item.chunks().map(move |chunk| (i, item, chunk)));
+                in_turn(work, range.end, |_, item, chunk, views, next| {
                     if chunk == item.chunks().start {
                         item.take_queries(q, queries);
                         answers.clear();
@@ -86,20 +86,22 @@ pub(crate) fn attend(
         return;
     }
     // A few queries over long sequences: threads take the chunks, in the order in which they lie in memory, then fold them.
-    let mut work: Vec<(usize, usize)> =
-        items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (i, chunk))).collect();
-    work.sort_by_key(|&(_, chunk)| chunk);
+    let mut pieces: Vec<(usize, usize)> =
+        items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (chunk, i))).collect();
+    pieces.sort_unstable();
     // Taken out, as this thread works on chunks as well.
-    let mut queries = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.of_items));
+    let (mut queries, mut parts) = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.of_items));
     queries.resize_with(queries.len().max(items.len()), Queries::default);
     items.iter().zip(&mut queries).for_each(|(item, queries)| item.take_queries(q, queries));
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
-    let mut parts = vec![0.0; work.len() * len];
+    parts.resize(pieces.len() * len, 0.0);
     let shared = SharedMut::new(&mut parts);
-    team.split(work.len(), work.len().div_ceil(team.n_threads() * 4), |range| {
+    team.split(pieces.len(), pieces.len().div_ceil(team.n_threads() * 32), |range| {
         SCRATCH.with_borrow_mut(|Scratch { of_chunk, .. }| {
-            in_turn(range.map(|i| (i, &items[work[i].0], work[i].1)), |i, item, chunk, views, next| {
-                item.answer(chunk, views, next, &queries[work[i].0], of_chunk);
+            let from = pieces.iter().enumerate().skip(range.start);
+            let work = from.map(|(i, &(chunk, item))| (i, &items[item], chunk));
+            in_turn(work, range.end, |i, item, chunk, views, next| {
+                item.answer(chunk, views, next, &queries[pieces[i].1], of_chunk);
                 // SAFETY: each piece of work is handed out once, and this is its own part.
                 unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&of_chunk.answers);
             });
@@ -109,23 +111,25 @@ pub(crate) fn attend(
         for i in range {
             let item = &items[i];
             let mut answers = Vec::new();
-            for (part, _) in parts.chunks_exact(len).zip(&work).filter(|(_, work)| work.0 == i) {
+            for (part, _) in parts.chunks_exact(len).zip(&pieces).filter(|(_, piece)| piece.1 == i) {
                 item.fold(&mut answers, &part[..item.answers_len()]);
             }
             item.finish(&answers, &out);
         }
     });
-    SCRATCH.with_borrow_mut(|scratch| scratch.of_items = queries);
+    SCRATCH.with_borrow_mut(|scratch| scratch.of_items = (queries, parts));
 }
 
-/// Calls `answer(key, item, chunk, its views, the next views)` for each piece of `work`: a key, an item, a chunk.
-fn in_turn<'i, 'c: 'i, K>(
-    work: impl Iterator<Item = (K, &'i Item<'c>, usize)>,
-    mut answer: impl FnMut(K, &Item<'c>, usize, &Views<'c>, Option<&Views<'c>>),
+/// Calls `answer(i, item, chunk, its views, the next views)` for each piece of `work`, an item and a chunk, up to the first whose number `i`
+/// is `end`: that one is only what comes next.
+fn in_turn<'i, 'c: 'i>(
+    work: impl Iterator<Item = (usize, &'i Item<'c>, usize)>,
+    end: usize,
+    mut answer: impl FnMut(usize, &Item<'c>, usize, &Views<'c>, Option<&Views<'c>>),
 ) {
-    let mut work = work.map(|(key, item, chunk)| (key, item, chunk, item.views(chunk))).peekable();
-    while let Some((key, item, chunk, views)) = work.next() {
-        answer(key, item, chunk, &views, work.peek().map(|(.., views)| views));
+    let mut work = work.map(|(i, item, chunk)| (i, item, chunk, item.views(chunk))).peekable();
+    while let Some((i, item, chunk, views)) = work.next_if(|&(i, ..)| i < end) {
+        answer(i, item, chunk, &views, work.peek().map(|(.., views)| views));
     }
 }
 
@@ -157,8 +161,8 @@ thread_local! {
 #[derive(Default)]
 struct Scratch {
     queries: Queries,
-    /// Where chunks are work of their own: of every item.
-    of_items: Vec<Queries>,
+    /// Where chunks are work of their own: the queries of every item, and the answers of every chunk.
+    of_items: (Vec<Queries>, Vec<f32>),
     answers: Vec<f32>,
     of_chunk: ChunkScratch,
 }
@@ -260,7 +264,8 @@ impl<'c> Item<'c> {
             // Nothing was seen; a sum that is not a number has to go on.
             if later_state[1] != 0.0 {
                 let max = state[0].max(later_state[0]);
-                let (a, b) = ((state[0] - max).exp(), (later_state[0] - max).exp());
+                // Mostly one of them is the largest.
+                let [a, b] = [state[0], later_state[0]].map(|of| if of == max { 1.0 } else { (of - max).exp() });
                 ops::mix(a, answer, b, later);
                 state.copy_from_slice(&[max, a * state[1] + b * later_state[1]]);
             }

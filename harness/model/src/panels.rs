@@ -119,7 +119,7 @@ impl KvType {
     }
 }
 
-/// Queries as they are multiplied with keys.
+/// Queries as they are multiplied with keys: one of these is empty.
 #[derive(Default)]
 pub(crate) struct Queries {
     floats: Vec<Weights>,
@@ -131,14 +131,17 @@ impl Queries {
     /// Takes others, scaled, for keys of a type.
     pub(crate) fn set<'q>(&mut self, ty: KvType, queries: impl Iterator<Item = &'q [f32]> + Clone, scale: f32) {
         let n = queries.clone().count();
-        self.floats.resize(n, [0.0; _]);
-        self.ints.resize(if ty == KvType::Int8 { n } else { 0 }, IntWeights::default());
-        for (i, query) in queries.enumerate() {
-            let scaled = &mut self.floats[i][..query.len()];
+        let (floats, ints) = if ty == KvType::Int8 { (0, n) } else { (n, 0) };
+        self.floats.resize(floats, [0.0; _]);
+        self.ints.resize(ints, IntWeights::default());
+        for (floats, query) in self.floats.iter_mut().zip(queries.clone()) {
+            ops::scale(scale, query, &mut floats[..query.len()]);
+        }
+        let mut scaled = [0.0; MAX_HEAD_DIM];
+        for (ints, query) in self.ints.iter_mut().zip(queries) {
+            let scaled = &mut scaled[..query.len()];
             ops::scale(scale, query, scaled);
-            if let Some(ints) = self.ints.get_mut(i) {
-                ints.set_query(scaled);
-            }
+            ints.set_query(scaled);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::num::ParseFloatError;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ternbench_kernels::dense::Activations;
@@ -236,11 +236,15 @@ pub fn threads(asked: Option<usize>, env: &Env) -> usize {
 /// Threads, at most: workers wait spinning, so that far more of them than cores do not get anywhere.
 pub const MAX_THREADS: usize = 1024;
 
+/// Whether there can be so many threads.
+pub fn check_threads(n_threads: usize) -> Result<()> {
+    ensure!((1..=MAX_THREADS).contains(&n_threads), "{n_threads} threads: there can be 1 to {MAX_THREADS}");
+    Ok(())
+}
+
 /// A pool of `n_threads`.
 pub fn pool(n_threads: usize) -> Result<Pool> {
-    if n_threads > MAX_THREADS {
-        bail!("{n_threads} threads: at most {MAX_THREADS}");
-    }
+    check_threads(n_threads)?;
     Pool::new(n_threads).with_context(|| format!("cannot start {n_threads} threads"))
 }
 

@@ -138,6 +138,7 @@ pub fn run(mut args: Args, env: &Env) -> Result<ExitCode> {
     output::check(args.output)?;
     let workloads = args.workloads()?;
     let threads = if args.threads.is_empty() { vec![open::threads(None, env)] } else { args.threads.clone() };
+    threads.iter().try_for_each(|&n| open::check_threads(n))?;
     let plan = args.plan()?;
     let kernels = args.kernels(env)?;
     let sources = args.model.iter().map(|model| open::source(model, args.layout.into())).collect::<Result<Vec<_>>>()?;

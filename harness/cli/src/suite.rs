@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::open;
+use crate::workload::Workload;
 
 /// A suite. What it leaves out is as when `speed` gets no flag for it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -62,25 +63,24 @@ fn read(path: &Path) -> Result<Suite> {
     if suite.models.is_empty() {
         bail!("{}: a suite needs at least one model", path.display());
     }
+    let threads = suite.threads.iter().try_for_each(|&n| open::check_threads(n));
+    let workloads = suite.workloads.iter().try_for_each(|name| name.parse::<Workload>().map(drop));
+    threads.and(workloads).with_context(|| path.display().to_string())?;
     Ok(suite)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Workload;
 
     #[test]
-    fn every_suite_names_models_and_workloads_that_exist() {
+    fn every_suite_can_be_read_and_names_models_that_exist() {
         let names = names();
         assert!(names.iter().any(|name| name == "quick"), "{names:?}");
         for name in names {
             let suite = find(&name).expect("a suite");
             for model in &suite.models {
                 open::source(model, Default::default()).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-            }
-            for workload in &suite.workloads {
-                workload.parse::<Workload>().unwrap_or_else(|error| panic!("{name}: {error}"));
             }
         }
     }
@@ -93,9 +93,11 @@ mod tests {
             ("title = \"x\"\nmodels = []", "at least one model"),
             ("title = \"x\"\nmodels = [\"m\"]\nkernel = []", "line 3"),
             ("title", "line 1"),
+            ("title = \"x\"\nmodels = [\"m\"]\nthreads = [1, 0]", "0 threads"),
+            ("title = \"x\"\nmodels = [\"m\"]\nworkloads = [\"tg1@dx\"]", "tg1@dx"),
         ] {
             std::fs::write(&path, text).expect("writes");
-            let error = find(&path.display().to_string()).expect_err(text).to_string();
+            let error = format!("{:#}", find(&path.display().to_string()).expect_err(text));
             assert!(error.contains("s.toml") && error.contains(word), "{error}");
         }
         assert!(find("no-such").expect_err("none").to_string().contains("quick"));

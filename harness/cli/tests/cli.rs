@@ -163,13 +163,15 @@ fn every_mistake_gets_one_line_that_names_it() {
     let empty = write(&folder, "empty.gguf", b"");
     let nothing = folder.path().join("no-data");
     let nothing = nothing.to_str().unwrap();
-    let cases: [(&[&str], &[&str]); 16] = [
+    let too_many = vec!["1"; 5000].join(",");
+    let cases: [(&[&str], &[&str]); 17] = [
         (&["model", "inspect", "-m", "nowhere.gguf"], &["nowhere.gguf"]),
         (&["model", "inspect", "-m", &cut], &["cut.gguf"]),
         (&["model", "inspect", "-m", &empty], &["empty.gguf"]),
         (&["model", "inspect", "-m", "synthetic:gpt-9"], &["gpt-9", "bitnet-2b4t"]),
         (&["model", "inspect", "-m", "synthetic:bitnet-tiny@q9"], &["q9"]),
         (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", "512"], &["512"]),
+        (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", &too_many], &["5000", "context"]),
         (&["model", "logits", "-m", "synthetic:bitnet-tiny", "--ids", "1", "-k", "tl9"], &["tl9", "scalar-i8-naive"]),
         (&["generate", "-m", "synthetic:bitnet-tiny", "-p", "x"], &["tokenizer"]),
         (&["eval", "-m", &fixture("i2_s.gguf"), "--task", "piqq"], &["piqq"]),
@@ -178,7 +180,7 @@ fn every_mistake_gets_one_line_that_names_it() {
         (&["eval", "-m", "nowhere.gguf", "--task", "piqa,piqa"], &["two tasks", "piqa"]),
         (&["claims", "-m", &fixture("i2_s.gguf"), "--limit", "2", "--data", nothing], &["no-data", "valid.jsonl"]),
         (&["eval", "--via", "http://127.0.0.1:1", "--batch", "100000"], &["100000", "1024"]),
-        (&["speed", "-m", "synthetic:bitnet-tiny", "-w", "tg1", "-t", "60000"], &["60000", "1024"]),
+        (&["speed", "-m", "synthetic:bitnet-tiny", "-w", "tg1", "-t", "60000", "--dry-run"], &["60000", "1024"]),
         (&["claims", "--baseline", "synthetic:none"], &["none"]),
         (&["speed", "-m", "synthetic:bitnet-tiny", "-p", "0", "-n", "0"], &["-p"]),
     ];

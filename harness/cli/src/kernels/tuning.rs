@@ -1,13 +1,14 @@
 //! `--kernel auto`: which kernels a model's shapes get, from a short measurement kept per machine, program and thread count.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use ternbench_kernels::registry;
 use ternbench_kernels::{Dispatch, Exactness, Pair, Pool, TernaryKernel, isa};
+use ternbench_measure::run_dir::write_atomic;
 use ternbench_measure::{Env, Host};
 
 use super::timing::{self, Cache};
@@ -99,14 +100,10 @@ fn read(path: &Path, key: &Key) -> Option<Table> {
     (table.key == *key).then_some(table)
 }
 
-fn write(path: &PathBuf, table: &Table) -> Result<()> {
+fn write(path: &Path, table: &Table) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    // Written beside and renamed, so that two programs that tune at once leave one whole table.
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&temporary, serde_json::to_vec(table)?)
-        .with_context(|| format!("writing {}", temporary.display()))?;
-    std::fs::rename(&temporary, path).with_context(|| format!("writing {}", path.display()))
+    Ok(write_atomic(path, &serde_json::to_vec(table)?)?)
 }
 
 fn measure(n: usize, k: usize, pool: &Pool, cache_bytes: u64) -> Result<Shape> {

@@ -7,7 +7,7 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use ternbench_measure::Env;
 use ternbench_model::tokenizer::SpecialText;
@@ -101,6 +101,8 @@ pub fn run(command: Command, env: &Env) -> Result<ExitCode> {
 
 fn logits(model: &ModelArgs, ids: &[u32], all: bool, output: Output, env: &Env) -> Result<()> {
     let (loaded, pool) = model.load(env)?;
+    let context = loaded.model.config().context;
+    ensure!(ids.len() <= context, "{} token ids are more than the model's context of {context}", ids.len());
     let mut engine = loaded.engine(&pool);
     let mut cache = engine.new_cache(ids.len());
     let wanted = if all { Logits::From(0) } else { Logits::Last };

@@ -20,7 +20,7 @@ use crate::segment::Segment;
 /// with AVX-512.
 const QUERIES: usize = 24;
 
-/// Work items per thread from which on no item is split into chunks. One thread splits none.
+/// Work items per thread from which on no item is split into chunks.
 const ENOUGH: usize = 8;
 
 /// Every token of `segments` attends to its sequence up to itself, at most the last `window` positions; query head `i` reads KV
@@ -64,19 +64,20 @@ pub(crate) fn attend(
     }
     let out = SharedMut::new(out);
     let n_chunks = items.iter().map(|item| item.chunks().len()).max().unwrap_or(0);
-    if n_chunks <= 1 || team.n_threads() == 1 || items.len() >= ENOUGH * team.n_threads() {
+    if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
         team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let Scratch { queries, answers, of_chunk, .. } = scratch;
                 let from = items.iter().enumerate().skip(range.start);
                 let work = from.flat_map(|(i, item)| item.chunks().map(move |chunk| (i, item, chunk)));
                 in_turn(work, range.end, |_, item, chunk, views, next| {
-                    if chunk == item.chunks().start {
+                    let is_first = chunk == item.chunks().start;
+                    if is_first {
                         item.take_queries(q, queries);
-                        answers.clear();
+                        answers.resize(item.answers_len(), 0.0);
                     }
                     item.answer(chunk, views, next, queries, of_chunk);
-                    item.fold(answers, &of_chunk.answers);
+                    item.fold(answers, &of_chunk.answers, is_first);
                     if chunk + 1 == item.chunks().end {
                         item.finish(answers, &out);
                     }
@@ -85,34 +86,43 @@ pub(crate) fn attend(
         });
         return;
     }
-    // A few queries over long sequences: threads take the chunks, in the order in which they lie in memory, then fold them.
+    // A few queries over long sequences: threads take the chunks, in the order in which they lie in memory. What they make of them is
+    // folded at the end, or by a single thread at once.
+    let alone = team.n_threads() == 1;
     let mut pieces: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (chunk, i))).collect();
     pieces.sort_unstable();
+    // The item of each part.
+    let parts_of: Vec<usize> =
+        if alone { (0..items.len()).collect() } else { pieces.iter().map(|&(_, item)| item).collect() };
     // Taken out, as this thread works on chunks as well.
     let (mut queries, mut parts) = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.of_items));
     queries.resize_with(queries.len().max(items.len()), Queries::default);
     items.iter().zip(&mut queries).for_each(|(item, queries)| item.take_queries(q, queries));
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
-    parts.resize(pieces.len() * len, 0.0);
+    parts.resize(parts_of.len() * len, 0.0);
     let shared = SharedMut::new(&mut parts);
     team.split(pieces.len(), pieces.len().div_ceil(team.n_threads() * 32), |range| {
         SCRATCH.with_borrow_mut(|Scratch { of_chunk, .. }| {
             let from = pieces.iter().enumerate().skip(range.start);
             let work = from.map(|(i, &(chunk, item))| (i, &items[item], chunk));
             in_turn(work, range.end, |i, item, chunk, views, next| {
-                item.answer(chunk, views, next, &queries[pieces[i].1], of_chunk);
-                // SAFETY: each piece of work is handed out once, and this is its own part.
-                unsafe { shared.slice(i * len..i * len + item.answers_len()) }.copy_from_slice(&of_chunk.answers);
+                let of_item = pieces[i].1;
+                item.answer(chunk, views, next, &queries[of_item], of_chunk);
+                let start = len * if alone { of_item } else { i };
+                // SAFETY: each piece of work is handed out once, and this is its own part, or all is done by one thread.
+                let part = unsafe { shared.slice(start..start + item.answers_len()) };
+                item.fold(part, &of_chunk.answers, !alone || chunk == item.chunks().start);
             });
         });
     });
     team.split(items.len(), 1, |range| {
         for i in range {
             let item = &items[i];
-            let mut answers = Vec::new();
-            for (part, _) in parts.chunks_exact(len).zip(&pieces).filter(|(_, piece)| piece.1 == i) {
-                item.fold(&mut answers, &part[..item.answers_len()]);
+            let mut answers = vec![0.0; item.answers_len()];
+            let parts = parts.chunks_exact(len).zip(&parts_of).filter(|(_, of)| **of == i);
+            for (number, (part, _)) in parts.enumerate() {
+                item.fold(&mut answers, &part[..item.answers_len()], number == 0);
             }
             item.finish(&answers, &out);
         }
@@ -252,11 +262,10 @@ impl<'c> Item<'c> {
         values.add_values(scores, seen, ints, answers, answer_len, next.map(|(keys, _)| keys));
     }
 
-    /// Takes the answers over later positions into those over earlier ones, if there are any.
-    fn fold(&self, answers: &mut Vec<f32>, later: &[f32]) {
-        if answers.is_empty() {
-            answers.extend_from_slice(later);
-            return;
+    /// Takes the answers over later positions into those over earlier ones, unless these are the first.
+    fn fold(&self, answers: &mut [f32], later: &[f32], are_first: bool) {
+        if are_first {
+            return answers.copy_from_slice(later);
         }
         let len = self.answer_len();
         for (answer, later) in answers.chunks_exact_mut(len).zip(later.chunks_exact(len)) {

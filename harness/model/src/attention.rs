@@ -65,29 +65,38 @@ pub(crate) fn attend(
     let out = SharedMut::new(out);
     let n_chunks = items.iter().map(|item| item.chunks().len()).max().unwrap_or(0);
     if n_chunks <= 1 || items.len() >= ENOUGH * team.n_threads() {
-        team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let Scratch { queries, answers, of_chunk, .. } = scratch;
-                let from = items.iter().enumerate().skip(range.start);
-                let work = from.flat_map(|(i, item)| item.chunks().map(move |chunk| (i, item, chunk)));
-                in_turn(work, range.end, |_, item, chunk, views, next| {
-                    let is_first = chunk == item.chunks().start;
-                    if is_first {
-                        item.take_queries(q, queries);
-                        answers.resize(item.answers_len(), 0.0);
-                    }
-                    item.answer(chunk, views, next, queries, of_chunk);
-                    item.fold(answers, &of_chunk.answers, is_first);
-                    if chunk + 1 == item.chunks().end {
-                        item.finish(answers, &out);
-                    }
-                });
+        by_items(team, &items, q, &out);
+    } else {
+        by_chunks(team, &items, q, &out);
+    }
+}
+
+/// Threads take items, one after the other.
+fn by_items(team: &Team, items: &[Item<'_>], q: &[f32], out: &SharedMut<'_, f32>) {
+    team.split(items.len(), items.len().div_ceil(team.n_threads() * 8), |range| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { queries, answers, of_chunk, .. } = scratch;
+            let from = items.iter().enumerate().skip(range.start);
+            let work = from.flat_map(|(i, item)| item.chunks().map(move |chunk| (i, item, chunk)));
+            in_turn(work, range.end, |_, item, chunk, views, next| {
+                let is_first = chunk == item.chunks().start;
+                if is_first {
+                    item.take_queries(q, queries);
+                    answers.resize(item.answers_len(), 0.0);
+                }
+                item.answer(chunk, views, next, queries, of_chunk);
+                item.fold(answers, &of_chunk.answers, is_first);
+                if chunk + 1 == item.chunks().end {
+                    item.finish(answers, out);
+                }
             });
         });
-        return;
-    }
-    // A few queries over long sequences: threads take the chunks, in the order in which they lie in memory. What they make of them is
-    // folded at the end, or by a single thread at once.
+    });
+}
+
+/// For a few queries over long sequences: threads take chunks of items, in the order in which they lie in memory. What they make of them is
+/// folded at the end, or by a single thread at once.
+fn by_chunks(team: &Team, items: &[Item<'_>], q: &[f32], out: &SharedMut<'_, f32>) {
     let alone = team.n_threads() == 1;
     let mut pieces: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| item.chunks().map(move |chunk| (chunk, i))).collect();
@@ -124,7 +133,7 @@ pub(crate) fn attend(
             for (number, (part, _)) in parts.enumerate() {
                 item.fold(&mut answers, &part[..item.answers_len()], number == 0);
             }
-            item.finish(&answers, &out);
+            item.finish(&answers, out);
         }
     });
     SCRATCH.with_borrow_mut(|scratch| scratch.of_items = (queries, parts));

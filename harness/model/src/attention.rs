@@ -105,7 +105,8 @@ fn by_chunks(team: &Team, items: &[Item<'_>], q: &[f32], out: &SharedMut<'_, f32
     let parts_of: Vec<usize> =
         if alone { (0..items.len()).collect() } else { pieces.iter().map(|&(_, item)| item).collect() };
     // Taken out, as this thread works on chunks as well.
-    let (mut queries, mut parts) = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.of_items));
+    let take = |scratch: &mut Scratch| (std::mem::take(&mut scratch.of_items), std::mem::take(&mut scratch.parts));
+    let (mut queries, mut parts) = SCRATCH.with_borrow_mut(take);
     queries.resize_with(queries.len().max(items.len()), Queries::default);
     items.iter().zip(&mut queries).for_each(|(item, queries)| item.take_queries(q, queries));
     let len = items.iter().map(Item::answers_len).max().unwrap_or(0);
@@ -136,7 +137,7 @@ fn by_chunks(team: &Team, items: &[Item<'_>], q: &[f32], out: &SharedMut<'_, f32
             item.finish(&answers, out);
         }
     });
-    SCRATCH.with_borrow_mut(|scratch| scratch.of_items = (queries, parts));
+    SCRATCH.with_borrow_mut(|scratch| (scratch.of_items, scratch.parts) = (queries, parts));
 }
 
 /// Calls `answer(i, item, chunk, its views, the next views)` for each piece of `work`, an item and a chunk, up to the first whose number `i`
@@ -180,8 +181,10 @@ thread_local! {
 #[derive(Default)]
 struct Scratch {
     queries: Queries,
-    /// Where chunks are work of their own: the queries of every item, and the answers of every chunk.
-    of_items: (Vec<Queries>, Vec<f32>),
+    /// Where chunks are work of their own: the queries of every item.
+    of_items: Vec<Queries>,
+    /// The answers of every chunk there.
+    parts: Vec<f32>,
     answers: Vec<f32>,
     of_chunk: ChunkScratch,
 }

@@ -70,9 +70,7 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     if let Some(batch) = args.batch.iter().find(|&&batch| batch > MAX_BATCH) {
         bail!("--batch {batch}: at most {MAX_BATCH} tokens");
     }
-    if args.threads.contains(&0) {
-        bail!("--threads 0: at least one thread is needed");
-    }
+    args.threads.iter().try_for_each(|&n| open::check_threads(n))?;
     let shapes = named_shapes(&args.shapes)?;
     let mut threads = args.threads.clone();
     if threads.is_empty() {

@@ -304,8 +304,8 @@ fn a_screened_head_gives_the_whole_heads_results_and_says_what_it_read() {
     assert!(full.get("head_rescored_share").is_none(), "{full}");
     let bytes = |record: &Value| record["bytes_per_token_parts"]["lm_head"].as_f64().expect("bytes");
     let share = |name: &str| screened[name].as_f64().expect("a share");
-    // What was read is the copy (5.25 bits a weight and 12 bytes a row), the rows rescored, and the whole head where it was read.
-    let copy = 0.33 * bytes(&full) + 512.0 * 12.0;
+    // What was read is the copy (5.25 bits a weight and 16 bytes a row), the rows rescored, and the whole head where it was read.
+    let copy = 0.33 * bytes(&full) + 512.0 * 16.0;
     assert!(bytes(&screened) >= share("head_whole_share") * bytes(&full), "{screened}");
     let most = (share("head_whole_share") + share("head_rescored_share")) * bytes(&full) + copy;
     assert!(bytes(&screened) <= 1.01 * most, "{screened}: {most}");

@@ -12,31 +12,48 @@ use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource, encode};
 use ternbench_model::{Engine, HeadUse, LoadError, Logits, ModelConfig, Segment, Tokenizer, Transformer};
 
-/// Decodes greedily behind `prompt` with a screened head, and holds the 5 best logits of every step to all of the whole head's.
-fn check(name: &str, mut model: Transformer, pool: &Pool, prompt: &[u32], n: usize) -> HeadUse {
+/// Decodes greedily behind `prompt` with a screened head, and holds the 5 best logits of every step to all of the whole head's; then the best of
+/// all positions together. Returns what the head was used for in both.
+fn check(name: &str, mut model: Transformer, pool: &Pool, prompt: &[u32], n: usize) -> [HeadUse; 2] {
     model.screen_head(pool, None);
     assert!(model.screen().is_some(), "{name}: every weight is finite");
     let (mut engine, mut plain) = (Engine::new(&model, pool), Engine::new(&model, pool));
     let (mut cache, mut plain_cache) = (engine.new_cache(prompt.len() + n), plain.new_cache(prompt.len() + n));
-    let mut tokens = prompt.to_vec();
+    let best_of = |logits: &[f32], k: usize| {
+        let mut best: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+        best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        best.truncate(k);
+        best
+    };
+    let bits = |rows: &[(u32, f32)]| rows.iter().map(|&(id, logit)| (id, logit.to_bits())).collect::<Vec<_>>();
+    let (mut tokens, mut text) = (prompt.to_vec(), prompt.to_vec());
     for step in 0..n {
         let segment = Segment { cache: &mut plain_cache, tokens: &tokens, logits: Logits::Last };
         let logits = plain.forward(&mut [segment]).unwrap();
         let k = if step % 4 == 3 { 5 } else { 1 };
-        let mut expected: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        expected.truncate(k);
+        let expected = best_of(logits, k);
         assert_eq!(expected[0].0, argmax(logits), "{name}");
         let segment = Segment { cache: &mut cache, tokens: &tokens, logits: Logits::Last };
         let best = &engine.top(&mut [segment], k).unwrap()[0];
-        let bits = |rows: &[(u32, f32)]| rows.iter().map(|&(id, logit)| (id, logit.to_bits())).collect::<Vec<_>>();
         assert_eq!(bits(best), bits(&expected), "{name}, step {step}");
         tokens = vec![best[0].0];
+        text.push(best[0].0);
     }
     let count = engine.head_use();
     assert_eq!(count.positions, n as u64, "{name}: every position is counted once");
     assert!(count.whole + count.screened >= n as u64, "{name}: {count:?}");
-    count
+
+    let (mut engine, mut cache, mut plain_cache) =
+        (Engine::new(&model, pool), plain.new_cache(text.len()), plain.new_cache(text.len()));
+    let segment = Segment { cache: &mut plain_cache, tokens: &text, logits: Logits::From(0) };
+    let logits = plain.forward(&mut [segment]).unwrap();
+    let segment = Segment { cache: &mut cache, tokens: &text, logits: Logits::From(0) };
+    let best = engine.top(&mut [segment], 2).unwrap();
+    assert_eq!(best.len(), text.len());
+    for (best, logits) in best.iter().zip(logits.chunks_exact(model.config().vocab)) {
+        assert_eq!(bits(best), bits(&best_of(logits, 2)), "{name}, all together");
+    }
+    [count, engine.head_use()]
 }
 
 #[test]
@@ -133,9 +150,10 @@ fn real_models_rescore_few_rows() {
         let model = Transformer::load(&source, registry::default_kernel(), &pool, &|_| {}).unwrap();
         let vocab = model.config().vocab;
         let prompt = Tokenizer::for_model(&path).unwrap().encode_default(text).unwrap();
-        let count = check(file, model, &pool, &prompt, 32);
-        let share = count.rescored as f64 / (count.screened * vocab as u64) as f64;
-        println!("{file}: {:.3} % of {vocab} rows rescored, {count:?}", 100.0 * share);
-        assert!(share < most && count.whole == 0, "{file}: {share}, {count:?}");
+        for count in check(file, model, &pool, &prompt, 32) {
+            let share = count.rescored as f64 / (count.in_screened * vocab as u64) as f64;
+            println!("{file}: {:.3} % of {vocab} rows rescored, {count:?}", 100.0 * share);
+            assert!(share < most && count.whole == 0, "{file}: {share}, {count:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::rows::{CODE_BYTES, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
-use super::{BLOCK, Found, Query, QueryBlock, Score, finish};
+use super::{BLOCK, Found, Queries, Query, QueryBlock, Score, finish};
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 
@@ -15,12 +15,12 @@ const AHEAD: usize = 16 * TILE_BYTES;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
+    fn score(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx2`.
         unsafe {
-            match queries {
+            match &queries.all[..] {
                 [query] => score_one(rows, query, groups, &mut least[0], found),
-                _ => score_many(rows, queries, groups, least, found),
+                queries => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -30,10 +30,10 @@ pub fn score() -> Option<Score> {
 /// The quantisation, compiled for AVX2.
 pub fn quantize_row() -> Option<QuantizeRow> {
     #[target_feature(enable = "avx2,fma")]
-    fn compiled(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+    fn compiled(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 4]> {
         super::rows::quantize_row(row, lane, tiles)
     }
-    fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+    fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 4]> {
         // SAFETY: this function leaves `super::quantize_row` only behind a detected `Avx2`.
         unsafe { compiled(row, lane, tiles) }
     }

@@ -9,18 +9,18 @@ use std::ops::Range;
 
 use super::avx2::to_array;
 use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES};
-use super::{BLOCK, Found, Query, QueryBlock, SHIFT, Score, finish};
+use super::{BLOCK, Found, Queries, Query, QueryBlock, SHIFT, Score, finish};
 use crate::arch::x86_64::{ask_ahead, prefetch};
 use crate::isa::{Avx512Vnni, Token};
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
-    fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
+    fn score(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
         // SAFETY: this function leaves `super::score` only behind a detected `Avx512Vnni`, which brings AVX2 and FMA.
         unsafe {
-            match queries {
+            match &queries.all[..] {
                 [query] => score_one(rows, query, groups, &mut least[0], found),
-                _ => score_many(rows, queries, groups, least, found),
+                queries => score_many(rows, queries, groups, least, found),
             }
         }
     }
@@ -189,25 +189,8 @@ impl Ahead {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn unpack(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES], v: usize, unpacked: &mut Unpacked) {
-    let mut vectors = [_mm512_setzero_si512(); 5];
-    for (i, vector) in vectors.iter_mut().enumerate() {
-        let first = _mm512_castsi256_si512(load_half(first, 32 * i));
-        *vector = _mm512_inserti64x4::<1>(first, load_half(second, 32 * i));
-    }
-    let [a, b, c, d, e] = vectors;
-    let high = _mm512_set1_epi8(28);
-    let last = choose(_mm512_set1_epi8(2), _mm512_srli_epi16::<4>(d), _mm512_srli_epi16::<5>(c));
-    let codes = [
-        a,
-        b,
-        c,
-        d,
-        e,
-        choose(high, _mm512_srli_epi16::<3>(a), _mm512_srli_epi16::<6>(c)),
-        choose(high, _mm512_srli_epi16::<3>(b), _mm512_srli_epi16::<6>(d)),
-        choose(high, _mm512_srli_epi16::<3>(e), last),
-    ];
-    let scales = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(scale_bytes(second), scale_bytes(first))));
+    let codes = codes_of_two(first, second);
+    let scales = _mm512_cvtepi32_ps(scales_of_two(first, second));
     let shifts = _mm512_mul_ps(scales, _mm512_set1_ps(-SHIFT));
     // SAFETY: the arrays hold the 64 bytes that are written; the stores need no alignment.
     unsafe {
@@ -217,6 +200,37 @@ fn unpack(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES], v: usize, unpacke
         _mm512_storeu_ps(unpacked.scales[v].as_mut_ptr(), scales);
         _mm512_storeu_ps(unpacked.shifts[v].as_mut_ptr(), shifts);
     }
+}
+
+/// The codes of two groups, the same columns, a quad in a register, in the lowest five bits of every byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub fn codes_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> [__m512i; 8] {
+    let mut vectors = [_mm512_setzero_si512(); 5];
+    for (i, vector) in vectors.iter_mut().enumerate() {
+        let first = _mm512_castsi256_si512(load_half(first, 32 * i));
+        *vector = _mm512_inserti64x4::<1>(first, load_half(second, 32 * i));
+    }
+    let [a, b, c, d, e] = vectors;
+    let high = _mm512_set1_epi8(28);
+    let last = choose(_mm512_set1_epi8(2), _mm512_srli_epi16::<4>(d), _mm512_srli_epi16::<5>(c));
+    [
+        a,
+        b,
+        c,
+        d,
+        e,
+        choose(high, _mm512_srli_epi16::<3>(a), _mm512_srli_epi16::<6>(c)),
+        choose(high, _mm512_srli_epi16::<3>(b), _mm512_srli_epi16::<6>(d)),
+        choose(high, _mm512_srli_epi16::<3>(e), last),
+    ]
+}
+
+/// The scales of the rows of two groups.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn scales_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> __m512i {
+    _mm512_cvtepu8_epi32(_mm_set_epi64x(scale_bytes(second), scale_bytes(first)))
 }
 
 /// Adds tiles `start` and those behind it to the sums of every query.

@@ -20,7 +20,16 @@
 //! columns are integers below 2^24 and exact). Both sums of absolute products are at most `ω (|h| + |e|)`, by Cauchy-Schwarz
 //! again. `TINY` covers underflow. The idea of an exact answer from quantised scores is old in nearest-neighbour search
 //! (VA-file: Weber, Schek, Blott 1998).
+//!
+//! # By tiles
+//! Tile registers sum up the products of all columns before anything can be scaled. For many inputs, where a CPU has them, rows are
+//! rounded once more, to bytes `w̃` in a unit of the row, and inputs to 15 bits `x̂ = unit · (128 a + b)`, with `|a| <= 127` and `|b| <= 64`.
+//! The bound is the same with `w - w̃` for `r`; `ω` is at least `|w̃|` too. Sums over `a` and over `b` are integers and exact; six roundings
+//! follow. As the unit is at most `|h| / 16256`, the vectors `128 a` and `b` are together at most `1 + √k / 127` times as long as `|h| + |e|`, and six
+//! times that is less than the `2 k / 32 + 8` above.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -46,6 +55,8 @@ const SCATTERED: f64 = 1.6;
 /// Rows that are rescored while others are scored, for every input and row asked for: in an order without intent there are about
 /// `ln(n / k)`.
 const AT_ONCE: usize = 32;
+/// Inputs from which on tiles pay: 16 take as long without.
+const TILES_FROM: usize = 17;
 /// Far above anything that underflow can add up to while weights and inputs stay within [`LARGEST`], far below any logit.
 const TINY: f64 = 1e-20;
 /// Larger weights and input norms are left to the head itself: nothing overflows below.
@@ -57,11 +68,13 @@ pub struct Screen {
     kernel: &'static dyn DenseKernel,
     rows: Rows,
     score: Score,
+    /// For many inputs, where there are tiles.
+    by_tiles: Option<Score>,
 }
 
 /// Scores the rows of `groups` for every query, and calls `found` for each whose bound is at least the query's number in `least`, which
 /// then becomes what that returns.
-type Score = fn(&Rows, &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>);
+type Score = fn(&Rows, &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>);
 type Found<'a> = dyn FnMut(Candidate, f32) -> f32 + 'a;
 
 /// A row that may be among the best of a query; beside it goes its score, `ŵ·x̂`.
@@ -82,7 +95,7 @@ pub struct Rescored {
 /// Buffers of a search, kept between searches.
 #[derive(Default)]
 pub struct SearchBuffers {
-    queries: Vec<Query>,
+    queries: Queries,
     candidates: Vec<Candidate>,
     logits: Vec<f32>,
 }
@@ -90,8 +103,7 @@ pub struct SearchBuffers {
 impl SearchBuffers {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let queries: usize = self.queries.iter().map(|query| query.blocks.capacity() * size_of::<QueryBlock>()).sum();
-        self.candidates.capacity() * size_of::<Candidate>() + 4 * self.logits.capacity() + queries
+        self.candidates.capacity() * size_of::<Candidate>() + 4 * self.logits.capacity() + self.queries.bytes()
     }
 }
 
@@ -115,7 +127,7 @@ impl Screen {
         if kernel.info().activations != Activations::F32 {
             return None;
         }
-        Some(Self { head: head.clone(), kernel, rows: rows()?, score: fastest() })
+        Some(Self { head: head.clone(), kernel, rows: rows()?, score: fastest(), by_tiles: by_tiles() })
     }
 
     /// The copy of a small head, always the same: kept copies are compared by it, in case they were made by another version.
@@ -180,13 +192,15 @@ impl Screen {
             return None;
         }
         let SearchBuffers { queries, candidates, logits } = buffers;
-        queries.resize_with(m, Query::default);
-        if !queries.iter_mut().zip(x.chunks_exact(self.head.k().max(1))).all(|(query, x)| query.prepare(x)) {
+        let by_tiles =
+            self.by_tiles.filter(|_| m >= TILES_FROM && (1..=Queries::MOST_COLUMNS).contains(&self.head.k()));
+        if !queries.quantize(x, m, self.head.k(), by_tiles.is_some()) {
             return None;
         }
         candidates.clear();
         let standings = Standings { x, scale, k, best, candidates, rescored: 0 };
-        let Standings { best, candidates, rescored, .. } = self.score_all(team, queries, standings);
+        let score = by_tiles.unwrap_or(self.score);
+        let Standings { best, candidates, rescored, .. } = self.score_all(team, score, queries, standings);
         candidates.retain(|candidate| candidate.bound >= least(&best[candidate.query as usize], k, scale));
         let rows = rescored + candidates.len();
         if SCATTERED * rows as f64 > (n * whole_heads(m)) as f64 {
@@ -202,7 +216,7 @@ impl Screen {
     }
 
     /// Scores all rows. Those that seem to be among the best so far are rescored at once, so that few others become candidates.
-    fn score_all<'a>(&self, team: &Team, queries: &[Query], standings: Standings<'a>) -> Standings<'a> {
+    fn score_all<'a>(&self, team: &Team, score: Score, queries: &Queries, standings: Standings<'a>) -> Standings<'a> {
         let Standings { x, scale, k, .. } = standings;
         let n_chunks = self.rows.n_groups().div_ceil(CHUNK);
         let shared = Mutex::new(standings);
@@ -211,11 +225,12 @@ impl Screen {
             let mut best = lock().best.to_vec();
             let mut bars: Vec<f32> = best.iter().map(|best| least(best, k, scale)).collect();
             let (mut candidates, mut rescored) = (Vec::new(), Vec::new());
+            let n_queries = queries.all.len();
             let mut found = |candidate: Candidate, score: f32| {
                 let Candidate { query, row, .. } = candidate;
                 let best = &mut best[query as usize];
                 let is_better = best.len() < k || score * scale > best[k - 1].1;
-                if is_better && rescored.len() < AT_ONCE * k * queries.len() {
+                if is_better && rescored.len() < AT_ONCE * k * n_queries {
                     let mut logit = [0.0];
                     let x = &x[query as usize * self.head.k()..][..self.head.k()];
                     self.kernel.compute_rows(&self.head, x, &[row], &mut logit);
@@ -227,7 +242,7 @@ impl Screen {
                 least(best, k, scale)
             };
             let groups = chunks.start * CHUNK..(chunks.end * CHUNK).min(self.rows.n_groups());
-            (self.score)(&self.rows, queries, groups, &mut bars, &mut found);
+            score(&self.rows, queries, groups, &mut bars, &mut found);
             let mut shared = lock();
             shared.candidates.append(&mut candidates);
             shared.rescored += rescored.len();
@@ -305,10 +320,20 @@ fn fastest() -> Score {
     paths().last().unwrap_or(portable::score)
 }
 
+/// The way to score many inputs by tiles, where the CPU has them.
+fn by_tiles() -> Option<Score> {
+    #[cfg(target_arch = "x86_64")]
+    return amx::score();
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
 /// An input, quantised.
 #[derive(Default)]
 struct Query {
     blocks: Vec<QueryBlock>,
+    /// `x̂ = scale · code`, where the input has one scale.
+    scale: f32,
     /// What `ρ` and `ω` are multiplied with.
     of_residual: f32,
     of_norm: f32,
@@ -362,16 +387,12 @@ fn finish(
 const SHIFT: f32 = 1.5 * (1 << 23) as f32;
 
 impl Query {
-    /// Quantises `h`. `false` where it is not finite or too large.
+    /// Quantises `h` in blocks. `false` where it is not finite or too large.
     fn prepare(&mut self, h: &[f32]) -> bool {
         self.blocks.clear();
         let (mut norm, mut error) = (0.0, 0.0);
         for h in h.chunks(BLOCK) {
-            let largest = h.iter().fold(0f32, |max, h| max.max(h.abs()));
-            let scale = largest / 127.0;
-            let per_unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            // One over a subnormal may be infinite: such a block counts as zero, and all of it as error.
-            let (scale, per_unit) = if per_unit.is_finite() { (scale, per_unit) } else { (0.0, 0.0) };
+            let (scale, per_unit) = unit_of(h, 127.0);
             let mut block = QueryBlock { x: [0; BLOCK], scale, offsets: [0; 2], offset: 0, shifted_offset: 0 };
             for i in 0..BLOCK {
                 let h = h.get(i).copied().unwrap_or(0.0);
@@ -387,13 +408,96 @@ impl Query {
             block.shifted_offset = SHIFT.to_bits().cast_signed() + block.offset;
             self.blocks.push(block);
         }
+        self.bound(h.len(), norm, error)
+    }
+
+    /// Quantises `h` as a whole, and gives every code in two parts: `128 · first + second`. `false` as in [`Self::prepare`].
+    fn prepare_whole(&mut self, h: &[f32], mut part: impl FnMut(usize, [i8; 2])) -> bool {
+        self.blocks.clear();
+        let (scale, per_unit) = unit_of(h, 127.0 * 128.0);
+        let (mut norm, mut error) = (0.0, 0.0);
+        for (i, &h) in h.iter().enumerate() {
+            let code = rows::rounded((h * per_unit).clamp(-127.0 * 128.0, 127.0 * 128.0)) as i32;
+            // Exact: 24 by 15 bits.
+            let rest = f64::from(h) - f64::from(scale) * f64::from(code);
+            norm += f64::from(h) * f64::from(h);
+            error += rest * rest;
+            let first = (code + 64) >> 7;
+            part(i, [first as i8, (code - 128 * first) as i8]);
+        }
+        self.scale = scale;
+        self.bound(h.len(), norm, error)
+    }
+
+    /// The sums of a whole input, from those of its two parts.
+    #[inline(always)]
+    fn of_parts(&self, first: &[i32; GROUP_ROWS], second: &[i32; GROUP_ROWS]) -> [f32; GROUP_ROWS] {
+        let mut sums = [0.0; GROUP_ROWS];
+        for lane in 0..GROUP_ROWS {
+            sums[lane] = self.scale * (first[lane] as f32).mul_add(128.0, second[lane] as f32);
+        }
+        sums
+    }
+
+    /// Takes what bounds are made of: the squares of `|h|` and `|e|`, for so many columns.
+    fn bound(&mut self, k: usize, norm: f64, error: f64) -> bool {
         let (norm, error) = (norm.sqrt() * (1.0 + 1e-9), error.sqrt() * (1.0 + 1e-9));
-        let roundings = (h.len().div_ceil(8) + 4 + 2 * h.len().div_ceil(BLOCK) + 8) as f64 * 2f64.powi(-24);
+        let roundings = (k.div_ceil(8) + 4 + 2 * k.div_ceil(BLOCK) + 8) as f64 * 2f64.powi(-24);
         let gamma = roundings / (1.0 - roundings);
         // Rounding to f32, and the three roundings of `of_residual · ρ + of_norm · ω + TINY`, take less than this adds.
         self.of_residual = (norm * (1.0 + 2f64.powi(-20))) as f32;
         self.of_norm = ((error + gamma * (norm + error)) * (1.0 + 2f64.powi(-20))) as f32;
         norm.is_finite() && norm <= LARGEST && roundings < 0.1
+    }
+}
+
+/// The unit in which the largest of `h` is `most`, and one over it.
+fn unit_of(h: &[f32], most: f32) -> (f32, f32) {
+    let unit = h.iter().fold(0f32, |max, h| max.max(h.abs())) / most;
+    let per_unit = if unit > 0.0 { 1.0 / unit } else { 0.0 };
+    // One over a subnormal may be infinite: such numbers count as zeros, and all of them as error.
+    if per_unit.is_finite() { (unit, per_unit) } else { (0.0, 0.0) }
+}
+
+/// The inputs of a search.
+#[derive(Default)]
+struct Queries {
+    all: Vec<Query>,
+    /// Of whole inputs: for 16 inputs and 64 columns at a time a tile of first parts and one of second ones, an input after the other.
+    tiles: Vec<[QueryTile; 2]>,
+}
+
+/// A tile register's worth: 64 columns of 16 inputs.
+type QueryTile = [[i8; 64]; 16];
+
+impl Queries {
+    /// Of whole inputs: sums of products of bytes, and of these with the columns' number, stay below 2^31.
+    const MOST_COLUMNS: usize = 1 << 17;
+
+    /// Quantises `m` inputs of `k` columns, whole or in blocks; `false` where one is not finite or too large.
+    fn quantize(&mut self, x: &[f32], m: usize, k: usize, whole: bool) -> bool {
+        let Self { all, tiles } = self;
+        all.resize_with(m, Query::default);
+        let mut queries = all.iter_mut().zip(x.chunks_exact(k.max(1))).enumerate();
+        if !whole {
+            return queries.all(|(_, (query, x))| query.prepare(x));
+        }
+        let per_input = k.div_ceil(64);
+        tiles.clear();
+        tiles.resize(m.div_ceil(16) * per_input, [[[0; 64]; 16]; 2]);
+        queries.all(|(i, (query, x))| {
+            let tiles = &mut tiles[i / 16 * per_input..][..per_input];
+            query.prepare_whole(x, |column, parts| {
+                for (tile, part) in tiles[column / 64].iter_mut().zip(parts) {
+                    tile[i % 16][column % 64] = part;
+                }
+            })
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let blocks: usize = self.all.iter().map(|query| query.blocks.capacity() * size_of::<QueryBlock>()).sum();
+        blocks + self.tiles.capacity() * size_of::<[QueryTile; 2]>()
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
+#[cfg(test)]
+use super::rows::byte;
 use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES, code};
-use super::{Found, Query, QueryBlock, finish};
+use super::{Found, Queries, Query, QueryBlock, finish};
 
 /// See [`super::Score`].
-pub fn score(rows: &Rows, queries: &[Query], groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
+pub fn score(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     for group in groups {
         let (tiles, factors) = rows.group(group);
-        for (query, least) in queries.iter().enumerate().zip(&mut *least) {
+        for (query, least) in queries.all.iter().enumerate().zip(&mut *least) {
             finish(rows, group, &factors, query, &sums(query.1, tiles), least, found);
         }
     }
@@ -30,4 +32,29 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> [f32; GROUP_ROWS] {
         }
     }
     sums
+}
+
+/// What `amx::score` does.
+#[cfg(test)]
+pub fn score_whole(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
+    let per_input = queries.tiles.len() / queries.all.len().div_ceil(16);
+    for group in groups {
+        let (tiles, factors) = rows.group(group);
+        let factors = factors.of_bytes();
+        for (i, (query, least)) in queries.all.iter().zip(&mut *least).enumerate() {
+            let of_input = &queries.tiles[i / 16 * per_input..][..per_input];
+            let mut sums = [[0i32; GROUP_ROWS]; 2];
+            for column in 0..32 * tiles.len() {
+                let tile = &tiles[column / 32];
+                for row in 0..GROUP_ROWS {
+                    let code = code(tile, column % 32 / 4, 4 * row + column % 4);
+                    let weight = byte(i32::from(code) - 16, i32::from(tile[CODE_BYTES + row]));
+                    for part in 0..2 {
+                        sums[part][row] += weight * i32::from(of_input[column / 64][part][i % 16][column % 64]);
+                    }
+                }
+            }
+            finish(rows, group, &factors, (i, query), &query.of_parts(&sums[0], &sums[1]), least, found);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The quantised rows.
 //!
 //! ```text
-//! group of 8 rows   = k / 32 tiles, one after the other, then three f32 per row: scale[8], residual[8], norm[8]
+//! group of 8 rows   = k / 32 tiles, one after the other, then four f32 per row: scale[8], residual[8], norm[8], byte_residual[8]
 //! tile of 8 x 32    = 168 bytes: vectors[5][32], scales[8]        5.25 bits a weight
 //! columns 4 q .. 4 q + 4 of the 8 rows are "quad" q: byte 4 row + column % 4 of a vector of 32
 //! weight            = scale[row] · tile scale[row] · (code - 16)
@@ -34,7 +34,7 @@ pub const TILE_BYTES: usize = CODE_BYTES + GROUP_ROWS;
 /// Bytes of its codes; scales are behind.
 pub const CODE_BYTES: usize = 5 * 32;
 /// Floats behind the tiles of a group.
-const FACTORS: usize = 3 * GROUP_ROWS;
+const FACTORS: usize = 4 * GROUP_ROWS;
 
 /// Quantised rows.
 pub struct Rows {
@@ -49,8 +49,18 @@ pub struct Factors {
     pub scale: [f32; GROUP_ROWS],
     /// At least `|w - ŵ|`.
     pub residual: [f32; GROUP_ROWS],
-    /// At least `|w|` and `|ŵ|`.
+    /// At least `|w|`, `|ŵ|` and `|w̃|`.
     pub norm: [f32; GROUP_ROWS],
+    /// At least `|w - w̃|`, see [`byte`].
+    pub byte_residual: [f32; GROUP_ROWS],
+}
+
+impl Factors {
+    /// Those of rows as bytes: `w̃ = scale · byte`.
+    #[inline(always)]
+    pub fn of_bytes(self) -> Self {
+        Self { scale: self.scale.map(|scale| scale * BYTE), residual: self.byte_residual, ..self }
+    }
 }
 
 impl Rows {
@@ -117,13 +127,13 @@ impl Rows {
     pub fn group(&self, group: usize) -> (&[[u8; TILE_BYTES]], Factors) {
         let len = self.n_tiles * TILE_BYTES + 4 * FACTORS;
         let (tiles, factors) = self.data[group * len..][..len].split_at(self.n_tiles * TILE_BYTES);
-        let [scale, residual, norm] = bytemuck::pod_read_unaligned(factors);
-        (tiles.as_chunks().0, Factors { scale, residual, norm })
+        let [scale, residual, norm, byte_residual] = bytemuck::pod_read_unaligned(factors);
+        (tiles.as_chunks().0, Factors { scale, residual, norm, byte_residual })
     }
 }
 
 /// See [`quantize_row`].
-pub type QuantizeRow = fn(&[f32], usize, &mut [u8]) -> Option<[f32; 3]>;
+pub type QuantizeRow = fn(&[f32], usize, &mut [u8]) -> Option<[f32; 4]>;
 
 fn fastest() -> QuantizeRow {
     #[cfg(target_arch = "x86_64")]
@@ -133,10 +143,10 @@ fn fastest() -> QuantizeRow {
     quantize_row
 }
 
-/// Writes one row (padded to whole blocks) into lane `lane` of its group's tiles, and returns scale, residual and norm. Inlined
+/// Writes one row (padded to whole blocks) into lane `lane` of its group's tiles, and returns its [`Factors`]. Inlined
 /// where more CPU features are enabled: what they change is the speed.
 #[inline(always)]
-pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 3]> {
+pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 4]> {
     /// A block's largest weight becomes 15.5 steps: half a step off like any other, rounded to -16 or cut to 15.
     const STEPS: f32 = 15.5;
     let largest_of = |block: &[f32]| block.iter().fold(0f32, |max, w| max.max(w.abs()));
@@ -148,32 +158,41 @@ pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 
     }
     let scale = largest / (STEPS * 255.0);
     let per_scale = if scale > 0.0 && (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
-    let (mut residual, mut norm, mut quantized_norm) = (0f64, 0f64, 0f64);
+    let (mut residual, mut byte_residual) = (0f64, 0f64);
+    let (mut norm, mut quantized_norm, mut byte_norm) = (0f64, 0f64, 0f64);
     for (block, tile) in blocks.iter().zip(tiles.as_chunks_mut::<TILE_BYTES>().0) {
         let block_scale = rounded(largest_of(block) * per_scale / STEPS).min(255.0);
         let step = f64::from(scale) * f64::from(block_scale);
         let per_step = if block_scale > 0.0 { per_scale / block_scale } else { 0.0 };
         let mut codes = [0f32; BLOCK];
-        let (mut r, mut a, mut q) = ([0f64; 4], [0f64; 4], [0f32; 8]);
+        let (mut r, mut b, mut a) = ([0f64; 4], [0f64; 4], [0f64; 4]);
+        let (mut q, mut p) = ([0f32; 8], [0f32; 8]);
         for (code, w) in codes.iter_mut().zip(block) {
             *code = rounded((w * per_step).clamp(-16.0, 15.0));
         }
-        for (codes, block) in codes.as_chunks::<4>().0.iter().zip(block.as_chunks::<4>().0) {
+        let bytes = codes.map(|code| byte(code as i32, block_scale as i32) as f32);
+        let of_fours = block.as_chunks::<4>().0.iter().zip(codes.as_chunks::<4>().0).zip(bytes.as_chunks::<4>().0);
+        for ((block, codes), bytes) in of_fours {
             for i in 0..4 {
-                // Exact product: 24 by 8 by 5 bits.
+                // Exact products: 24 by 8 by 5 bits, 24 by 8.
                 let rest = f64::from(block[i]) - step * f64::from(codes[i]);
                 r[i] += rest * rest;
+                let rest = f64::from(block[i]) - f64::from(scale * BYTE) * f64::from(bytes[i]);
+                b[i] += rest * rest;
                 a[i] += f64::from(block[i]) * f64::from(block[i]);
             }
         }
-        for codes in codes.as_chunks::<8>().0 {
+        for (codes, bytes) in codes.as_chunks::<8>().0.iter().zip(bytes.as_chunks::<8>().0) {
             for i in 0..8 {
                 q[i] += codes[i] * codes[i];
+                p[i] += bytes[i] * bytes[i];
             }
         }
         residual += r.iter().sum::<f64>();
+        byte_residual += b.iter().sum::<f64>();
         norm += a.iter().sum::<f64>();
         quantized_norm += step * step * f64::from(q.iter().sum::<f32>());
+        byte_norm += f64::from(scale * BYTE) * f64::from(scale * BYTE) * f64::from(p.iter().sum::<f32>());
         let codes = codes.map(|code| (code as i32 + 16) as u8);
         for (i, word) in pack(codes).into_iter().enumerate() {
             tile[32 * i + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
@@ -185,7 +204,16 @@ pub fn quantize_row(row: &[f32], lane: usize, tiles: &mut [u8]) -> Option<[f32; 
         let least = if square > 0.0 { f32::MIN_POSITIVE } else { 0.0 };
         ((square.sqrt() * (1.0 + 2f64.powi(-20))) as f32).max(least)
     };
-    Some([scale, up(residual), up(norm.max(quantized_norm))])
+    Some([scale, up(residual), up(norm.max(quantized_norm).max(byte_norm)), up(byte_residual)])
+}
+
+/// What a unit of [`byte`] is of a row's scale.
+pub const BYTE: f32 = 32.0;
+
+/// `block scale · code` (without its 16) in units of [`BYTE`], halves rounded up, as `vpmulhrsw` does: between -127 and 120.
+#[inline(always)]
+pub fn byte(code: i32, block_scale: i32) -> i32 {
+    (code * block_scale + 16) >> 5
 }
 
 /// What a row of a tile has in its vectors.

@@ -63,44 +63,44 @@ fn screen(head: &DenseMatrix) -> Option<Screen> {
     Screen::new(kernel_for(head.ty(), Activations::F32), head)
 }
 
-/// The scores and bounds of every path that this CPU has, the portable one first. With other queries beside it, a query gets the
-/// same.
-fn scores(screen: &Screen, x: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
-    let query = |x: &[f32]| {
-        let mut query = Query::default();
-        assert!(query.prepare(x));
-        query
-    };
-    let run = |path: Score, queries: &[Query]| {
-        let n = queries.len() * screen.head.n();
+/// The scores and bounds of every path that this CPU has, the portable one first, and those for many inputs, the portable one first. With
+/// other queries beside it, a query gets the same.
+fn scores(screen: &Screen, x: &[f32]) -> [Vec<(Vec<f32>, Vec<f32>)>; 2] {
+    let run = |path: Score, inputs: &[f32], whole: bool| {
+        let m = inputs.len() / x.len();
+        let mut queries = Queries::default();
+        assert!(queries.quantize(inputs, m, x.len(), whole));
+        let n = m * screen.head.n();
         let (mut scores, mut bounds) = (vec![f32::NAN; n], vec![f32::NAN; n]);
         let mut all = |Candidate { query, row, bound }: Candidate, score: f32| {
             let at = query as usize * screen.head.n() + row as usize;
             (scores[at], bounds[at]) = (score, bound);
             f32::NEG_INFINITY
         };
-        let mut least = vec![f32::NEG_INFINITY; queries.len()];
-        path(&screen.rows, queries, 0..screen.rows.n_groups(), &mut least, &mut all);
+        let mut least = vec![f32::NEG_INFINITY; m];
+        path(&screen.rows, &queries, 0..screen.rows.n_groups(), &mut least, &mut all);
         (scores, bounds)
     };
-    paths()
-        .map(|path| {
-            let others = others(x, 10);
-            let others: Vec<&[f32]> = others.chunks_exact(x.len()).collect();
-            let mut alone: Vec<_> = others.iter().map(|other| run(path, &[query(other)])).collect();
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            for n_queries in 2..=others.len() {
-                let together = run(path, &others[..n_queries].iter().map(|other| query(other)).collect::<Vec<_>>());
-                let n = screen.head.n();
-                for (i, alone) in alone[..n_queries].iter().enumerate() {
-                    assert_eq!(bits(&together.0[i * n..][..n]), bits(&alone.0), "{i} of {n_queries}: scores");
-                    assert_eq!(bits(&together.1[i * n..][..n]), bits(&alone.1), "{i} of {n_queries}: bounds");
-                }
+    let of_path = |path: Score, whole: bool, counts: Range<usize>| {
+        let inputs = others(x, counts.end);
+        let mut alone: Vec<_> = inputs.chunks_exact(x.len()).map(|input| run(path, input, whole)).collect();
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for m in counts {
+            let together = run(path, &inputs[..m * x.len()], whole);
+            let n = screen.head.n();
+            for (i, alone) in alone[..m].iter().enumerate() {
+                assert_eq!(bits(&together.0[i * n..][..n]), bits(&alone.0), "{i} of {m}: scores");
+                assert_eq!(bits(&together.1[i * n..][..n]), bits(&alone.1), "{i} of {m}: bounds");
             }
-            // The first is `x` itself.
-            alone.swap_remove(0)
-        })
-        .collect()
+        }
+        // The first is `x` itself.
+        alone.swap_remove(0)
+    };
+    let of_many = std::iter::once(portable::score_whole as Score).chain(by_tiles());
+    [
+        paths().map(|path| of_path(path, false, 2..11)).collect(),
+        of_many.map(|path| of_path(path, true, 15..18)).collect(),
+    ]
 }
 
 /// `n` inputs that are made of `x`, itself the first: turned around, negated, in steps.
@@ -118,16 +118,16 @@ fn others(x: &[f32], n: usize) -> Vec<f32> {
 /// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
 fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     let screen = screen(head).unwrap();
-    let inputs = others(x, 12);
+    let inputs = others(x, 33);
     // The first is `x` itself.
     let logits: Vec<Vec<f32>> = inputs.chunks_exact(x.len()).map(|x| all_logits(head, x)).collect();
     let scores = scores(&screen, x);
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    for vector in scores[1..].windows(2) {
+    for vector in scores[0][1..].windows(2).chain(scores[1].windows(2)) {
         assert_eq!(bits(&vector[0].0), bits(&vector[1].0), "{what}: scores of vector paths");
         assert_eq!(bits(&vector[0].1), bits(&vector[1].1), "{what}: bounds of vector paths");
     }
-    for (scores, bounds) in scores {
+    for (scores, bounds) in scores.into_iter().flatten() {
         for row in 0..head.n() {
             let (logit, bound) = (logits[0][row], bounds[row]);
             assert!(bound.is_finite() && bound >= logit, "{what}: row {row}: {logit} above its bound {bound}");
@@ -139,7 +139,7 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     for n_threads in [1, 3] {
         let pool = Pool::new(n_threads).unwrap();
         for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
-            for m in [1, 7, 12] {
+            for m in [1, 7, 12, 33] {
                 let (mut buffers, mut best) = (SearchBuffers::default(), vec![vec![(9, 9.0)]; m]);
                 let inputs = &inputs[..m * x.len()];
                 let found = pool.run(|team| screen.search(team, &mut buffers, inputs, scale, k, &mut best));
@@ -229,12 +229,14 @@ fn rows_that_sit_on_the_bound() {
         check(&head, &x, &format!("on the bound, k {k}"));
         let screen = screen(&head).unwrap();
         let logits = all_logits(&head, &x);
-        let (scores, bounds) = &scores(&screen, &x)[0];
-        let by_score = argmax(scores);
-        let by_logit = argmax(&logits);
-        assert!(by_score != by_logit, "k {k}: the scores must mislead, or the test shows nothing");
-        let used = (logits[by_logit] - scores[by_logit]) / (bounds[by_logit] - scores[by_logit]);
-        assert!(used > 0.9, "k {k}: the row uses {used} of its bound");
+        for (of, least_used) in scores(&screen, &x).into_iter().zip([0.9, 0.8]) {
+            let (scores, bounds) = &of[0];
+            let by_score = argmax(scores);
+            let by_logit = argmax(&logits);
+            assert!(by_score != by_logit, "k {k}: the scores must mislead, or the test shows nothing");
+            let used = (logits[by_logit] - scores[by_logit]) / (bounds[by_logit] - scores[by_logit]);
+            assert!(used > least_used, "k {k}: the row uses {used} of its bound");
+        }
     }
 }
 

@@ -97,10 +97,18 @@ pub(crate) fn store(team: &Team, segments: &mut [Segment<'_>], layer: usize, key
     let segments = &*segments;
     // What one token has is not worth a region.
     let grain = if m == 1 { 2 * n_heads } else { (2 * n_heads * segments.len()).div_ceil(team.n_threads() * 8) };
+    let place = |i: usize| {
+        let part = i % (2 * n_heads);
+        (i / (2 * n_heads), Part { head: part / 2, keys: part.is_multiple_of(2) })
+    };
     team.split(2 * n_heads * segments.len(), grain, |parts| {
-        for i in parts {
-            let (segment, part) = (i / (2 * n_heads), i % (2 * n_heads));
-            let part = Part { head: part / 2, keys: part % 2 == 0 };
+        for i in parts.clone() {
+            // Parts lie on pages of their own, which take longer to find than to write to.
+            if i + 1 < parts.end {
+                let (segment, part) = place(i + 1);
+                segments[segment].cache.ask_for_part(layer, part);
+            }
+            let (segment, part) = place(i);
             let Segment { cache, tokens, .. } = &segments[segment];
             let rows = firsts[segment] * kv_dim..(firsts[segment] + tokens.len()) * kv_dim;
             // SAFETY: there is room; the team hands out every part of every segment once, and segments have caches of their own.
@@ -177,6 +185,13 @@ impl KvCache {
             }
             Arc::make_mut(&mut self.blocks[block]);
         }
+    }
+
+    /// Asks for the memory of the next token's part.
+    fn ask_for_part(&self, layer: usize, Part { head, keys }: Part) {
+        let part = self.pool.shape.parts(layer, head)[usize::from(!keys)];
+        let block = &self.blocks[self.len / BLOCK];
+        self.pool.ty().ask_for_position(block.part(part), self.len % BLOCK, keys);
     }
 
     /// Puts one part of the keys or values of tokens (rows of all heads) behind the ones held.

@@ -92,6 +92,18 @@ impl KvType {
         });
     }
 
+    /// Asks for the memory to which [`Self::store_key`], or [`Self::store_value`], will put position `lane`.
+    pub(crate) fn ask_for_position(self, part: &[u8], lane: usize, is_key: bool) {
+        // Of a panel of values.
+        let row = LANES
+            * match self {
+                Self::F32 => 4,
+                Self::F16 => 2,
+                Self::Int8 => 1,
+            };
+        if is_key { ops::ask_for_lines(part, 64) } else { ops::ask_for_lines(&part[lane * row..], BLOCK * row) }
+    }
+
     /// Puts `row[i]` at `place(i)`, and what row `lane` counts in behind all.
     fn store(self, part: &mut [u8], lane: usize, row: &[f32], place: impl Fn(usize) -> usize) {
         match self {

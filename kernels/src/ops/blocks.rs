@@ -45,3 +45,10 @@ pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, ahead);
 }
+
+/// Asks for the cache lines of `bytes` that are `step` bytes apart, from the first on: a row will be written to them.
+pub fn ask_for_lines(bytes: &[u8], step: usize) {
+    for line in bytes.chunks(step) {
+        ask(line.as_ptr(), Ahead::default());
+    }
+}

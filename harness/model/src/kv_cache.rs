@@ -190,8 +190,9 @@ impl KvCache {
     /// Asks for the memory of the next token's part.
     fn ask_for_part(&self, layer: usize, Part { head, keys }: Part) {
         let part = self.pool.shape.parts(layer, head)[usize::from(!keys)];
-        let block = &self.blocks[self.len / BLOCK];
-        self.pool.ty().ask_for_position(block.part(part), self.len % BLOCK, keys);
+        if let Some(block) = self.blocks.get(self.len / BLOCK) {
+            self.pool.ty().ask_for_position(block.part(part), self.len % BLOCK, keys);
+        }
     }
 
     /// Puts one part of the keys or values of tokens (rows of all heads) behind the ones held.

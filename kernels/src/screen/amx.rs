@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::avx512::{codes_of_two, scales_of_two};
 use super::rows::{GROUP_ROWS, Rows, TILE_BYTES};
-use super::{BLOCK, Found, Queries, QueryTile, Score, finish};
+use super::{BLOCK, Found, Queries, QueryTiles, Score, TILE_COLUMNS, TILE_INPUTS, finish};
 use crate::arch::x86_64::amx::Config;
 use crate::arch::x86_64::prefetch;
 use crate::isa::{AmxInt8, Token};
@@ -24,15 +24,11 @@ pub fn score() -> Option<Score> {
     AmxInt8::detect().map(|_| score as Score)
 }
 
-/// Inputs of a tile.
-const INPUTS: usize = 16;
 /// Groups of rows that are taken at once.
 const GROUPS: usize = 4;
 /// Their rows: two tiles of 16.
 const ROWS: usize = GROUPS * GROUP_ROWS;
-/// Columns of a tile.
-const COLUMNS: usize = 64;
-/// Lines that are asked for while 64 columns are multiplied.
+/// Lines that are asked for while 64 columns are multiplied, at most.
 const ASKED: usize = 4;
 
 /// 4 columns of 32 rows, of which a tile takes 16.
@@ -43,17 +39,18 @@ struct Quad([[i8; 64]; 2]);
 /// For each of 16 inputs the sums of first parts, and of second ones, with 32 rows.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Sums([[[i32; ROWS]; 2]; INPUTS]);
+struct Sums([[[i32; ROWS]; 2]; TILE_INPUTS]);
 
 /// # Safety
 /// The CPU has AMX, and this process may use it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let n_inputs = queries.all.len();
-    let mut sums = vec![Sums([[[0; ROWS]; 2]; INPUTS]); n_inputs.div_ceil(INPUTS)];
+    let mut sums = vec![Sums([[[0; ROWS]; 2]; TILE_INPUTS]); n_inputs.div_ceil(TILE_INPUTS)];
     let n_steps = queries.tiles.len() / sums.len();
+    assert!(n_steps > 0, "the inputs are not quantised whole");
     // Behind an odd number of blocks, zeros.
-    let mut quads = vec![Quad([[0; 64]; 2]); n_steps * COLUMNS / 4];
+    let mut quads = vec![Quad([[0; 64]; 2]); n_steps * TILE_COLUMNS / 4];
     for first in groups.clone().step_by(GROUPS) {
         let n_groups = GROUPS.min(groups.end - first);
         // Behind the last group, that one again.
@@ -61,7 +58,9 @@ unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least
         // Behind them lie the next: what unpacking leaves of their lines is asked for while tiles are multiplied.
         let mut ahead = tiles[GROUPS - 1].as_ptr_range().end.cast::<u8>();
         let n_blocks = GROUPS * tiles[0].len();
-        let n_lines = (n_blocks * TILE_BYTES / 64).saturating_sub(ASKED * n_steps * sums.len()).div_ceil(n_blocks / 2);
+        let (n_lines, turns) = (n_blocks * TILE_BYTES / 64, n_steps * sums.len());
+        let asked = (n_lines / turns).min(ASKED);
+        let n_lines = (n_lines - asked * turns).div_ceil(n_blocks / 2);
         for (half, [a, b]) in tiles.as_chunks().0.iter().enumerate() {
             for ((a, b), quads) in a.iter().zip(*b).zip(quads.as_chunks_mut().0) {
                 unpack(a, b, half, quads);
@@ -71,13 +70,13 @@ unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least
                 }
             }
         }
-        // SAFETY: the CPU has AMX, as this function's caller knows. There are 16 quads for every step, of which there is one at least, since no
-        // head without columns comes here, and a pair of tiles for every step of each of `sums`.
-        unsafe { multiply(&quads, n_steps, &queries.tiles, &mut sums, ahead) };
+        // SAFETY: the CPU has AMX, as this function's caller knows. There are 16 quads for every step, of which there is one at least (asserted),
+        // and a pair of tiles for every step of each of `sums`, by the division.
+        unsafe { multiply(&quads, n_steps, &queries.tiles, &mut sums, ahead, asked) };
         for group in first..first + n_groups {
             let factors = rows.group(group).1.of_bytes();
             for ((i, query), least) in queries.all.iter().enumerate().zip(&mut *least) {
-                let [first_parts, second_parts] = &sums[i / INPUTS].0[i % INPUTS];
+                let [first_parts, second_parts] = &sums[i / TILE_INPUTS].0[i % TILE_INPUTS];
                 let of_group = |sums: &[i32; ROWS]| sums.as_chunks().0[group - first];
                 let of_rows = query.of_parts(&of_group(first_parts), &of_group(second_parts));
                 finish(rows, group, &factors, (i, query), &of_rows, least, found);
@@ -108,12 +107,21 @@ fn unpack(a: &[u8; TILE_BYTES], b: &[u8; TILE_BYTES], half: usize, quads: &mut [
     }
 }
 
-/// The sums of products of both parts of all inputs with 32 rows. Meanwhile the lines from `ahead` on are asked for.
+/// The sums of products of both parts of all inputs with 32 rows. Meanwhile lines from `ahead` on are asked for, `asked` in
+/// a step.
 ///
 /// # Safety
 /// The CPU has AMX, and this process may use it. There are `n_steps`, at least one, times 16 `quads`, and `n_steps` pairs of `inputs` for each of
 /// `sums`, of which there is one at least.
-unsafe fn multiply(quads: &[Quad], n_steps: usize, inputs: &[[QueryTile; 2]], sums: &mut [Sums], ahead: *const u8) {
+unsafe fn multiply(
+    quads: &[Quad],
+    n_steps: usize,
+    inputs: &[QueryTiles],
+    sums: &mut [Sums],
+    ahead: *const u8,
+    asked: usize,
+) {
+    const { assert!(ASKED == 4, "as the text of the instructions has it") };
     static CONFIG: Config = Config::new([(16, 64); 8]);
     // SAFETY: by the contract; requests may go anywhere.
     unsafe {
@@ -139,7 +147,7 @@ unsafe fn multiply(quads: &[Quad], n_steps: usize, inputs: &[[QueryTile; 2]], su
             "prefetcht1 [{ahead} + 64]",
             "prefetcht1 [{ahead} + 128]",
             "prefetcht1 [{ahead} + 192]",
-            "add {ahead}, 256",
+            "add {ahead}, {asked}",
             "add {inputs}, 2048",
             "add {quad}, 16*128",
             "dec {n}",
@@ -161,6 +169,7 @@ unsafe fn multiply(quads: &[Quad], n_steps: usize, inputs: &[[QueryTile; 2]], su
             sums = inout(reg) sums.as_mut_ptr() => _,
             end = in(reg) sums.as_ptr_range().end,
             ahead = inout(reg) ahead => _,
+            asked = in(reg) 64 * asked,
             line = in(reg) 64usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             out("tmm7") _,

@@ -26,7 +26,7 @@
 //! rounded once more, to bytes `w̃` in a unit of the row, and inputs to 15 bits `x̂ = unit · (128 a + b)`, with `|a| <= 127` and `|b| <= 64`.
 //! The bound is the same with `w - w̃` for `r`; `ω` is at least `|w̃|` too. Sums over `a` and over `b` are integers and exact; six roundings
 //! follow. As the unit is at most `|h| / 16256`, the vectors `128 a` and `b` are together at most `1 + √k / 127` times as long as `|h| + |e|`, and six
-//! times that is less than the `2 k / 32 + 8` above.
+//! times that is less than the `2 k / 32 + 8` above, whose rest covers the rounding of the unit.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -77,7 +77,7 @@ pub struct Screen {
 type Score = fn(&Rows, &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>);
 type Found<'a> = dyn FnMut(Candidate, f32) -> f32 + 'a;
 
-/// A row that may be among the best of a query; beside it goes its score, `ŵ·x̂`.
+/// A row that may be among the best of a query; beside it goes its score, `ŵ·x̂` or `w̃·x̂`.
 #[derive(Clone, Copy)]
 struct Candidate {
     query: u32,
@@ -430,6 +430,7 @@ impl Query {
     }
 
     /// The sums of a whole input, from those of its two parts.
+    #[cfg(any(test, target_arch = "x86_64"))]
     #[inline(always)]
     fn of_parts(&self, first: &[i32; GROUP_ROWS], second: &[i32; GROUP_ROWS]) -> [f32; GROUP_ROWS] {
         let mut sums = [0.0; GROUP_ROWS];
@@ -463,15 +464,21 @@ fn unit_of(h: &[f32], most: f32) -> (f32, f32) {
 #[derive(Default)]
 struct Queries {
     all: Vec<Query>,
-    /// Of whole inputs: for 16 inputs and 64 columns at a time a tile of first parts and one of second ones, an input after the other.
-    tiles: Vec<[QueryTile; 2]>,
+    /// Of whole inputs, [`TILE_INPUTS`] after the other and in those [`TILE_COLUMNS`] after the other.
+    tiles: Vec<QueryTiles>,
 }
 
-/// A tile register's worth: 64 columns of 16 inputs.
-type QueryTile = [[i8; 64]; 16];
+/// Inputs, and columns, of a tile register.
+const TILE_INPUTS: usize = 16;
+const TILE_COLUMNS: usize = 64;
+
+/// Two registers' worth: the first parts, and the second ones. Every row of one is a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct QueryTiles([[[i8; TILE_COLUMNS]; TILE_INPUTS]; 2]);
 
 impl Queries {
-    /// Of whole inputs: sums of products of bytes, and of these with the columns' number, stay below 2^31.
+    /// Of whole inputs, at most: sums stay below 127 · 127 · 2^17 < 2^31.
     const MOST_COLUMNS: usize = 1 << 17;
 
     /// Quantises `m` inputs of `k` columns, whole or in blocks; `false` where one is not finite or too large.
@@ -482,14 +489,14 @@ impl Queries {
         if !whole {
             return queries.all(|(_, (query, x))| query.prepare(x));
         }
-        let per_input = k.div_ceil(64);
+        let n_steps = k.div_ceil(TILE_COLUMNS);
         tiles.clear();
-        tiles.resize(m.div_ceil(16) * per_input, [[[0; 64]; 16]; 2]);
+        tiles.resize(m.div_ceil(TILE_INPUTS) * n_steps, QueryTiles([[[0; _]; _]; 2]));
         queries.all(|(i, (query, x))| {
-            let tiles = &mut tiles[i / 16 * per_input..][..per_input];
+            let tiles = &mut tiles[i / TILE_INPUTS * n_steps..][..n_steps];
             query.prepare_whole(x, |column, parts| {
-                for (tile, part) in tiles[column / 64].iter_mut().zip(parts) {
-                    tile[i % 16][column % 64] = part;
+                for (tile, part) in tiles[column / TILE_COLUMNS].0.iter_mut().zip(parts) {
+                    tile[i % TILE_INPUTS][column % TILE_COLUMNS] = part;
                 }
             })
         })
@@ -497,7 +504,7 @@ impl Queries {
 
     fn bytes(&self) -> usize {
         let blocks: usize = self.all.iter().map(|query| query.blocks.capacity() * size_of::<QueryBlock>()).sum();
-        blocks + self.tiles.capacity() * size_of::<[QueryTile; 2]>()
+        blocks + self.tiles.capacity() * size_of::<QueryTiles>()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-#[cfg(test)]
-use super::rows::byte;
 use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES, code};
 use super::{Found, Queries, Query, QueryBlock, finish};
+#[cfg(test)]
+use super::{TILE_COLUMNS, TILE_INPUTS, rows::byte};
 
 /// See [`super::Score`].
 pub fn score(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
@@ -37,12 +37,12 @@ fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> [f32; GROUP_ROWS] {
 /// What `amx::score` does.
 #[cfg(test)]
 pub fn score_whole(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
-    let per_input = queries.tiles.len() / queries.all.len().div_ceil(16);
+    let per_input = queries.tiles.len() / queries.all.len().div_ceil(TILE_INPUTS);
     for group in groups {
         let (tiles, factors) = rows.group(group);
         let factors = factors.of_bytes();
         for (i, (query, least)) in queries.all.iter().zip(&mut *least).enumerate() {
-            let of_input = &queries.tiles[i / 16 * per_input..][..per_input];
+            let of_input = &queries.tiles[i / TILE_INPUTS * per_input..][..per_input];
             let mut sums = [[0i32; GROUP_ROWS]; 2];
             for column in 0..32 * tiles.len() {
                 let tile = &tiles[column / 32];
@@ -50,7 +50,10 @@ pub fn score_whole(rows: &Rows, queries: &Queries, groups: Range<usize>, least: 
                     let code = code(tile, column % 32 / 4, 4 * row + column % 4);
                     let weight = byte(i32::from(code) - 16, i32::from(tile[CODE_BYTES + row]));
                     for part in 0..2 {
-                        sums[part][row] += weight * i32::from(of_input[column / 64][part][i % 16][column % 64]);
+                        sums[part][row] += weight
+                            * i32::from(
+                                of_input[column / TILE_COLUMNS].0[part][i % TILE_INPUTS][column % TILE_COLUMNS],
+                            );
                     }
                 }
             }

@@ -55,6 +55,7 @@ pub struct Factors {
     pub byte_residual: [f32; GROUP_ROWS],
 }
 
+#[cfg(any(test, target_arch = "x86_64"))]
 impl Factors {
     /// Those of rows as bytes: `w̃ = scale · byte`.
     #[inline(always)]

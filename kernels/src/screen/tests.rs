@@ -115,8 +115,9 @@ fn others(x: &[f32], n: usize) -> Vec<f32> {
     (0..n).flat_map(input).collect()
 }
 
-/// Checks bounds and searches of one head and input; returns the rows rescored for the best one, if it was found.
-fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
+/// Checks bounds and searches of one head and input; returns the rows rescored for the best one, and for the best of 33 inputs, if they
+/// were found.
+fn check_all(head: &DenseMatrix, x: &[f32], what: &str) -> [Option<usize>; 2] {
     let screen = screen(head).unwrap();
     let inputs = others(x, 33);
     // The first is `x` itself.
@@ -124,8 +125,8 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
     let scores = scores(&screen, x);
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     for vector in scores[0][1..].windows(2).chain(scores[1].windows(2)) {
-        assert_eq!(bits(&vector[0].0), bits(&vector[1].0), "{what}: scores of vector paths");
-        assert_eq!(bits(&vector[0].1), bits(&vector[1].1), "{what}: bounds of vector paths");
+        assert_eq!(bits(&vector[0].0), bits(&vector[1].0), "{what}: scores of two paths");
+        assert_eq!(bits(&vector[0].1), bits(&vector[1].1), "{what}: bounds of two paths");
     }
     for (scores, bounds) in scores.into_iter().flatten() {
         for row in 0..head.n() {
@@ -135,7 +136,7 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
             assert!(2.0 * scores[row] - bound <= logit, "{what}: row {row}: {logit}, {}, {bound}", scores[row]);
         }
     }
-    let mut rescored = None;
+    let mut rescored = [None; 2];
     for n_threads in [1, 3] {
         let pool = Pool::new(n_threads).unwrap();
         for (k, scale) in [(1, 1.0), (1, 0.1), (5, 1.0), (40, 0.3)] {
@@ -151,13 +152,18 @@ fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
                     let what = format!("{what}: {i} of {m}, k {k}, scale {scale}, {n_threads} threads");
                     assert_eq!(bits(best), bits(&expected), "{what}");
                 }
-                if (m, k) == (1, 1) {
-                    rescored = found.map(|found| found.rows);
+                if k == 1 && (m == 1 || m == 33) {
+                    rescored[usize::from(m == 33)] = found.map(|found| found.rows);
                 }
             }
         }
     }
     rescored
+}
+
+/// [`check_all`], for the one.
+fn check(head: &DenseMatrix, x: &[f32], what: &str) -> Option<usize> {
+    check_all(head, x, what)[0]
 }
 
 #[test]
@@ -172,8 +178,9 @@ fn gaussian_rows_of_every_shape_and_type() {
     }
     // Wide rows have few candidates: a search that always gave up would fail here.
     let rows: Vec<_> = (0..2000).map(|_| rng.vector(640)).collect();
-    let rescored = check(&matrix(DenseType::F16, &rows), &rng.vector(640), "wide").expect("worth it");
-    assert!(rescored < 600, "{rescored} rows");
+    let [one, many] = check_all(&matrix(DenseType::F16, &rows), &rng.vector(640), "wide");
+    let (one, many) = (one.expect("worth it"), many.expect("worth it"));
+    assert!(one < 600 && many < 33 * 600, "{one} and {many} rows");
 }
 
 #[test]
@@ -240,6 +247,54 @@ fn rows_that_sit_on_the_bound() {
     }
 }
 
+/// Rows whose codes are exact and whose bytes are not: halves that all go up, towards an input that is negative there. Then bytes use all of
+/// their own residual, and many times that of the codes.
+#[test]
+fn bytes_have_a_residual_of_their_own() {
+    let mut rng = Rng(6);
+    let k = 320;
+    // Block 0 sets the row's scale to 1, the others' largest weight theirs to 16: odd codes are half a unit of bytes off.
+    let mut row = || -> Vec<f32> {
+        let odd = |rng: &mut Rng| 16.0 * (2.0 * (rng.next() % 14) as f32 - 13.0);
+        let mut row: Vec<f32> = (0..k).map(|j| if j < 32 { 0.0 } else { odd(&mut rng) }).collect();
+        row[0] = 15.5 * 255.0;
+        row[32..].iter_mut().step_by(32).for_each(|w| *w = 248.0);
+        row
+    };
+    let rows: Vec<_> = (0..40).map(|_| row()).collect();
+    let x: Vec<f32> = (0..k).map(|j: usize| if j < 32 || j.is_multiple_of(32) { 0.0 } else { -1.0 }).collect();
+    let head = matrix(DenseType::F32, &rows);
+    check(&head, &x, "halves");
+    let [_, whole] = scores(&screen(&head).unwrap(), &x);
+    for (row, (&logit, (score, bound))) in
+        all_logits(&head, &x).iter().zip(whole[0].0.iter().zip(&whole[0].1)).enumerate()
+    {
+        let used = (logit - score) / (bound - score);
+        assert!(used > 0.7 && bound - score > 1000.0, "row {row}: {used} of {}", bound - score);
+    }
+}
+
+/// Sums as large as they can be, and one column more, which is left to the path by blocks.
+#[test]
+fn the_most_columns() {
+    let most = Queries::MOST_COLUMNS;
+    for k in [most, most + 1] {
+        // One block's largest weight is the row's: all of them are -16 times 255.
+        let head = matrix(DenseType::F32, &vec![vec![-1.0; k]; 9]);
+        let screen = screen(&head).unwrap();
+        let x = vec![1.0; 17 * k];
+        let mut best = vec![Vec::new(); 17];
+        let pool = Pool::new(1).unwrap();
+        // All are equal, so the head is asked in the end.
+        assert!(pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &x, 1.0, 1, &mut best)).is_none());
+    }
+    let head = matrix(DenseType::F32, &[vec![-1.0; most], vec![1.0; most]]);
+    for (score, bound) in scores(&screen(&head).unwrap(), &vec![1.0; most]).into_iter().flatten() {
+        assert!(score[0] < -120_000.0 && score[1] > 120_000.0, "{score:?}");
+        assert!(bound[0] >= -(most as f32) && bound[1] >= most as f32, "{bound:?}");
+    }
+}
+
 fn argmax(values: &[f32]) -> usize {
     (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
 }
@@ -293,10 +348,14 @@ fn what_cannot_be_bounded_is_left_to_the_head() {
     let pool = Pool::new(1).unwrap();
     for (bad, scale) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (1e30, 1.0), (1.0, -1.0), (1.0, f32::NAN), (1.0, 1e-30)]
     {
-        let mut best = vec![vec![(9, 9.0)]; 2];
-        let inputs = [[1.0; 40], [bad; 40]].concat();
-        let found = pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &inputs, scale, 1, &mut best));
-        assert_eq!((found, best), (None, vec![Vec::new(); 2]), "{bad}, {scale}");
+        for m in [2, 20] {
+            let mut best = vec![vec![(9, 9.0)]; m];
+            let mut inputs = vec![1.0; m * 40];
+            inputs[(m - 1) * 40..].fill(bad);
+            let found =
+                pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &inputs, scale, 1, &mut best));
+            assert_eq!((found, best), (None, vec![Vec::new(); m]), "{bad}, {scale}");
+        }
     }
 }
 

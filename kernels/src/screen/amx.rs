@@ -1,7 +1,7 @@
 //! The score of many inputs by tiles, of whole inputs and of rows as bytes (see [`super`]).
 //!
 //! 32 rows are unpacked and multiplied by the two parts of 16 inputs at a time: four tiles of sums. On a Xeon whose core reads 18 GB/s, 32
-//! inputs take 41 ms for 128,256 x 2560, of which unpacking is 18; without tiles 56. What would keep more in the L1 cache, blocks of
+//! inputs take 38 ms for 128,256 x 2560, nearly half of it unpacking; without tiles 54. What would keep more in the L1 cache, blocks of
 //! 512 columns whose sums go to memory and back, takes as long.
 
 use std::arch::asm;

@@ -279,15 +279,16 @@ fn bytes_have_a_residual_of_their_own() {
 fn the_most_columns() {
     let most = Queries::MOST_COLUMNS;
     for k in [most, most + 1] {
-        // One block's largest weight is the row's: all of them are -16 times 255.
-        let head = matrix(DenseType::F32, &vec![vec![-1.0; k]; 9]);
-        let screen = screen(&head).unwrap();
-        let x = vec![1.0; 17 * k];
-        let mut best = vec![Vec::new(); 17];
-        let pool = Pool::new(1).unwrap();
-        // All are equal, so the head is asked in the end.
-        assert!(pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &x, 1.0, 1, &mut best)).is_none());
+        let mut rows = vec![vec![-1.0; k]; 30];
+        rows[13].fill(1.0);
+        let head = matrix(DenseType::F32, &rows);
+        let (x, mut best) = (vec![1.0; 17 * k], vec![Vec::new(); 17]);
+        let (screen, pool) = (screen(&head).unwrap(), Pool::new(1).unwrap());
+        let found = pool.run(|team| screen.search(team, &mut SearchBuffers::default(), &x, 1.0, 1, &mut best));
+        assert!(found.is_some_and(|found| found.rows < 17 * 5), "{k} columns: {found:?}");
+        assert_eq!(best, vec![best_of(&all_logits(&head, &x[..k]), 1.0, 1); 17], "{k} columns");
     }
+    // Bytes of -127 and 120, times 127.
     let head = matrix(DenseType::F32, &[vec![-1.0; most], vec![1.0; most]]);
     for (score, bound) in scores(&screen(&head).unwrap(), &vec![1.0; most]).into_iter().flatten() {
         assert!(score[0] < -120_000.0 && score[1] > 120_000.0, "{score:?}");

@@ -167,7 +167,7 @@ impl Linear {
     /// Rows worth giving to one call of the kernel.
     fn rows_per_call(&self, m: usize) -> usize {
         match &self.weights {
-            Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call(),
+            Weights::Ternary(ternary) => ternary.at(m).0.rows_per_call(m),
             // Whole blocks and register tiles of every dense kernel.
             Weights::Dense { .. } if m > FUSED_TOKENS => 96,
             Weights::Dense { .. } => 1,
@@ -397,10 +397,15 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
         per_call = per_call.max(product.tiles_per_call(m));
         outputs.push((first_tile..n_tiles, &*product, SharedMut::new(y)));
     }
-    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. In whole calls of the kernel, and
-    // one for every worker.
-    let grain =
-        n_tiles.div_ceil(team.n_threads() * 8).next_multiple_of(per_call).min(n_tiles.div_ceil(team.n_threads()));
+    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. Where the kernel wants larger ones, as
+    // many for each worker.
+    let n_threads = team.n_threads();
+    let in_eights = n_tiles.div_ceil(8 * n_threads);
+    let grain = if per_call <= in_eights {
+        in_eights.next_multiple_of(per_call)
+    } else {
+        n_tiles.div_ceil(n_tiles.div_ceil(per_call).next_multiple_of(n_threads))
+    };
     team.stream(n_tiles, grain, |tiles| {
         for (range, product, y) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);

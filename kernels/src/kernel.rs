@@ -275,9 +275,9 @@ pub trait TernaryKernel: Send + Sync {
     /// What this kernel is.
     fn info(&self) -> &'static KernelInfo;
 
-    /// Rows worth giving to one [`compute`](Self::compute), where the matrix has them. A kernel that builds tables there
+    /// Rows worth giving to one [`compute`](Self::compute) of `m` tokens, where the matrix has them. A kernel that builds tables there
     /// builds them once per call.
-    fn rows_per_call(&self) -> usize {
+    fn rows_per_call(&self, _m: usize) -> usize {
         self.info().row_tile
     }
 

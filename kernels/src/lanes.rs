@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::kernel::Prepared;
+use crate::team::{SharedMut, Team};
 
 /// Tokens that lie beside each other. Their number is padded to a multiple of it.
 pub const LANES: usize = 32;
@@ -19,31 +20,39 @@ pub type Column = [i8; LANES];
 const BLOCK: usize = 16;
 
 /// Transposes `x`, and bounds its sums in `sums`, one per 32 tokens and 16 columns. All columns of 32 tokens follow
-/// each other, then come those of the next 32. Tokens and columns (to a multiple of 16) are padded with zeros.
-pub fn fill(x: &QuantizedActivations, out: &mut Prepared) {
-    let columns = x.k.next_multiple_of(BLOCK);
-    (out.m, out.stride) = (x.m, columns * LANES);
-    let n_chunks = x.m.div_ceil(LANES);
-    out.bytes.ensure_len(out.stride * n_chunks);
-    out.sums.clear();
-    out.sums.resize(n_chunks * columns / BLOCK, 0);
-    for (chunk, bytes) in out.bytes.as_i8_mut().chunks_exact_mut(out.stride.max(1)).enumerate() {
-        for first_token in (0..LANES).step_by(BLOCK) {
-            for (block, bytes) in bytes.chunks_exact_mut(BLOCK * LANES).enumerate() {
+/// each other, then come those of the next 32. Tokens and columns (to a multiple of `multiple`, itself one of 16) are padded with zeros.
+pub fn fill(team: &Team, x: &QuantizedActivations, multiple: usize, out: &mut Prepared) {
+    /// Blocks that a worker takes at once.
+    const GRAIN: usize = 32;
+    let n_blocks = x.k.next_multiple_of(multiple) / BLOCK;
+    (out.m, out.stride) = (x.m, n_blocks * BLOCK * LANES);
+    let n = n_blocks * x.m.div_ceil(LANES);
+    out.bytes.ensure_len(n * BLOCK * LANES);
+    out.sums.resize(n, 0);
+    let (bytes, sums) = (SharedMut::new(out.bytes.as_i8_mut()), SharedMut::new(&mut out.sums));
+    team.split(n, GRAIN, |blocks| {
+        // SAFETY: a range of blocks is handed out once, and has bytes and bounds of its own.
+        let (bytes, sums) = unsafe {
+            (bytes.slice(blocks.start * BLOCK * LANES..blocks.end * BLOCK * LANES), sums.slice(blocks.clone()))
+        };
+        let bytes: &mut [[Column; BLOCK]] = bytes.as_chunks_mut().0.as_chunks_mut().0;
+        for ((i, bytes), bound) in blocks.zip(bytes).zip(sums) {
+            let first_column = (i % n_blocks * BLOCK).min(x.k);
+            let here = first_column..x.k.min(first_column + BLOCK);
+            *bound = 0;
+            for first_lane in (0..LANES).step_by(BLOCK) {
                 let mut values = [[0; BLOCK]; BLOCK];
-                let here = block * BLOCK..x.k.min((block + 1) * BLOCK);
-                let tokens = chunk * LANES + first_token..x.m.min(chunk * LANES + first_token + BLOCK);
-                let bound = &mut out.sums[chunk * columns / BLOCK + block];
-                for (token, values) in tokens.zip(&mut values) {
+                let first = i / n_blocks * LANES + first_lane;
+                for (token, values) in (first..x.m.min(first + BLOCK)).zip(&mut values) {
                     values[..here.len()].copy_from_slice(&x.row(token)[here.clone()]);
                     *bound = values.iter().map(|x| i32::from(x.unsigned_abs())).sum::<i32>().max(*bound);
                 }
-                for (column, values) in bytes.as_chunks_mut::<LANES>().0.iter_mut().zip(transposed(values)) {
-                    column[first_token..][..BLOCK].copy_from_slice(&values);
+                for (column, values) in bytes.iter_mut().zip(transposed(values)) {
+                    column[first_lane..][..BLOCK].copy_from_slice(&values);
                 }
             }
         }
-    }
+    });
 }
 
 /// Four perfect shuffles. Written out so that each is a byte interleave, one instruction on every CPU with vectors.
@@ -64,6 +73,13 @@ fn transposed(mut rows: [[i8; BLOCK]; BLOCK]) -> [[i8; BLOCK]; BLOCK] {
 /// The columns of tokens `32 chunk .. 32 chunk + 32`.
 pub fn of(x: &Prepared, chunk: usize) -> &[Column] {
     x.bytes.as_i8()[chunk * x.stride..][..x.stride].as_chunks().0
+}
+
+/// The largest `Σ |x|` of tokens `32 chunk .. 32 chunk + 32` in columns `width index .. width index + width`, or a little more; `width` is
+/// a multiple of 16.
+pub fn bound(x: &Prepared, chunk: usize, width: usize, index: usize) -> i32 {
+    let n = x.stride / (BLOCK * LANES);
+    x.sums[chunk * n..][..n][index * width / BLOCK..][..width / BLOCK].iter().sum()
 }
 
 /// Cuts the columns of 32 tokens into blocks, counted in 16 columns, whose sums fit into int16.
@@ -88,11 +104,12 @@ mod tests {
 
     #[test]
     fn tokens_become_lanes() {
+        let team = Team::alone();
         for (m, k) in [(1, 1), (15, 17), (32, 16), (33, 33), (70, 5)] {
             let x = activations(m, k, |token, column| legal(token * 37 + column * 5));
             let mut out = Prepared::default();
-            fill(&activations(m + 40, k + 40, |_, _| 1), &mut out);
-            fill(&x, &mut out);
+            fill(&team, &activations(m + 40, k + 40, |_, _| 1), 16, &mut out);
+            fill(&team, &x, 16, &mut out);
             for token in 0..m.next_multiple_of(LANES) {
                 let columns = of(&out, token / LANES);
                 assert_eq!(columns.len(), k.next_multiple_of(16));
@@ -108,7 +125,7 @@ mod tests {
     fn blocks_are_as_long_as_int16_allows() {
         let lengths = |value: fn(usize, usize) -> i8| {
             let mut out = Prepared::default();
-            fill(&activations(33, 16 * 40, value), &mut out);
+            fill(&Team::alone(), &activations(33, 16 * 40, value), 16, &mut out);
             [0, 1].map(|chunk| blocks(&out, chunk).map(|block| block.len()).collect::<Vec<_>>())
         };
         assert_eq!(lengths(|_, _| -127), [[16, 16, 8], [16, 16, 8]]);

@@ -88,6 +88,8 @@ kernels! {
     #[cfg(target_arch = "x86_64")]
     x86_64::avx2::i2s_maddubs::I2sMaddubs;
     #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::i2s_vlut::I2sVlut;
+    #[cfg(target_arch = "x86_64")]
     x86_64::avxvnni::i2s_dpbusd::I2sDpbusd;
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::b3_dpbusd::B3Dpbusd;

@@ -116,7 +116,7 @@ where
         Self::INFO
     }
 
-    fn rows_per_call(&self) -> usize {
+    fn rows_per_call(&self, _m: usize) -> usize {
         ROWS
     }
 
@@ -124,8 +124,8 @@ where
         vlut::pack(w)
     }
 
-    fn prepare(&self, _: &Team, x: &QuantizedActivations, out: &mut Prepared) {
-        lanes::fill(x, out);
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        lanes::fill(team, x, TILE_K, out);
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {

@@ -97,7 +97,7 @@ impl<D: Decode> TernaryKernel for Maddubs<D> {
         D::INFO
     }
 
-    fn rows_per_call(&self) -> usize {
+    fn rows_per_call(&self, _m: usize) -> usize {
         STREAMS * TILE_ROWS
     }
 

@@ -4,6 +4,7 @@ pub mod b3_maddubs;
 pub mod bitplane_pshufb;
 pub mod blocks;
 pub mod i2s_maddubs;
+pub mod i2s_vlut;
 pub mod interleaved;
 pub mod lookup;
 pub mod t5_maddubs;

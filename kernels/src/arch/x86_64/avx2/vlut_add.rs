@@ -27,15 +27,9 @@ impl<const V: usize> Vectors for Lanes<V> {
 
     #[target_feature(enable = "avx2")]
     unsafe fn build(columns: &[Column; TILE_K], tables: &mut [Self::Entry; ENTRIES]) {
-        for (columns, table) in columns.as_chunks::<GROUP>().0.iter().zip(tables.chunks_exact_mut(N_CODES)) {
+        for (columns, table) in columns.as_chunks::<GROUP>().0.iter().zip(tables.as_chunks_mut().0) {
             for v in 0..V {
-                let low = pair(&columns[0], &columns[1], v);
-                let high = pair(&columns[2], &columns[3], v);
-                for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {
-                    for i in 0..9 {
-                        store(&mut entries[i][v], _mm256_add_epi16(low[i], high));
-                    }
-                }
+                self::table(columns, v, table, v);
             }
         }
     }
@@ -64,6 +58,19 @@ impl<const V: usize> Vectors for Lanes<V> {
     #[target_feature(enable = "avx2")]
     unsafe fn widen(sums: &[Self::Entry], acc: &mut [i32], stride: usize) {
         widen(sums, acc, stride);
+    }
+}
+
+/// Fills vector `at` of a table's entries for tokens `16 v .. 16 v + 16`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn table<const V: usize>(columns: &[Column; GROUP], v: usize, table: &mut [[Vector; V]; N_CODES], at: usize) {
+    let low = pair(&columns[0], &columns[1], v);
+    let high = pair(&columns[2], &columns[3], v);
+    for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {
+        for i in 0..9 {
+            store(&mut entries[i][at], _mm256_add_epi16(low[i], high));
+        }
     }
 }
 
@@ -127,7 +134,7 @@ fn load(vector: &Vector) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store(vector: &mut Vector, value: __m256i) {
+pub(crate) fn store(vector: &mut Vector, value: __m256i) {
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(vector.as_mut_ptr().cast(), value) };
 }

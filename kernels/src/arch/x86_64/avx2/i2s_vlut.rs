@@ -1,0 +1,304 @@
+//! `avx2-i2s-vlut`: tokens as lanes, as in `arch/vlut.rs`, on 2-bit codes: one packed copy serves a few tokens, by `vpmaddubsw`, and
+//! many, by tables. One `vpaddw` from a table is 64 multiply-adds, twice what `vpmaddubsw` and `vpaddw` are together.
+//!
+//! A slice is 32 columns: 8 tables of 81 entries, 21 KB for 16 tokens, stay in the L1 cache while all rows stream by, and a row adds 8
+//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, in 1.5 cycles a
+//! row, so that a row's additions need no more than a load, a move and a shift for each of them.
+//!
+//! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds. Loads and stores of sums, the moves and shifts leave 82 of
+//! them on Zen 3 in a loop of its own (6.2 cycles a row, where 9 loads take 4.5); 32 tokens by 4 tables leave 76, offsets loaded one by one 65.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::i2s_maddubs::I2sMaddubs;
+use super::interleaved::{Plane, VECTORS, load};
+use super::vlut_add::{self, Vector};
+use crate::activation::QuantizedActivations;
+use crate::arch::x86_64::prefetch;
+use crate::isa::{Avx2, Token};
+use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
+use crate::lanes::{self, Column, LANES};
+use crate::layout::i2s;
+use crate::layout::interleaved::TILE_ROWS;
+use crate::layout::vlut::{GROUP, N_CODES};
+use crate::team::Team;
+use crate::trit::TernaryMatrix;
+
+/// The kernel.
+pub struct I2sVlut {
+    /// For batches that are not [`worth_tables`].
+    few: I2sMaddubs,
+    #[allow(dead_code, reason = "the proof of support")]
+    proof: Avx2,
+}
+
+/// Whether `m` tokens fill two thirds of the lanes: a full vector takes that much of what `vpmaddubsw` takes for 16 tokens.
+fn worth_tables(m: usize) -> bool {
+    3 * m >= 2 * m.next_multiple_of(TOKENS)
+}
+
+impl I2sVlut {
+    /// What it is.
+    pub const INFO: &'static KernelInfo = &KernelInfo {
+        name: "avx2-i2s-vlut",
+        summary: "2-bit codes, tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few tokens by vpmaddubsw",
+        features: Avx2::FEATURES,
+        layout: "i2s",
+        bits_per_weight: 2.0,
+        row_tile: TILE_ROWS,
+        exactness: Exactness::Exact,
+        source: "Vec-LUT (arXiv 2512.06443) on bitnet.cpp I2_S",
+    };
+
+    /// The kernel, where the CPU has AVX2.
+    pub fn new() -> Option<Self> {
+        Some(Self { few: I2sMaddubs::new()?, proof: Avx2::detect()? })
+    }
+}
+
+impl TernaryKernel for I2sVlut {
+    fn info(&self) -> &'static KernelInfo {
+        Self::INFO
+    }
+
+    fn rows_per_call(&self, m: usize) -> usize {
+        if worth_tables(m) { ROWS } else { self.few.rows_per_call(m) }
+    }
+
+    fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
+        i2s::pack(w)
+    }
+
+    fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+        if worth_tables(x.m) { lanes::fill(team, x, SLICE, out) } else { self.few.prepare(team, x, out) }
+    }
+
+    fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+        if !worth_tables(x.m) {
+            return self.few.compute(w, x, rows, acc);
+        }
+        assert_eq!(x.stride, w.k.next_multiple_of(SLICE) * LANES, "the input was prepared for another k");
+        assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
+        assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
+        acc.fill(0);
+        if acc.is_empty() {
+            return;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let n_rows = rows.len();
+            for first in rows.clone().step_by(ROWS) {
+                let here = first..rows.end.min(first + ROWS);
+                let of_row = &mut acc[first - rows.start..];
+                for chunk in (0..x.m.div_ceil(LANES)).step_by(TOGETHER / VECTORS_OF_CHUNK) {
+                    let acc = of_row.get_mut(chunk * LANES * n_rows..).unwrap_or_default();
+                    // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+                    unsafe { columns(w, x, chunk, here.clone(), scratch, acc, n_rows) };
+                }
+            }
+        });
+    }
+}
+
+/// Columns of a slice: two packed tiles.
+const SLICE: usize = 2 * i2s::SHAPE.columns;
+/// Tables of a slice.
+const GROUPS: usize = SLICE / GROUP;
+/// Tokens of a vector.
+const TOKENS: usize = 16;
+/// Rows whose sums are kept in the L2 cache while the tables change: with [`TOGETHER`] vectors of tokens 320 KB.
+const ROWS: usize = 2560;
+/// Vectors of tokens that use a slice's offsets.
+const TOGETHER: usize = 4;
+/// Of them make a chunk of the prepared form.
+const VECTORS_OF_CHUNK: usize = LANES / TOKENS;
+
+/// A packed tile: 16 columns of 32 rows.
+type Tile = Plane;
+/// Offsets into four tables, in bytes, 16 bits each.
+type Offsets = u64;
+/// Entries of the tables of a slice, one table after the other, and as many more as a code that is none (of pairs of bits that are 3) could reach.
+const ENTRIES: usize = (GROUPS - 1) * N_CODES + MAX_CODE + 1;
+/// `3 + 3·3 + 9·3 + 27·3`.
+const MAX_CODE: usize = 120;
+
+/// What a thread works with.
+#[repr(C, align(64))]
+struct Scratch {
+    tables: [[Vector; 1]; ENTRIES],
+    /// For each half of a slice, of every row.
+    offsets: [[Offsets; ROWS]; 2],
+    sums: [[[Vector; 1]; ROWS]; TOGETHER],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(bytemuck::zeroed_box());
+}
+
+// SAFETY: arrays of integers, of which zeros are values.
+unsafe impl bytemuck::Zeroable for Scratch {}
+
+/// Adds the products of rows `rows` with [`TOGETHER`] vectors of tokens from `chunk` on to `acc`, where a token's sums start every `stride`.
+#[target_feature(enable = "avx2")]
+fn columns(
+    w: &PackedMatrix,
+    x: &Prepared,
+    chunk: usize,
+    rows: Range<usize>,
+    scratch: &mut Scratch,
+    acc: &mut [i32],
+    stride: usize,
+) {
+    let Scratch { tables, offsets, sums } = scratch;
+    let n_slices = x.stride / (SLICE * LANES);
+    let n_vectors = TOGETHER.min((x.m - chunk * LANES).div_ceil(TOKENS));
+    // What no sum exceeds, of each vector of tokens.
+    let mut bounds = [0; TOGETHER];
+    for slice in 0..n_slices {
+        unpack(w, slice, rows.clone(), offsets);
+        for v in 0..n_vectors {
+            let (chunk, lanes) = (chunk + v / VECTORS_OF_CHUNK, v % VECTORS_OF_CHUNK);
+            let columns: &[Column; SLICE] = &lanes::of(x, chunk).as_chunks().0[slice];
+            let (sums, acc) = (&mut sums[v][..rows.len()], &mut acc[v * TOKENS * stride..]);
+            let added = lanes::bound(x, chunk, SLICE, slice);
+            let mut first = slice == 0;
+            if bounds[v] + added > i32::from(i16::MAX) {
+                bounds[v] = largest(sums);
+                if bounds[v] + added > i32::from(i16::MAX) {
+                    vlut_add::widen(sums, acc, stride);
+                    (bounds[v], first) = (0, true);
+                }
+            }
+            bounds[v] += added;
+            for (columns, table) in columns.as_chunks().0.iter().zip(tables.as_chunks_mut().0) {
+                vlut_add::table(columns, lanes, table, 0);
+            }
+            if first {
+                add::<true>(offsets, tables, sums);
+            } else {
+                add::<false>(offsets, tables, sums);
+            }
+            if slice + 1 == n_slices {
+                vlut_add::widen(sums, acc, stride);
+            }
+        }
+    }
+}
+
+/// The largest magnitude of a sum; none is `i16::MIN`.
+#[target_feature(enable = "avx2")]
+fn largest(sums: &[[Vector; 1]]) -> i32 {
+    let mut largest = _mm256_setzero_si256();
+    for [sums] in sums {
+        largest = _mm256_max_epi16(largest, _mm256_abs_epi16(load(sums)));
+    }
+    let mut lanes = [0i16; TOKENS];
+    vlut_add::store(bytemuck::cast_mut(&mut lanes), largest);
+    lanes.into_iter().map(i32::from).fold(0, i32::max)
+}
+
+/// Where a row's entries lie, for all rows of a slice; asks for those of the next.
+#[target_feature(enable = "avx2")]
+fn unpack(w: &PackedMatrix, slice: usize, rows: Range<usize>, offsets: &mut [[Offsets; ROWS]; 2]) {
+    for (index, first) in rows.step_by(TILE_ROWS).enumerate() {
+        let tiles: &[Tile] = bytemuck::cast_slice(&w.data[i2s::SHAPE.row_tile(w.k, first / TILE_ROWS)]);
+        for half in 0..2 {
+            let out: &mut [Offsets; TILE_ROWS] = offsets[half].as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
+            // Behind the last column all sums are zero, wherever an offset leads.
+            let Some(tile) = tiles.get(2 * slice + half) else {
+                out.fill(0);
+                continue;
+            };
+            for line in 0..size_of::<Tile>() / 64 {
+                prefetch::<_MM_HINT_T1>(std::ptr::from_ref(tile).cast::<u8>().wrapping_add(2 * size_of::<Tile>() + 64 * line));
+            }
+            for (v, out) in out.as_chunks_mut::<{ TILE_ROWS / VECTORS }>().0.iter_mut().enumerate() {
+                unpack_8(&tile[v], out);
+            }
+        }
+    }
+}
+
+/// The offsets of 8 rows: `32 · (c0 + 3 c1 + 9 c2 + 27 c3)` for each four codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack_8(codes: &[u8; 32], out: &mut [Offsets; 8]) {
+    const SIZE: i16 = size_of::<Vector>() as i16;
+    let (mask, mask4) = (_mm256_set1_epi8(0b0011), _mm256_set1_epi8(0b1100));
+    let (digits, size) = (_mm256_set1_epi32(i32::from_le_bytes([1, 3, 9, 27])), _mm256_set1_epi16(SIZE));
+    // Where codes stay shifted up by two bits, entries count for a quarter.
+    let size4 = _mm256_set1_epi16(SIZE / 4);
+    let low = load(codes);
+    let high = _mm256_srli_epi16::<4>(low);
+    let mut pairs = [low, high];
+    for pair in &mut pairs {
+        let first = _mm256_maddubs_epi16(_mm256_and_si256(*pair, mask), digits);
+        let second = _mm256_maddubs_epi16(_mm256_and_si256(*pair, mask4), digits);
+        let second = _mm256_slli_epi32::<16>(_mm256_madd_epi16(second, size4));
+        *pair = _mm256_or_si256(_mm256_madd_epi16(first, size), second);
+    }
+    let (rows_0145, rows_2367) = (_mm256_unpacklo_epi32(pairs[0], pairs[1]), _mm256_unpackhi_epi32(pairs[0], pairs[1]));
+    let out: &mut [[u8; 32]; 2] = bytemuck::cast_mut(out);
+    vlut_add::store(&mut out[0], _mm256_permute2x128_si256::<0x20>(rows_0145, rows_2367));
+    vlut_add::store(&mut out[1], _mm256_permute2x128_si256::<0x31>(rows_0145, rows_2367));
+}
+
+/// Adds every row's eight entries to its sums; where `FIRST`, the old sums count as 0.
+#[target_feature(enable = "avx2")]
+fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1]; ENTRIES], sums: &mut [[Vector; 1]]) {
+    assert!((1..=ROWS).contains(&sums.len()), "there are offsets for {ROWS} rows");
+    // Four entries by the offsets in a register. Compiled from intrinsics, the third is found by three instructions and not by two.
+    macro_rules! half {
+        ($offsets:literal, $first:literal) => {
+            concat!(
+                "mov {offset}, [{offsets} + ", $offsets, "]\n",
+                half!(@ $first, 0), "shr {offset}, 16\n",
+                half!(@ $first, 1), "shr {offset}, 16\n",
+                half!(@ $first, 2), "shr {offset}, 16\n",
+                "vpaddw {sum}, {sum}, [{tables} + {offset} + {table} * (", $first, " + 3)]"
+            )
+        };
+        (@ $first:literal, $group:literal) => {
+            concat!(
+                "movzx {low:e}, {offset:x}\n",
+                "vpaddw {sum}, {sum}, [{tables} + {low} + {table} * (", $first, " + ", $group, ")]\n"
+            )
+        };
+    }
+    macro_rules! rows {
+        ($begin:literal) => {
+            std::arch::asm!(
+                "2:",
+                $begin,
+                half!("0", 0),
+                half!("{half}", 4),
+                "vmovdqa [{sums}], {sum}",
+                "add {offsets}, 8",
+                "add {sums}, 32",
+                "dec {rows}",
+                "jnz 2b",
+                table = const N_CODES * size_of::<Vector>(),
+                half = const ROWS * size_of::<Offsets>(),
+                offsets = inout(reg) offsets.as_ptr() => _,
+                sums = inout(reg) sums.as_mut_ptr() => _,
+                rows = inout(reg) sums.len() => _,
+                tables = in(reg) tables.as_ptr(),
+                offset = out(reg) _,
+                low = out(reg) _,
+                sum = out(ymm_reg) _,
+                options(nostack),
+            )
+        };
+    }
+    // SAFETY: there are as many sums as rows, offsets for more, and they begin with cache lines, as `Scratch` does. `unpack` is the only
+    // one to write offsets, and 2-bit codes make none above that of MAX_CODE, so that the 32 bytes there lie within ENTRIES, whatever the
+    // group.
+    unsafe {
+        if FIRST {
+            rows!("vpxor {sum}, {sum}, {sum}")
+        } else {
+            rows!("vmovdqa {sum}, [{sums}]")
+        }
+    }
+}

@@ -177,7 +177,7 @@ impl Linear {
     /// What it multiplies, which says what limit it is held against.
     pub fn arithmetic(&self) -> Arithmetic {
         match &self.weights {
-            Weights::Ternary(_) => Arithmetic::Int8,
+            Weights::Ternary(_) => Arithmetic::Ternary,
             Weights::Dense { kernel, .. } => kernel.info().arithmetic(),
         }
     }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
 use crate::kernel::Prepared;
+use crate::ops;
 use crate::team::{SharedMut, Team};
 
 /// Tokens that lie beside each other. Their number is padded to a multiple of it.
@@ -16,7 +17,7 @@ pub const LANES: usize = 32;
 /// A column of 32 tokens.
 pub type Column = [i8; LANES];
 
-/// Tokens and columns that are transposed at once.
+/// Columns that are transposed at once.
 const BLOCK: usize = 16;
 
 /// Transposes `x`, and bounds its sums in `sums`, one per 32 tokens and 16 columns. All columns of 32 tokens follow
@@ -39,35 +40,18 @@ pub fn fill(team: &Team, x: &QuantizedActivations, multiple: usize, out: &mut Pr
         for ((i, bytes), bound) in blocks.zip(bytes).zip(sums) {
             let first_column = (i % n_blocks * BLOCK).min(x.k);
             let here = first_column..x.k.min(first_column + BLOCK);
-            *bound = 0;
-            for first_lane in (0..LANES).step_by(BLOCK) {
-                let mut values = [[0; BLOCK]; BLOCK];
-                let first = i / n_blocks * LANES + first_lane;
-                for (token, values) in (first..x.m.min(first + BLOCK)).zip(&mut values) {
-                    values[..here.len()].copy_from_slice(&x.row(token)[here.clone()]);
-                    *bound = values.iter().map(|x| i32::from(x.unsigned_abs())).sum::<i32>().max(*bound);
-                }
-                for (column, values) in bytes.iter_mut().zip(transposed(values)) {
-                    column[first_lane..][..BLOCK].copy_from_slice(&values);
+            let mut rows = [[0; BLOCK]; LANES];
+            let first = i / n_blocks * LANES;
+            for (token, values) in (first..x.m.min(first + LANES)).zip(&mut rows) {
+                let row = &x.row(token)[here.clone()];
+                match row.as_array() {
+                    Some(row) => *values = *row,
+                    None => values[..row.len()].copy_from_slice(row),
                 }
             }
+            *bound = ops::transpose_tokens(&rows, bytes);
         }
     });
-}
-
-/// Four perfect shuffles. Written out so that each is a byte interleave, one instruction on every CPU with vectors.
-fn transposed(mut rows: [[i8; BLOCK]; BLOCK]) -> [[i8; BLOCK]; BLOCK] {
-    for _ in 0..4 {
-        let mut next = [[0; BLOCK]; BLOCK];
-        for i in 0..BLOCK / 2 {
-            for j in 0..BLOCK / 2 {
-                (next[2 * i][2 * j], next[2 * i][2 * j + 1]) = (rows[i][j], rows[i + 8][j]);
-                (next[2 * i + 1][2 * j], next[2 * i + 1][2 * j + 1]) = (rows[i][j + 8], rows[i + 8][j + 8]);
-            }
-        }
-        rows = next;
-    }
-    rows
 }
 
 /// The columns of tokens `32 chunk .. 32 chunk + 32`.

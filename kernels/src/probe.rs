@@ -29,6 +29,8 @@ pub struct Peak {
 pub enum Arithmetic {
     /// int8 products summed into wider lanes.
     Int8,
+    /// int8 with a trit each: by such products, or by additions from tables of what a few trits make of them, whichever is faster here.
+    Ternary,
     /// f32, fused.
     F32,
     /// bf16 products summed into f32.
@@ -41,7 +43,7 @@ impl Arithmetic {
     /// Multiply-adds of the hardware for one of this kind.
     pub fn products(self) -> f64 {
         match self {
-            Self::Int8 | Self::F32 | Self::Bf16 => 1.0,
+            Self::Int8 | Self::Ternary | Self::F32 | Self::Bf16 => 1.0,
             Self::SplitBf16 => 3.0,
         }
     }
@@ -52,6 +54,9 @@ impl Arithmetic {
 pub struct MacPeak {
     /// int8 products summed into wider lanes, by the instructions the fastest kernels here use.
     pub int8: Peak,
+    /// Those of four trits at a time that an addition from a table in the L1 cache stands for, one a lane (Vec-LUT, arXiv 2512.06443), where a
+    /// kernel does that.
+    pub tables: Option<Peak>,
     /// f32 fused multiply-adds.
     pub f32: Peak,
     /// bf16 products summed into f32, where the CPU has an instruction for them.
@@ -60,12 +65,14 @@ pub struct MacPeak {
 
 /// Measures for about `seconds` in total. Call it from the closure of [`crate::Pool::run`].
 pub fn mac_peak(team: &Team, seconds: f64) -> MacPeak {
-    let bf16 = bf16_loops();
-    let seconds = seconds / if bf16.is_empty() { 2.0 } else { 3.0 };
+    let (bf16, tables) = (bf16_loops(), table_loops());
+    let seconds = seconds / (2 + usize::from(!bf16.is_empty()) + usize::from(!tables.is_empty())) as f64;
+    let where_any = |loops: Vec<MacLoop>| (!loops.is_empty()).then(|| best_loop(team, seconds, &loops));
     MacPeak {
         int8: best_loop(team, seconds, &int8_loops()),
+        tables: where_any(tables),
         f32: best_loop(team, seconds, &f32_loops()),
-        bf16: (!bf16.is_empty()).then(|| best_loop(team, seconds, &bf16)),
+        bf16: where_any(bf16),
     }
 }
 
@@ -74,6 +81,7 @@ pub fn mac_peak(team: &Team, seconds: f64) -> MacPeak {
 pub fn macs_now(team: &Team, arithmetic: Arithmetic, method: &str) -> Option<f64> {
     let loops = match arithmetic {
         Arithmetic::Int8 => int8_loops(),
+        Arithmetic::Ternary => int8_loops().into_iter().chain(table_loops()).collect(),
         Arithmetic::F32 => f32_loops(),
         Arithmetic::Bf16 | Arithmetic::SplitBf16 => bf16_loops(),
     };
@@ -209,6 +217,26 @@ fn int8_loops() -> Vec<MacLoop> {
     loops
 }
 
+/// The ways to add int16 from tables here, as wide as the kernels that do it.
+fn table_loops() -> Vec<MacLoop> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::isa::{Avx2, Avx512Bw, Token};
+        let mut loops = Vec::new();
+        if Avx2::detect().is_some() {
+            loops.push(MacLoop { method: "vpaddw from L1, 256 bit", macs_per_round: 12 * 16 * 4, run: x86_64::tables_256 });
+        }
+        if Avx512Bw::detect().is_some() {
+            loops.push(MacLoop { method: "vpaddw from L1, 512 bit", macs_per_round: 12 * 32 * 4, run: x86_64::tables_512 });
+        }
+        loops
+    }
+    #[cfg(target_arch = "aarch64")]
+    return vec![MacLoop { method: "ldr + add from L1, 128 bit", macs_per_round: 8 * 8 * 4, run: aarch64::tables }];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Vec::new()
+}
+
 fn f32_loops() -> Vec<MacLoop> {
     let mut loops = Vec::new();
     #[cfg(target_arch = "x86_64")]
@@ -298,6 +326,31 @@ mod aarch64 {
                 0
             }
         };
+    }
+
+    /// Eight additions of what is loaded.
+    pub fn tables(rounds: u64) -> u64 {
+        let table = [0u8; 128];
+        // SAFETY: reads the table, touches no other memory and no stack, declares the registers it overwrites, and ends after `rounds >= 1`
+        // rounds. NEON is part of AArch64.
+        unsafe {
+            std::arch::asm!(
+                "2:",
+                "ldp q16, q17, [{table}]", "ldp q18, q19, [{table}, #32]",
+                "ldp q20, q21, [{table}, #64]", "ldp q22, q23, [{table}, #96]",
+                "add v0.8h, v0.8h, v16.8h", "add v1.8h, v1.8h, v17.8h", "add v2.8h, v2.8h, v18.8h",
+                "add v3.8h, v3.8h, v19.8h", "add v4.8h, v4.8h, v20.8h", "add v5.8h, v5.8h, v21.8h",
+                "add v6.8h, v6.8h, v22.8h", "add v7.8h, v7.8h, v23.8h",
+                "subs {rounds}, {rounds}, #1",
+                "b.ne 2b",
+                table = in(reg) table.as_ptr(),
+                rounds = inout(reg) rounds => _,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+                out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _,
+                options(readonly, nostack),
+            );
+        }
+        0
     }
 
     neon_loop!(sdot, ".arch_extension dotprod", "sdot", "4s", ", v30.16b, v31.16b");
@@ -419,7 +472,7 @@ mod tests {
         for n_threads in [1, 2] {
             let (macs, read) =
                 Pool::new(n_threads).unwrap().run(|team| (mac_peak(team, 0.01), read_bandwidth(team, 64 << 20, 0.01)));
-            for peak in [macs.int8, macs.f32, read].into_iter().chain(macs.bf16) {
+            for peak in [macs.int8, macs.f32, read].into_iter().chain(macs.bf16).chain(macs.tables) {
                 assert!(peak.per_s.is_finite() && peak.per_s > 0.0 && peak.samples.len() >= 3, "{peak:?}");
                 assert_eq!(peak.samples.iter().copied().fold(0.0, f64::max), peak.per_s);
             }

@@ -84,7 +84,7 @@ fn reference(weights: &[f32], x: &[f32]) -> (f64, f64) {
 fn rounding(arithmetic: Arithmetic, weights: &[f32], x: &[f32], norm: f64) -> f64 {
     match arithmetic {
         Arithmetic::F32 => 0.0,
-        Arithmetic::Int8 => int8_rounding(weights, x),
+        Arithmetic::Int8 | Arithmetic::Ternary => int8_rounding(weights, x),
         Arithmetic::Bf16 => bf16_rounding(weights, norm, 2f64.powi(-8)),
         Arithmetic::SplitBf16 => bf16_rounding(weights, norm, 2f64.powi(-15) + 2f64.powi(-17)),
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use ternbench_kernels::Pool;
+use ternbench_kernels::probe::Arithmetic;
 use ternbench_measure::limits::{self, Work};
 use ternbench_measure::stats;
 use ternbench_model::breakdown::Part;
@@ -43,8 +44,17 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     runs.sort_by_key(|(total, _)| *total);
     let (total, times) = runs[RUNS / 2];
     let (total, tokens) = (total as f64, workload.tokens() as f64);
-    let limits = probes.limits(pool.n_threads(), loaded.model.arithmetic());
-    let peaks = stats::median(&macs_per_s).map_or(limits, |usual| limits.at_clock(usual)).into();
+    let limits = |arithmetic| probes.limits(pool.n_threads(), arithmetic);
+    let of_layers = limits(loaded.model.arithmetic());
+    let clock = stats::median(&macs_per_s).map_or(1.0, |usual| usual / of_layers.macs_per_s);
+    // What a ternary model multiplies by no trits, it multiplies without their tables.
+    let peaks = |part| -> limits::Peaks {
+        let limits = match (part, loaded.model.arithmetic()) {
+            (Part::Attention | Part::Head, Arithmetic::Ternary) => limits(Arithmetic::Int8),
+            _ => of_layers,
+        };
+        limits.at_clock(limits.macs_per_s * clock).into()
+    };
     let row = |name: &str, ns: f64, work: Option<Work>, limit_s: Option<f64>, bound: &str| -> Vec<Value> {
         let mega = |n: u64| Value::from(n as f64 / 1e6);
         vec![
@@ -64,7 +74,7 @@ pub fn measure(loaded: &Loaded, pool: &Pool, workload: Workload, probes: &Probes
     let mut part_ns = 0.0;
     let rows = Part::ALL.map(|part| {
         let (work, ns) = (bench.work_of(part), times.time(part).as_nanos() as f64);
-        let limit = limits::limit(work, peaks);
+        let limit = limits::limit(work, peaks(part));
         let limit_s = limit.map(|limit| 1.0 / limit.tokens_per_s);
         all.bytes_per_token += work.bytes_per_token;
         all.macs_per_token += work.macs_per_token;

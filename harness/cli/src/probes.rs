@@ -14,8 +14,8 @@ const BUFFER_BYTES: usize = 512 << 20;
 /// The peaks per number of threads.
 pub struct Probes {
     cache_bytes: u64,
-    /// Of reading, and of multiply-adds of int8, f32 and bf16: none where nothing multiplies that.
-    peaks: RefCell<BTreeMap<usize, [Best; 4]>>,
+    /// Of reading, and of multiply-adds of int8, f32 and bf16, and of trits by tables: none where nothing does that.
+    peaks: RefCell<BTreeMap<usize, [Best; 5]>>,
     /// What to write down.
     pub records: Vec<record::Probe>,
 }
@@ -27,12 +27,14 @@ struct Best {
     method: &'static str,
 }
 
-/// Where the peaks of an arithmetic are.
-fn index(arithmetic: Arithmetic) -> usize {
+/// The peak of an arithmetic.
+fn peak(peaks: &[Best; 5], arithmetic: Arithmetic) -> Best {
     match arithmetic {
-        Arithmetic::Int8 => 1,
-        Arithmetic::F32 => 2,
-        Arithmetic::Bf16 | Arithmetic::SplitBf16 => 3,
+        Arithmetic::Int8 => peaks[1],
+        Arithmetic::F32 => peaks[2],
+        Arithmetic::Bf16 | Arithmetic::SplitBf16 => peaks[3],
+        Arithmetic::Ternary if peaks[4].per_s > peaks[1].per_s => peaks[4],
+        Arithmetic::Ternary => peaks[1],
     }
 }
 
@@ -63,26 +65,27 @@ impl Probes {
         let peaks = self.peaks.borrow().get(&n_threads).copied().unwrap_or_default();
         record::Limits {
             bandwidth_bytes_per_s: peaks[0].per_s,
-            macs_per_s: peaks[index(arithmetic)].per_s / arithmetic.products(),
-            f32_fmas_per_s: peaks[index(Arithmetic::F32)].per_s,
+            macs_per_s: peak(&peaks, arithmetic).per_s / arithmetic.products(),
+            f32_fmas_per_s: peak(&peaks, Arithmetic::F32).per_s,
             cache_bytes: self.cache_bytes,
         }
     }
 
     /// Multiply-adds per second right now, in the way that reached the peak.
     pub fn macs_now(&self, pool: &Pool, arithmetic: Arithmetic) -> Option<f64> {
-        let method = self.peaks.borrow().get(&pool.n_threads())?[index(arithmetic)].method;
+        let method = peak(self.peaks.borrow().get(&pool.n_threads())?, arithmetic).method;
         pool.run(|team| probe::macs_now(team, arithmetic, method))
     }
 
     /// One line per number of threads.
     pub fn lines(&self) -> Vec<String> {
-        let line = |(n, peaks): (&usize, &[Best; 4])| {
+        let line = |(n, peaks): (&usize, &[Best; 5])| {
             let plural = if *n == 1 { "" } else { "s" };
-            let [bandwidth, int8, f32, bf16] = peaks.map(|best| best.per_s / 1e9);
-            let bf16 = if bf16 > 0.0 { format!(", {bf16:.0} G bf16 MAC/s") } else { String::new() };
+            let [bandwidth, int8, f32, bf16, tables] = peaks.map(|best| best.per_s / 1e9);
+            let where_any = |peak: f64, what| if peak > 0.0 { format!(", {peak:.0} G {what}") } else { String::new() };
+            let (tables, bf16) = (where_any(tables, "by tables of trits"), where_any(bf16, "bf16 MAC/s"));
             format!(
-                "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s, {f32:.0} G f32 FMA/s{bf16}"
+                "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s{tables}, {f32:.0} G f32 FMA/s{bf16}"
             )
         };
         self.peaks.borrow().iter().map(line).collect()
@@ -90,15 +93,15 @@ impl Probes {
 }
 
 /// All probes with one pool: their peaks and their records.
-fn probe_all(pool: &Pool, seconds: f64) -> ([Best; 4], Vec<record::Probe>) {
+fn probe_all(pool: &Pool, seconds: f64) -> ([Best; 5], Vec<record::Probe>) {
     let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
     let (bandwidth, macs) = pool.run(|team| {
         let bandwidth = probe::read_bandwidth(team, BUFFER_BYTES, seconds / 2.0);
         (bandwidth, probe::mac_peak(team, seconds / 2.0))
     });
     spinner.finish_and_clear();
-    let peaks = [Some(&bandwidth), Some(&macs.int8), Some(&macs.f32), macs.bf16.as_ref()];
-    let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas", "bf16_macs"];
+    let peaks = [Some(&bandwidth), Some(&macs.int8), Some(&macs.f32), macs.bf16.as_ref(), macs.tables.as_ref()];
+    let names = [record::Probe::BANDWIDTH, record::Probe::MACS, "f32_fmas", "bf16_macs", "table_macs"];
     let measured = names.into_iter().zip(peaks).filter_map(|(name, peak)| Some((name, peak?)));
     let records = measured.map(|(name, peak)| probe_record(name, peak, pool.n_threads()));
     let best = |peak: &Peak| Best { per_s: peak.per_s, method: peak.method };

@@ -308,7 +308,7 @@ impl<'m> Bench<'m> {
                 let exact = per_token(head.in_whole * whole + head.rescored * config.hidden as u64);
                 let (macs_per_token, fmas_per_token) = match (model.arithmetic(), model.head_arithmetic()) {
                     (layers, head) if layers == head => (exact, 0),
-                    (Arithmetic::Int8, _) => (per_token(head.in_screened * whole), exact),
+                    (Arithmetic::Int8 | Arithmetic::Ternary, _) => (per_token(head.in_screened * whole), exact),
                     // Scores are int8 multiply-adds: beside layers of halves they are not counted.
                     _ => (0, exact),
                 };

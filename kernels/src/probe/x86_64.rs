@@ -57,6 +57,42 @@ macro_rules! tile_loop {
     };
 }
 
+/// Defines `fn $name(rounds)`: a loop of twelve additions of 64 bytes of memory at most, all of which stay in the L1 cache.
+macro_rules! table_loop {
+    ($name:ident, $register:literal, $($number:literal $out:tt),*) => {
+        pub fn $name(rounds: u64) -> u64 {
+            static TABLE: Table = Table([[0; 64]; 12]);
+            // SAFETY: reads the table, touches no other memory and no stack, declares the registers it overwrites, and ends after
+            // `rounds >= 1` rounds. Callers list it only where the CPU has its instructions.
+            unsafe {
+                std::arch::asm!(
+                    "2:",
+                    $(concat!("vpaddw ", $register, $number, ", ", $register, $number, ", [{table} + 64 * ", $number, "]"),)*
+                    "dec {rounds}",
+                    "jnz 2b",
+                    table = in(reg) &raw const TABLE,
+                    rounds = inout(reg) rounds => _,
+                    $(out($out) _,)*
+                    options(readonly, nostack),
+                );
+            }
+            0
+        }
+    };
+}
+
+/// Cache lines.
+#[repr(C, align(64))]
+struct Table([[u8; 64]; 12]);
+
+table_loop!(
+    tables_256, "ymm", 0 "ymm0", 1 "ymm1", 2 "ymm2", 3 "ymm3", 4 "ymm4", 5 "ymm5", 6 "ymm6", 7 "ymm7", 8 "ymm8", 9 "ymm9", 10 "ymm10",
+    11 "ymm11"
+);
+table_loop!(
+    tables_512, "zmm", 0 "zmm0", 1 "zmm1", 2 "zmm2", 3 "zmm3", 4 "zmm4", 5 "zmm5", 6 "zmm6", 7 "zmm7", 8 "zmm8", 9 "zmm9", 10 "zmm10",
+    11 "zmm11"
+);
 tile_loop!(amx_int8, "tdpbssd");
 tile_loop!(amx_bf16, "tdpbf16ps");
 asm_loop!(

@@ -87,7 +87,7 @@ pub fn run(args: &Args, env: &Env) -> Result<ExitCode> {
     let mut rows = Vec::new();
     for pool in &pools {
         let picks = tuning::dispatch(&shapes, pool, env)?;
-        let limits = probes.limits(pool.n_threads(), Arithmetic::Int8);
+        let limits = probes.limits(pool.n_threads(), Arithmetic::Ternary);
         for &(n, k) in &shapes {
             let packed = timing::pack(&kernels, &timing::random_matrix(n, k)?, limits.cache_bytes);
             let (scalar, vectorised): (Vec<_>, Vec<_>) =

@@ -44,7 +44,7 @@ pub fn fill(team: &Team, x: &QuantizedActivations, multiple: usize, out: &mut Pr
             let first = i / n_blocks * LANES;
             for (token, values) in (first..x.m.min(first + LANES)).zip(&mut rows) {
                 let row = &x.row(token)[here.clone()];
-                match row.as_array() {
+                match row.first_chunk() {
                     Some(row) => *values = *row,
                     None => values[..row.len()].copy_from_slice(row),
                 }

@@ -224,10 +224,18 @@ fn table_loops() -> Vec<MacLoop> {
         use crate::isa::{Avx2, Avx512Bw, Token};
         let mut loops = Vec::new();
         if Avx2::detect().is_some() {
-            loops.push(MacLoop { method: "vpaddw from L1, 256 bit", macs_per_round: 12 * 16 * 4, run: x86_64::tables_256 });
+            loops.push(MacLoop {
+                method: "vpaddw from L1, 256 bit",
+                macs_per_round: 12 * 16 * 4,
+                run: x86_64::tables_256,
+            });
         }
         if Avx512Bw::detect().is_some() {
-            loops.push(MacLoop { method: "vpaddw from L1, 512 bit", macs_per_round: 12 * 32 * 4, run: x86_64::tables_512 });
+            loops.push(MacLoop {
+                method: "vpaddw from L1, 512 bit",
+                macs_per_round: 12 * 32 * 4,
+                run: x86_64::tables_512,
+            });
         }
         loops
     }

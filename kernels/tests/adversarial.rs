@@ -48,7 +48,7 @@ fn sums_that_overflow_int16_are_exact() {
                 let w = matrix(33, k, *w);
                 let packed = kernel.pack(&w);
                 let n_rows = w.n().next_multiple_of(kernel.info().row_tile);
-                for m in [1, 9] {
+                for m in [1, 9, 12] {
                     let mut prepared = Prepared::default();
                     kernel.prepare(&Team::alone(), &activations(m, k, *x), &mut prepared);
                     let mut acc = vec![0x5EED_5EED; m * n_rows];

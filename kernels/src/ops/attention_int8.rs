@@ -7,7 +7,7 @@
 //! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`). The units of a block's 16 positions are its last 16 floats.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512i;
+use std::arch::x86_64::{__m256i, __m512i};
 
 use std::ops::Range;
 
@@ -109,6 +109,20 @@ fn dpwssd(mut sums: __m512i, row: __m512i, weights: __m512i) -> __m512i {
     sums
 }
 
+/// `vpmaddwd` and the addition. LLVM would add rows to each other before they are added to the sums, and has not the registers for that.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn maddwd(sums: __m256i, row: __m256i, weights: __m256i) -> __m256i {
+    use std::arch::x86_64::*;
+    let mut sums = _mm256_add_epi32(sums, _mm256_madd_epi16(row, weights));
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
+
 /// Adds both products of each lane.
 #[inline(always)]
 fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
@@ -140,8 +154,8 @@ fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
             let row: [__m256i; 2] = std::mem::transmute(row);
             let weights = _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
             std::mem::transmute::<[__m256i; 2], [i32; LANES]>([
-                _mm256_add_epi32(sums[0], _mm256_madd_epi16(row[0], weights)),
-                _mm256_add_epi32(sums[1], _mm256_madd_epi16(row[1], weights)),
+                maddwd(sums[0], row[0], weights),
+                maddwd(sums[1], row[1], weights),
             ])
         };
     }
@@ -364,8 +378,15 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     out_stride: usize,
 ) {
     let n_blocks = blocks.all.len();
-    // Many queries have their sums in registers from the first block to the last. A few wait for memory, which this reads nearly in its order.
-    let step = if Q > 4 { n_blocks.max(1) } else { 2 };
+    // Many queries have their sums in registers from the first block to the last. A few wait for memory, which this reads nearly in its order,
+    // where they do not wait for instructions.
+    let step = if Q > 4 {
+        n_blocks.max(1)
+    } else if WIDE {
+        2
+    } else {
+        8
+    };
     let sums: &mut [i32] = bytemuck::cast_slice_mut(out);
     for start in (0..n_blocks).step_by(step) {
         let run = start..(start + step).min(n_blocks);

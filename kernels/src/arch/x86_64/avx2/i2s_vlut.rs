@@ -204,14 +204,17 @@ fn unpack(w: &PackedMatrix, slice: usize, rows: Range<usize>, offsets: &mut [[Of
     for (index, first) in rows.step_by(TILE_ROWS).enumerate() {
         let tiles: &[Tile] = bytemuck::cast_slice(&w.data[i2s::SHAPE.row_tile(w.k, first / TILE_ROWS)]);
         for half in 0..2 {
-            let out: &mut [Offsets; TILE_ROWS] = offsets[half].as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
+            let out: &mut [Offsets; TILE_ROWS] =
+                offsets[half].as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
             // Behind the last column all sums are zero, wherever an offset leads.
             let Some(tile) = tiles.get(2 * slice + half) else {
                 out.fill(0);
                 continue;
             };
             for line in 0..size_of::<Tile>() / 64 {
-                prefetch::<_MM_HINT_T1>(std::ptr::from_ref(tile).cast::<u8>().wrapping_add(2 * size_of::<Tile>() + 64 * line));
+                prefetch::<_MM_HINT_T1>(
+                    std::ptr::from_ref(tile).cast::<u8>().wrapping_add(2 * size_of::<Tile>() + 64 * line),
+                );
             }
             for (v, out) in out.as_chunks_mut::<{ TILE_ROWS / VECTORS }>().0.iter_mut().enumerate() {
                 unpack_8(&tile[v], out);
@@ -294,11 +297,36 @@ fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1];
     // SAFETY: there are as many sums as rows, offsets for more, and they begin with cache lines, as `Scratch` does. `unpack` is the only
     // one to write offsets, and 2-bit codes make none above that of MAX_CODE, so that the 32 bytes there lie within ENTRIES, whatever the
     // group.
-    unsafe {
-        if FIRST {
-            rows!("vpxor {sum}, {sum}, {sum}")
-        } else {
-            rows!("vmovdqa {sum}, [{sums}]")
+    unsafe { if FIRST { rows!("vpxor {sum}, {sum}, {sum}") } else { rows!("vmovdqa {sum}, [{sums}]") } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle;
+    use crate::verify::{Random, activations, legal, matrix};
+
+    #[test]
+    fn more_rows_tokens_and_columns_than_are_kept_at_once() {
+        let Some(kernel) = I2sVlut::new() else { return };
+        let (n, k, m) = (ROWS + 33, 1040, TOGETHER * TOKENS + 7);
+        let mut random = Random::new(1);
+        let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);
+        // Bounds of sums reach int16 after 250 columns and more, the sums of the first token too, those of others never.
+        let x = activations(
+            m,
+            k,
+            |token, column| if token == 0 { w.row(7)[column] * 127 } else { legal(random.below(255)) },
+        );
+        let packed = kernel.pack(&w);
+        let mut prepared = Prepared::default();
+        kernel.prepare(&Team::alone(), &x, &mut prepared);
+        let n_rows = n.next_multiple_of(TILE_ROWS);
+        let mut acc = vec![1; m * n_rows];
+        kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
+        for (token, (acc, expected)) in acc.chunks(n_rows).zip(oracle::gemm(&w, &x).chunks(n)).enumerate() {
+            assert_eq!(acc[..n], *expected, "token {token}");
+            assert_eq!(acc[n..], vec![0; n_rows - n], "token {token}: padding");
         }
     }
 }

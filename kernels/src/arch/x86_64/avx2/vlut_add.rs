@@ -64,7 +64,12 @@ impl<const V: usize> Vectors for Lanes<V> {
 /// Fills vector `at` of a table's entries for tokens `16 v .. 16 v + 16`.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn table<const V: usize>(columns: &[Column; GROUP], v: usize, table: &mut [[Vector; V]; N_CODES], at: usize) {
+pub(crate) fn table<const V: usize>(
+    columns: &[Column; GROUP],
+    v: usize,
+    table: &mut [[Vector; V]; N_CODES],
+    at: usize,
+) {
     let low = pair(&columns[0], &columns[1], v);
     let high = pair(&columns[2], &columns[3], v);
     for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {

@@ -92,7 +92,7 @@ impl TernaryKernel for I2sVlut {
                 let here = first..rows.end.min(first + ROWS);
                 let of_row = &mut acc[first - rows.start..];
                 for chunk in (0..x.m.div_ceil(LANES)).step_by(TOGETHER / VECTORS_OF_CHUNK) {
-                    let acc = of_row.get_mut(chunk * LANES * n_rows..).unwrap_or_default();
+                    let acc = &mut of_row[chunk * LANES * n_rows..];
                     // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
                     unsafe { columns(w, x, chunk, here.clone(), scratch, acc, n_rows) };
                 }

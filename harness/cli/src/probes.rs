@@ -83,7 +83,7 @@ impl Probes {
             let plural = if *n == 1 { "" } else { "s" };
             let [bandwidth, int8, f32, bf16, tables] = peaks.map(|best| best.per_s / 1e9);
             let where_any = |peak: f64, what| if peak > 0.0 { format!(", {peak:.0} G {what}") } else { String::new() };
-            let (tables, bf16) = (where_any(tables, "by tables of trits"), where_any(bf16, "bf16 MAC/s"));
+            let (tables, bf16) = (where_any(tables, "of trits by tables"), where_any(bf16, "bf16 MAC/s"));
             format!(
                 "limits, {n} thread{plural}: {bandwidth:.1} GB/s read, {int8:.0} G int8 MAC/s{tables}, {f32:.0} G f32 FMA/s{bf16}"
             )

@@ -2,18 +2,18 @@
 //! many, by tables. One `vpaddw` from a table is 64 multiply-adds, twice what `vpmaddubsw` and `vpaddw` are together.
 //!
 //! A slice is 32 columns: 8 tables of 81 entries, 21 KB for 16 tokens, stay in the L1 cache while all rows stream by, and a row adds 8
-//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, in 1.5 cycles a
+//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, in some 3 cycles a
 //! row, so that a row's additions need no more than a load, a move and a shift for each of them.
 //!
 //! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds. Loads and stores of sums, the moves and shifts leave 82 of
-//! them on Zen 3 in a loop of its own (6.2 cycles a row, where 9 loads take 4.5); 32 tokens by 4 tables leave 76, offsets loaded one by one 65.
+//! them on Zen 3 in a loop of its own (6.2 cycles a row, where 9 loads take 4.5); 32 tokens by 4 tables leave 76, offsets loaded one by one 64.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::i2s_maddubs::I2sMaddubs;
-use super::interleaved::{Plane, VECTORS, load};
+use super::interleaved::{Plane, VECTORS, load, store_bytes};
 use super::vlut_add::{self, Vector};
 use crate::activation::QuantizedActivations;
 use crate::arch::x86_64::prefetch;
@@ -30,8 +30,6 @@ use crate::trit::TernaryMatrix;
 pub struct I2sVlut {
     /// For batches that are not [`worth_tables`].
     few: I2sMaddubs,
-    #[allow(dead_code, reason = "the proof of support")]
-    proof: Avx2,
 }
 
 /// Whether `m` tokens fill two thirds of the lanes: a full vector takes that much of what `vpmaddubsw` takes for 16 tokens.
@@ -54,7 +52,7 @@ impl I2sVlut {
 
     /// The kernel, where the CPU has AVX2.
     pub fn new() -> Option<Self> {
-        Some(Self { few: I2sMaddubs::new()?, proof: Avx2::detect()? })
+        Some(Self { few: I2sMaddubs::new()? })
     }
 }
 
@@ -93,7 +91,7 @@ impl TernaryKernel for I2sVlut {
                 let of_row = &mut acc[first - rows.start..];
                 for chunk in (0..x.m.div_ceil(LANES)).step_by(TOGETHER / VECTORS_OF_CHUNK) {
                     let acc = &mut of_row[chunk * LANES * n_rows..];
-                    // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+                    // SAFETY: `few` holds an `Avx2`, which only run-time detection hands out.
                     unsafe { columns(w, x, chunk, here.clone(), scratch, acc, n_rows) };
                 }
             }
@@ -194,7 +192,7 @@ fn largest(sums: &[[Vector; 1]]) -> i32 {
         largest = _mm256_max_epi16(largest, _mm256_abs_epi16(load(sums)));
     }
     let mut lanes = [0i16; TOKENS];
-    vlut_add::store(bytemuck::cast_mut(&mut lanes), largest);
+    store_bytes(bytemuck::cast_mut(&mut lanes), largest);
     lanes.into_iter().map(i32::from).fold(0, i32::max)
 }
 
@@ -243,8 +241,8 @@ fn unpack_8(codes: &[u8; 32], out: &mut [Offsets; 8]) {
     }
     let (rows_0145, rows_2367) = (_mm256_unpacklo_epi32(pairs[0], pairs[1]), _mm256_unpackhi_epi32(pairs[0], pairs[1]));
     let out: &mut [[u8; 32]; 2] = bytemuck::cast_mut(out);
-    vlut_add::store(&mut out[0], _mm256_permute2x128_si256::<0x20>(rows_0145, rows_2367));
-    vlut_add::store(&mut out[1], _mm256_permute2x128_si256::<0x31>(rows_0145, rows_2367));
+    store_bytes(&mut out[0], _mm256_permute2x128_si256::<0x20>(rows_0145, rows_2367));
+    store_bytes(&mut out[1], _mm256_permute2x128_si256::<0x31>(rows_0145, rows_2367));
 }
 
 /// Adds every row's eight entries to its sums; where `FIRST`, the old sums count as 0.

@@ -10,6 +10,7 @@ use crate::isa::Avx2;
 use crate::lanes::Column;
 use crate::layout::vlut::{N_CODES, Quad, TILE_K, TILE_ROWS};
 
+use super::interleaved::{load, store_bytes};
 use super::lookup::add_to;
 
 kernel!(Lanes<1>, Lanes<2>, "avx2-vlut-add", "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens");
@@ -50,7 +51,7 @@ impl<const V: usize> Vectors for Lanes<V> {
                 }
             }
             for v in 0..V {
-                store(&mut sums[v], sum[v]);
+                store_bytes(&mut sums[v], sum[v]);
             }
         }
     }
@@ -74,7 +75,7 @@ pub(crate) fn table<const V: usize>(
     let high = pair(&columns[2], &columns[3], v);
     for (entries, high) in table.as_chunks_mut::<9>().0.iter_mut().zip(high) {
         for i in 0..9 {
-            store(&mut entries[i][at], _mm256_add_epi16(low[i], high));
+            store_bytes(&mut entries[i][at], _mm256_add_epi16(low[i], high));
         }
     }
 }
@@ -128,18 +129,4 @@ pub(crate) fn widen<const V: usize>(sums: &[[Vector; V]], acc: &mut [i32], strid
 fn widened(column: &Column, v: usize) -> __m256i {
     // SAFETY: the array holds the 16 bytes that are read; the load needs no alignment.
     _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(column.as_chunks::<16>().0[v].as_ptr().cast()) })
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(vector: &Vector) -> __m256i {
-    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(vector.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(crate) fn store(vector: &mut Vector, value: __m256i) {
-    // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
-    unsafe { _mm256_storeu_si256(vector.as_mut_ptr().cast(), value) };
 }

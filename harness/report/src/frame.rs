@@ -67,10 +67,10 @@ impl SpeedRow {
         held(&self.weights, &self.kv)
     }
 
-    /// What its multiply-adds are of: int8 in ternary layers, and what kernels of blocks and of halves have in their names.
+    /// What its multiply-adds are of: trits in ternary layers, and what kernels of blocks and of halves have in their names.
     pub fn arithmetic(&self) -> &'static str {
         match self.kernel.rsplit('-').next() {
-            _ if self.weights == "ternary" => "int8",
+            _ if self.weights == "ternary" => "ternary",
             Some("int8") => "int8",
             // A weight of F16 is two bf16.
             Some("tdpbf16") if self.weights == "f16" => "split bf16",
@@ -381,7 +381,7 @@ mod tests {
         let rows = speed_rows(&records).expect("rows");
         assert_eq!(rows.len(), 3);
         assert_eq!((rows[2].held().as_str(), rows[2].tokens_per_s.n), ("ternary, int8 KV", 1));
-        assert_eq!((rows[0].held().as_str(), rows[2].arithmetic()), ("ternary", "int8"));
+        assert_eq!((rows[0].held().as_str(), rows[2].arithmetic()), ("ternary", "ternary"));
         for (weights, kernel, expected) in [
             ("q8_0", "avx512vnni-q8_0-int8", "int8"),
             ("f16", "avx512f-f16-fma", "f32"),

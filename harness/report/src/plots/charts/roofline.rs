@@ -126,7 +126,7 @@ fn kernels_at(rows: &[&KernelRow], conditions: &str) -> Option<XyChart> {
     let places = totals.values().flatten().filter(|(kernel, _)| fastest.contains(&kernel.as_str()));
     let place = |(_, total): (&String, &Total)| Place {
         intensity: total.macs / total.bytes,
-        arithmetic: "int8",
+        arithmetic: "ternary",
         bandwidth: first.bandwidth_bytes_per_s,
         peak: first.macs_per_s,
     };
@@ -166,7 +166,7 @@ fn roofs(places: &[Place<'_>]) -> Option<Vec<XySeries>> {
         places.iter().filter(|at| at.arithmetic == arithmetic).map(|at| at.peak).max_by(f64::total_cmp)
     };
     let mut peaks: Vec<_> =
-        ["int8", "f32", "bf16", "split bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
+        ["ternary", "int8", "f32", "bf16", "split bf16"].map(|arithmetic| (arithmetic, peak(arithmetic))).into();
     peaks.retain(|(_, peak)| peak.is_some());
     if peaks.len() > 1 && peaks.iter().all(|(_, peak)| *peak == peaks[0].1) {
         peaks = vec![("arithmetic", peaks[0].1)];

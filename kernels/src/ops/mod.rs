@@ -126,7 +126,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.3);
-    let shifted = clamped * std::f32::consts::LOG2_E + TO_INTEGER;
+    let shifted = madd::<FMA>(clamped, std::f32::consts::LOG2_E, TO_INTEGER);
     let power = shifted - TO_INTEGER;
     let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, clamped));
     let mut p = 1.987_569_1e-4;

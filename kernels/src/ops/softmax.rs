@@ -6,6 +6,23 @@ use std::ops::Range;
 use super::attention::Weights;
 use super::{LANES, exp, madd, max_of, sum_lanes};
 
+/// Vectors of [`LANES`] scores whose exponentials are taken side by side: each is a chain of some twenty operations. On Zen 3 256 scores
+/// take 1.3 times as long one after the other.
+const TOGETHER: usize = 2;
+
+/// Makes `e^(score - max)` of `N` scores, a multiple of [`LANES`], and adds them to `sums`.
+#[inline(always)]
+fn take_exponentials<const FMA: bool, const N: usize>(scores: &mut [f32; N], max: f32, sums: &mut [f32; LANES]) {
+    for i in 0..N {
+        scores[i] = exp::<FMA>(scores[i] - max);
+    }
+    for scores in scores.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            sums[i] += scores[i];
+        }
+    }
+}
+
 per_isa! {
     /// Of each query's scores those that it sees become `e^(score - max)`, and the last two numbers of its `stride` in `answers` become
     /// `max` and `Σ e^(score - max)`: `-∞` and 0 where it sees none. The other scores mean nothing, neither before nor after. `seen` has the
@@ -31,11 +48,12 @@ per_isa! {
             let mut lanes = [0f32; LANES];
             if !seen.is_empty() {
                 let max = answer[stride - 2];
-                for chunk in scores[whole(seen)].as_chunks_mut::<LANES>().0 {
-                    for i in 0..LANES {
-                        chunk[i] = exp::<FMA>(chunk[i] - max);
-                        lanes[i] += chunk[i];
-                    }
+                let (together, rest) = scores[whole(seen)].as_chunks_mut::<{ TOGETHER * LANES }>();
+                for scores in together {
+                    take_exponentials::<FMA, _>(scores, max, &mut lanes);
+                }
+                for scores in rest.as_chunks_mut::<LANES>().0 {
+                    take_exponentials::<FMA, _>(scores, max, &mut lanes);
                 }
             }
             answer[stride - 1] = sum_lanes(lanes);

@@ -245,6 +245,10 @@ fn models_are_converted_verified_and_synthesised() {
     assert!(text.contains("logits within"), "{text}");
     // The vocabulary begins with the bytes; no merge of this small one makes " b".
     assert_eq!(json(&["model", "tokenize", "-m", &synthetic, "--text", "a b"])["ids"], serde_json::json!([97, 32, 98]));
+    if cfg!(target_os = "linux") {
+        let text = complaint(&["model", "tokenize", "-m", &synthetic, "--text-file", "/dev/zero"]);
+        assert!(text.contains("/dev/zero: more than 64 MB"), "{text}");
+    }
     let output = ternbench(&["generate", "-m", &synthetic, "-p", "the", "-n", "4"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && stderr.contains("like noise"), "{stderr}");

@@ -1,5 +1,8 @@
 //! Blocks of a KV cache, and what is asked for while they are read.
 
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::prefetch;
+
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
@@ -39,8 +42,8 @@ pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
-        crate::arch::x86_64::prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
-        crate::arch::x86_64::prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
+        prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
+        prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, ahead);
@@ -48,7 +51,10 @@ pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
 
 /// Asks for the cache lines of `bytes` that are `step` bytes apart, from the first on: a row will be written to them.
 pub fn ask_for_lines(bytes: &[u8], step: usize) {
+    #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(step) {
-        ask(line.as_ptr(), Ahead::default());
+        prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, step);
 }

@@ -4,7 +4,8 @@ mod convert;
 mod inspect;
 mod verify;
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -121,10 +122,20 @@ fn logits(model: &ModelArgs, ids: &[u32], all: bool, output: Output, env: &Env) 
     Ok(())
 }
 
+/// The text of a file that ends: a device need not.
+fn read_text(file: &Path) -> Result<String> {
+    const LARGEST: u64 = 64 << 20;
+    let mut text = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
+    let len = read.with_context(|| file.display().to_string())?;
+    ensure!(len as u64 <= LARGEST, "{}: more than {} MB of text: cut it into parts", file.display(), LARGEST >> 20);
+    Ok(text)
+}
+
 fn tokenize(model: &str, text: Option<String>, file: Option<PathBuf>, special: bool) -> Result<()> {
     let text = match (text, file) {
         (Some(text), _) => text,
-        (None, Some(file)) => std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?,
+        (None, Some(file)) => read_text(&file)?,
         (None, None) => bail!("give --text or --text-file"),
     };
     let tokenizer: Tokenizer = open::tokenizer(model)?;

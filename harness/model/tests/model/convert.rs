@@ -1,7 +1,5 @@
 //! Conversion between formats keeps the model: the same trits, scales, logits and tokens come back.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use ternbench_kernels::{DenseType, Pool, registry};
@@ -11,6 +9,8 @@ use ternbench_model::weights::encode::StoredType;
 use ternbench_model::weights::gguf::GgufFile;
 use ternbench_model::weights::{self, LinearWeights, OpenOptions, WeightSource, inventory};
 use ternbench_model::{Engine, LoadError, Logits, Segment, Transformer};
+
+use crate::common;
 
 const F16: StoredType = StoredType::Dense(DenseType::F16);
 const F32: StoredType = StoredType::Dense(DenseType::F32);

@@ -1,14 +1,13 @@
 //! Quantised types against the `gguf` Python package, bit for bit (`scripts/make-goldens.py quants`), and ik_llama.cpp's own
 //! ternary types against an encoder written from its source.
 
-mod common;
-
-use common::{Gguf, Random};
 use safetensors::SafeTensors;
 use ternbench_kernels::{DenseType, TernaryMatrix};
 use ternbench_model::weights::encode::{self, StoredType};
 use ternbench_model::weights::gguf::GgufModel;
 use ternbench_model::weights::{LinearName, LinearWeights, OpenOptions, WeightSource, ternary};
+
+use crate::common::{self, Gguf, Random};
 
 /// Rows and row length of the golden matrices.
 const SHAPE: (usize, usize) = (8, 256);

@@ -1,7 +1,5 @@
 //! The forward pass against transformers' logits, on every kernel (see tests/fixtures and ../shared/golden).
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
@@ -9,6 +7,8 @@ use ternbench_kernels::{Exactness, Pool, registry};
 use ternbench_model::sampler::argmax;
 use ternbench_model::weights::{self, OpenOptions};
 use ternbench_model::{Engine, Logits, Segment, Transformer};
+
+use crate::common;
 
 /// A checkpoint and the reference it answers to.
 struct Golden {

@@ -1,7 +1,5 @@
 //! What is kept beside a model gives the bits that packing gives, is made anew when it no longer fits, and is never half there.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +7,8 @@ use ternbench_kernels::{Dispatch, Pool, registry};
 use ternbench_model::packed::Place;
 use ternbench_model::weights::{self, OpenOptions, WeightSource};
 use ternbench_model::{Engine, Logits, Segment, Transformer};
+
+use crate::common;
 
 /// A model file of its own, that nobody else writes beside.
 fn model_in(folder: &Path) -> PathBuf {

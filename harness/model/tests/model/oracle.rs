@@ -1,8 +1,6 @@
 //! Every family against transformers in float32, on tiny random checkpoints (`scripts/make-goldens.py`), from safetensors and,
 //! converted, from GGUF.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
@@ -13,6 +11,8 @@ use ternbench_model::weights::convert::{Conversion, TokenizerFrom, convert};
 use ternbench_model::weights::encode::StoredType;
 use ternbench_model::weights::{self, OpenOptions};
 use ternbench_model::{Engine, Logits, Segment, Transformer};
+
+use crate::common;
 
 const FAMILIES: [&str; 5] = ["llama-tiny", "qwen2-tiny", "gemma3-tiny", "minicpm-tiny", "bitnet-silu-tiny"];
 

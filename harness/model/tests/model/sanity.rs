@@ -1,13 +1,13 @@
 //! A trained model is told from noise.
 
-mod common;
-
 use ternbench_kernels::{Pool, registry};
 use ternbench_model::manifest::Manifest;
 use ternbench_model::sanity::{Surprise, surprise};
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, OpenOptions, WeightSource};
 use ternbench_model::{Engine, Tokenizer, Transformer};
+
+use crate::common;
 
 fn of(source: &dyn WeightSource, tokenizer: &Tokenizer) -> Surprise {
     let pool = Pool::new(2).unwrap();

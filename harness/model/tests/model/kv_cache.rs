@@ -1,11 +1,11 @@
 //! What rounding keys and values costs trained models.
 
-mod common;
-
 use ternbench_kernels::{Pool, registry};
 use ternbench_model::kv_cache::KvType;
 use ternbench_model::weights::{self, OpenOptions};
 use ternbench_model::{Engine, Logits, Segment, Tokenizer, Transformer};
+
+use crate::common;
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let sum = ternbench_kernels::ops::log_sum_exp(logits);

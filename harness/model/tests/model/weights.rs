@@ -1,10 +1,7 @@
 //! The same weights out of every file format.
 
-mod common;
-
 use std::path::Path;
 
-use common::{Gguf, LINEARS, Random, fixture};
 use ternbench_kernels::TernaryMatrix;
 use ternbench_model::config::{Activation, Architecture, RopeLayout};
 use ternbench_model::weights::gguf::GgufModel;
@@ -12,6 +9,8 @@ use ternbench_model::weights::safetensors::SafetensorsModel;
 use ternbench_model::weights::{
     self, I2sLayout, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource, inventory,
 };
+
+use crate::common::{self, Gguf, LINEARS, Random, fixture};
 
 fn ternary(source: &dyn WeightSource, layer: usize, which: LinearName) -> TernaryMatrix {
     match source.linear(layer, which) {

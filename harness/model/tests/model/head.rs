@@ -1,7 +1,5 @@
 //! The screened head inside a model: the same tokens and logits as the whole head, on synthetic and on real weights.
 
-mod common;
-
 use std::path::Path;
 
 use ternbench_kernels::dense::Activations;
@@ -11,6 +9,8 @@ use ternbench_model::sampler::argmax;
 use ternbench_model::weights::synthetic::SyntheticModel;
 use ternbench_model::weights::{self, LinearName, LinearWeights, OpenOptions, VectorName, WeightSource, encode};
 use ternbench_model::{Engine, HeadUse, LoadError, Logits, ModelConfig, Segment, Tokenizer, Transformer};
+
+use crate::common;
 
 /// Decodes greedily behind `prompt` with a screened head, and holds the best logit of every step, and the 5 best of every fourth, to all of the whole head's; then the
 /// best of all positions together, which are enough for tiles. Returns what the head was used for in both.

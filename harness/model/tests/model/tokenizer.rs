@@ -1,13 +1,13 @@
 //! Reference encodings, decoding, chat.
 
-mod common;
-
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use ternbench_model::chat::{self, ChatError, ChatFormat, Message};
 use ternbench_model::config::Architecture;
 use ternbench_model::tokenizer::{SpecialText, Tokenizer};
+
+use crate::common;
 
 #[derive(serde::Deserialize)]
 struct Vector {

@@ -247,7 +247,7 @@ fn models_are_converted_verified_and_synthesised() {
     assert_eq!(json(&["model", "tokenize", "-m", &synthetic, "--text", "a b"])["ids"], serde_json::json!([97, 32, 98]));
     if cfg!(target_os = "linux") {
         let text = complaint(&["model", "tokenize", "-m", &synthetic, "--text-file", "/dev/zero"]);
-        assert!(text.contains("/dev/zero: more than 64 MB"), "{text}");
+        assert!(text.contains("/dev/zero: more than 64 MiB"), "{text}");
     }
     let output = ternbench(&["generate", "-m", &synthetic, "-p", "the", "-n", "4"]);
     let stderr = String::from_utf8(output.stderr).unwrap();

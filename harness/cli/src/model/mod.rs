@@ -68,7 +68,7 @@ pub enum Command {
         /// The text
         #[arg(long, conflicts_with = "text_file", required_unless_present = "text_file")]
         text: Option<String>,
-        /// A file with the text, taken to the byte
+        /// A file with the text, taken to the byte, at most 64 MiB
         #[arg(long)]
         text_file: Option<PathBuf>,
         /// Read special tokens in the text as such
@@ -122,14 +122,15 @@ fn logits(model: &ModelArgs, ids: &[u32], all: bool, output: Output, env: &Env) 
     Ok(())
 }
 
-/// The text of a file that ends: a device need not.
+/// A file's text, at most 64 MiB: a device may never end.
 fn read_text(file: &Path) -> Result<String> {
     const LARGEST: u64 = 64 << 20;
-    let mut text = String::new();
-    let read = std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
-    let len = read.with_context(|| file.display().to_string())?;
-    ensure!(len as u64 <= LARGEST, "{}: more than {} MB of text: cut it into parts", file.display(), LARGEST >> 20);
-    Ok(text)
+    let named = || file.display().to_string();
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes));
+    let len = read.with_context(named)?;
+    ensure!(len as u64 <= LARGEST, "{}: more than {} MiB of text: cut it into parts", named(), LARGEST >> 20);
+    String::from_utf8(bytes).with_context(named)
 }
 
 fn tokenize(model: &str, text: Option<String>, file: Option<PathBuf>, special: bool) -> Result<()> {

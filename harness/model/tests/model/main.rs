@@ -1,4 +1,4 @@
-//! The tests of this crate, in one program: each would be linked with all it depends on.
+//! The tests of this crate in one program, so that they are linked once; `bad_files` has an allocator of its own.
 
 mod batch;
 mod chat;

@@ -3,9 +3,8 @@
 //! A token cannot be made before its bytes are read and its multiply-adds are done, so
 //! `s/token >= max(bytes_per_token / bandwidth, macs_per_token / macs_per_s + fmas_per_token / f32_fmas_per_s)`, with all peaks measured
 //! on the same threads just before. The peak of multiply-adds is that of the layers' arithmetic: int8 for ternary ones, by products or by
-//! tables of trits, f32 for dense ones,
-//! or int8 or bf16 where their kernel multiplies that. Attention is in floats beside them. A thread does one after the other, so their
-//! times add up.
+//! tables of trits, f32 for dense ones, or int8 or bf16 where their kernel multiplies that. Attention is in floats beside them. A thread does
+//! one after the other, so their times add up.
 
 /// A result may exceed its limit by this much before it is refused: what two runs of the probes on a shared machine
 /// differ by.

@@ -33,14 +33,15 @@ fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(2) } else { ProgressDrawTarget::hidden() }
 }
 
-/// Prints a line. Where it cannot, the program ends: in silence where the reader has gone, as `| head` does.
+/// Prints a line. Where nobody reads any longer, as after `| head`, the command goes on in silence: it may be writing a run, and its exit
+/// code says what it found. Where the line cannot be written for another reason the program ends.
 pub fn print_line(line: Arguments<'_>) {
-    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
-        if error.kind() == ErrorKind::BrokenPipe {
-            std::process::exit(0);
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            warn_line(format_args!("ternbench: writing to the standard output: {error}"));
+            std::process::exit(1);
         }
-        warn_line(format_args!("ternbench: writing to the standard output: {error}"));
-        std::process::exit(1);
+        _ => {}
     }
 }
 

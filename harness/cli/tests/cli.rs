@@ -1,7 +1,7 @@
 //! The program as other programs and careless people use it: stable output, one clear line for each mistake.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -55,20 +55,30 @@ fn output_that_cannot_be_written_is_no_panic() {
         &["speed", "--list"],
     ];
     for args in commands {
-        let run = |stdout: std::process::Stdio| {
+        let run = |stdout: Stdio| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
-            command.args(args).stdout(stdout).stderr(std::process::Stdio::piped()).spawn().expect("the program starts")
+            command.args(args).stdout(stdout).stderr(Stdio::piped()).spawn().expect("the program starts")
         };
         let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
         let output = run(full.into()).wait_with_output().expect("ends");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!((output.status.code(), stderr.trim_end().lines().count()), (Some(1), 1), "{args:?}: {stderr}");
-        let mut child = run(std::process::Stdio::piped());
+        let mut child = run(Stdio::piped());
         drop(child.stdout.take());
         let output = child.wait_with_output().expect("ends");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{args:?}");
     }
+}
+
+/// Two models that differ, told to nobody: the exit code is all that is left to say so.
+#[test]
+fn a_reader_that_has_gone_changes_no_exit_code() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ternbench"));
+    command.args(["model", "verify", "synthetic:bitnet-tiny", &fixture("i2_s.gguf")]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("ends").code(), Some(1));
 }
 
 #[test]

@@ -92,10 +92,10 @@ fn add_product<const FMA: bool, const WIDE: bool>(weight: f32, row: [f32; LANES]
     sums
 }
 
-/// Adds the products of a row of `P` panels to [`Sums`], for queries that have a weight.
+/// Adds the products of a row of `P` panels to [`Sums`].
 #[inline(always)]
 fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: [Option<f32>; Q],
+    weights: [f32; Q],
     row: [&[N; LANES]; P],
     sums: &mut Sums<Q, P>,
 ) {
@@ -104,10 +104,8 @@ fn add_row<N: Number, const Q: usize, const P: usize, const FMA: bool, const WID
         wide[p] = N::widen::<FMA, WIDE>(row[p]);
     }
     for q in 0..Q {
-        if let Some(weight) = weights[q] {
-            for p in 0..P {
-                sums[q][p] = add_product::<FMA, WIDE>(weight, wide[p], sums[q][p]);
-            }
+        for p in 0..P {
+            sums[q][p] = add_product::<FMA, WIDE>(weights[q], wide[p], sums[q][p]);
         }
     }
 }
@@ -132,9 +130,9 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
     }
     macro_rules! add {
         ($i:expr) => {{
-            let (mut of_queries, mut of_panels) = ([None; Q], [&rows[0][$i]; P]);
+            let (mut of_queries, mut of_panels) = ([0.0; Q], [&rows[0][$i]; P]);
             for q in 0..Q {
-                of_queries[q] = Some(weights[q][from + $i]);
+                of_queries[q] = weights[q][from + $i];
             }
             for p in 0..P {
                 of_panels[p] = &rows[p][$i];
@@ -202,35 +200,13 @@ fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const W
     }
 }
 
-/// Adds the rows at `positions`, of panels that begin with position `first`, for the queries that see them.
-#[inline(always)]
-fn add_seen<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights; Q],
-    panels: [&[[N; LANES]]; P],
-    first: usize,
-    seen: &[Range<usize>; Q],
-    positions: Range<usize>,
-    sums: &mut Sums<Q, P>,
-) {
-    for position in positions {
-        let (mut of_queries, mut row) = ([None; Q], [&panels[0][0]; P]);
-        for q in 0..Q {
-            of_queries[q] = seen[q].contains(&position).then_some(weights[q][position]);
-        }
-        for p in 0..P {
-            row[p] = &panels[p][position - first];
-        }
-        add_row::<N, Q, P, FMA, WIDE>(of_queries, row, sums);
-    }
-}
-
-/// Adds the values that `Q` queries see, in `P` panels of dimensions, from number `panel` on. The sums are in registers from the first block
-/// to the last.
+/// Adds the values at `positions`, which `Q` queries see, in `P` panels of dimensions, from number `panel` on. The sums are in registers from
+/// the first block to the last.
 #[inline(always)]
 fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
     blocks: Blocks<'_>,
-    seen: &[Range<usize>; Q],
+    positions: Range<usize>,
     panel: usize,
     out: &mut [f32],
     out_stride: usize,
@@ -242,34 +218,15 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
             sums[q][p].copy_from_slice(&out[at(q, p)]);
         }
     }
-    // What any of them sees, and in it what all see.
-    let (mut any, mut every) = (seen[0].clone(), seen[0].clone());
-    for seen in &seen[1..] {
-        any = any.start.min(seen.start)..any.end.max(seen.end);
-        every = every.start.max(seen.start)..every.end.min(seen.end);
-    }
-    for i in any.start / LANES..any.end.div_ceil(LANES) {
+    for i in positions.start / LANES..positions.end.div_ceil(LANES) {
         let first = i * LANES;
-        let within = |range: &Range<usize>| {
-            let start = range.start.clamp(first, first + LANES);
-            start..range.end.clamp(start, first + LANES)
-        };
-        let (any, mut every) = (within(&any), within(&every));
-        if every.is_empty() {
-            every = any.end..any.end;
-        }
-        let block = N::of(blocks.all[i]).as_chunks().0;
-        let mut panels: [&[[N; LANES]]; P] = [&[]; P];
+        let within = positions.start.max(first)..positions.end.min(first + LANES);
+        let block: &[[N; LANES]] = N::of(blocks.all[i]).as_chunks().0;
+        let mut rows: [&[[N; LANES]]; P] = [&[]; P];
         for p in 0..P {
-            panels[p] = &block[(panel + p) * LANES..][..LANES];
+            rows[p] = &block[(panel + p) * LANES..][..LANES][within.start - first..within.end - first];
         }
-        add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, any.start..every.start, &mut sums);
-        let mut rows = panels;
-        for p in 0..P {
-            rows[p] = &panels[p][every.start - first..every.end - first];
-        }
-        add_rows::<N, Q, P, FMA, WIDE>(weights, every.start, rows, [blocks.ahead(i, 1); P], &mut sums);
-        add_seen::<N, Q, P, FMA, WIDE>(weights, panels, first, seen, every.end..any.end, &mut sums);
+        add_rows::<N, Q, P, FMA, WIDE>(weights, within.start, rows, [blocks.ahead(i, 1); P], &mut sums);
     }
     for q in 0..Q {
         for p in 0..P {
@@ -278,80 +235,62 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
     }
 }
 
-/// [`value`] for all panels, `P` at a time.
+/// [`value`] for all panels, `P` at a time; what is left of them is added for one query after the other.
 #[inline(always)]
 fn values_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
     weights: &[Weights; Q],
     blocks: Blocks<'_>,
-    seen: &[Range<usize>; Q],
+    positions: Range<usize>,
     out: &mut [f32],
     out_stride: usize,
 ) {
     let n_panels = N::of(blocks.all[0]).len() / (LANES * LANES);
-    let mut panel = 0;
-    while panel + P <= n_panels {
-        value::<N, Q, P, FMA, WIDE>(weights, blocks, seen, panel, out, out_stride);
-        panel += P;
+    let whole = n_panels - n_panels % P;
+    for panel in (0..whole).step_by(P) {
+        value::<N, Q, P, FMA, WIDE>(weights, blocks, positions.clone(), panel, out, out_stride);
     }
-    while panel < n_panels {
-        value::<N, Q, 1, FMA, WIDE>(weights, blocks, seen, panel, out, out_stride);
-        panel += 1;
+    for panel in whole..n_panels {
+        for q in 0..Q {
+            let (weights, out) = (std::array::from_ref(&weights[q]), &mut out[q * out_stride..]);
+            value::<N, 1, 1, FMA, WIDE>(weights, blocks, positions.clone(), panel, out, out_stride);
+        }
     }
 }
 
-/// Runs `$tiles!(first, queries, panels)` for `$n` queries, some at a time: as many sums as there are registers for, and enough of them
-/// that none waits for the row before.
-macro_rules! some_at_a_time {
-    ($n:expr, $tiles:ident) => {{
-        let n = $n;
-        let mut first = 0;
-        while first < n {
-            first += match (WIDE, n - first) {
-                (true, 12..) => {
-                    $tiles!(first, 12, 2);
-                    12
-                }
-                (true, 8..) => {
-                    $tiles!(first, 8, 2);
-                    8
-                }
-                (true, 4..) => {
-                    $tiles!(first, 4, 4);
-                    4
-                }
-                (true, 3) => {
-                    $tiles!(first, 3, 4);
-                    3
-                }
-                (true, 2) => {
-                    $tiles!(first, 2, 4);
-                    2
-                }
-                (true, _) => {
-                    $tiles!(first, 1, 4);
-                    1
-                }
-                (false, 4..) => {
-                    $tiles!(first, 4, 1);
-                    4
-                }
-                (false, 3) => {
-                    $tiles!(first, 3, 1);
-                    3
-                }
-                (false, 2) => {
-                    $tiles!(first, 2, 2);
-                    2
-                }
-                (false, _) => {
-                    $tiles!(first, 1, 4);
-                    1
-                }
-            };
-        }
-    }};
+/// How many of `left` queries are taken at once: as many as there are registers for the sums of.
+#[inline(always)]
+pub(super) fn at_once<const WIDE: bool>(left: usize) -> usize {
+    match left {
+        12.. if WIDE => 12,
+        8.. if WIDE => 8,
+        _ => left.min(4),
+    }
 }
-pub(super) use some_at_a_time;
+
+/// Runs `$tile!(queries, panels)` for `$n` queries, as [`at_once`] has them, and so many panels that no sum waits for the row before.
+macro_rules! tile_of {
+    ($n:expr, $tile:ident) => {
+        // Outside of the choice, where rustc drops the other half before LLVM optimises it.
+        if WIDE {
+            match $n {
+                12 => $tile!(12, 2),
+                8 => $tile!(8, 2),
+                4 => $tile!(4, 4),
+                3 => $tile!(3, 4),
+                2 => $tile!(2, 4),
+                _ => $tile!(1, 4),
+            }
+        } else {
+            match $n {
+                4 => $tile!(4, 1),
+                3 => $tile!(3, 1),
+                2 => $tile!(2, 2),
+                _ => $tile!(1, 4),
+            }
+        }
+    };
+}
+pub(super) use tile_of;
 
 /// [`scores_f32`] of any numbers.
 #[inline(always)]
@@ -361,14 +300,19 @@ fn scores<N: Number, const FMA: bool, const WIDE: bool>(
     head_dim: usize,
     out: &mut [Weights],
 ) {
-    macro_rules! tiles {
-        ($first:expr, $q:literal, $p:literal) => {
-            if let (Some(queries), Some(out)) = (queries[$first..].first_chunk(), out[$first..].first_chunk_mut()) {
-                scores_of::<N, $q, $p, FMA, WIDE>(queries, blocks, head_dim, out);
-            }
-        };
+    let mut first = 0;
+    while first < queries.len() {
+        let n = at_once::<WIDE>(queries.len() - first);
+        macro_rules! tile {
+            ($q:literal, $p:literal) => {
+                if let (Some(queries), Some(out)) = (queries[first..].first_chunk(), out[first..].first_chunk_mut()) {
+                    scores_of::<N, $q, $p, FMA, WIDE>(queries, blocks, head_dim, out);
+                }
+            };
+        }
+        tile_of!(n, tile);
+        first += n;
     }
-    some_at_a_time!(queries.len(), tiles);
 }
 
 /// [`add_values_f32`] of any numbers.
@@ -381,19 +325,41 @@ fn values<N: Number, const FMA: bool, const WIDE: bool>(
     out_stride: usize,
 ) {
     let n_heads = weights.len() / seen.len();
-    macro_rules! tiles {
-        ($first:expr, $q:literal, $p:literal) => {
-            if let Some(weights) = weights[$first..].first_chunk() {
-                let mut of_queries = [const { 0..0 }; $q];
-                for q in 0..$q {
-                    of_queries[q] = seen[($first + q) / n_heads].clone();
-                }
-                let out = &mut out[$first * out_stride..];
-                values_of::<N, $q, $p, FMA, WIDE>(weights, blocks, &of_queries, out, out_stride);
+    let seen_by = |query: usize| seen[query / n_heads].clone();
+    let mut first = 0;
+    while first < weights.len() {
+        let n = at_once::<WIDE>(weights.len() - first);
+        // What all see. Before and behind that each alone sees what is left to it. One loop: the code of every tile is there once.
+        let mut every = seen_by(first);
+        for q in first + 1..first + n {
+            every = every.start.max(seen_by(q).start)..every.end.min(seen_by(q).end);
+        }
+        every.end = every.end.max(every.start);
+        for step in 0..2 * n + 1 {
+            let (first, n, positions) = if step < n {
+                let seen = seen_by(first + step);
+                (first + step, 1, seen.start..seen.end.min(every.start))
+            } else if step == n {
+                (first, n, every.clone())
+            } else {
+                let q = first + step - n - 1;
+                (q, 1, every.end..seen_by(q).end)
+            };
+            if positions.is_empty() {
+                continue;
             }
-        };
+            macro_rules! tile {
+                ($q:literal, $p:literal) => {
+                    if let Some(weights) = weights[first..].first_chunk() {
+                        let out = &mut out[first * out_stride..];
+                        values_of::<N, $q, $p, FMA, WIDE>(weights, blocks, positions, out, out_stride);
+                    }
+                };
+            }
+            tile_of!(n, tile);
+        }
+        first += n;
     }
-    some_at_a_time!(weights.len(), tiles);
 }
 
 per_isa! {

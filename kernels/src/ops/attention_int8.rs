@@ -11,7 +11,7 @@ use std::arch::x86_64::{__m256i, __m512i};
 
 use std::ops::Range;
 
-use super::attention::{Weights, some_at_a_time};
+use super::attention::{Weights, at_once, tile_of};
 use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, TO_INTEGER};
 
@@ -318,15 +318,20 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     height: usize,
     out: &mut [Weights],
 ) {
-    macro_rules! tiles {
-        ($first:expr, $q:literal, $p:literal) => {
-            if let (Some(queries), Some(out)) = (queries[$first..].first_chunk(), out[$first..].first_chunk_mut()) {
-                // Four queries have sums enough for one block at a time: memory is read in its order.
-                scores_of::<$q, { if $q == 4 { 1 } else { $p } }, FMA, WIDE, VNNI>(queries, blocks, height, out);
-            }
-        };
+    let mut first = 0;
+    while first < queries.len() {
+        let n = at_once::<WIDE>(queries.len() - first);
+        macro_rules! tile {
+            ($q:literal, $p:literal) => {
+                if let (Some(queries), Some(out)) = (queries[first..].first_chunk(), out[first..].first_chunk_mut()) {
+                    // Four queries have sums enough for one block at a time: memory is read in its order.
+                    scores_of::<$q, { if $q == 4 { 1 } else { $p } }, FMA, WIDE, VNNI>(queries, blocks, height, out);
+                }
+            };
+        }
+        tile_of!(n, tile);
+        first += n;
     }
-    some_at_a_time!(queries.len(), tiles);
 }
 
 /// Adds the values of a run of blocks to the sums, which begin with the first block, in `P` panels of dimensions, from number `panel` on.
@@ -368,7 +373,7 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     }
 }
 
-/// [`value`] for all blocks and any number of panels, `P` at a time.
+/// [`value`] for all blocks and any number of panels, `P` at a time; what is left of them is added for one query after the other.
 #[inline(always)]
 fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
@@ -390,14 +395,15 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     let sums: &mut [i32] = bytemuck::cast_slice_mut(out);
     for start in (0..n_blocks).step_by(step) {
         let run = start..(start + step).min(n_blocks);
-        let mut panel = 0;
-        while panel + P <= n_panels {
+        let whole = n_panels - n_panels % P;
+        for panel in (0..whole).step_by(P) {
             value::<Q, P, FMA, WIDE, VNNI>(weights, blocks, run.clone(), panel, sums, out_stride);
-            panel += P;
         }
-        while panel < n_panels {
-            value::<Q, 1, FMA, WIDE, VNNI>(weights, blocks, run.clone(), panel, sums, out_stride);
-            panel += 1;
+        for panel in whole..n_panels {
+            for q in 0..Q {
+                let (weights, sums) = (std::array::from_ref(&weights[q]), &mut sums[q * out_stride..]);
+                value::<1, 1, FMA, WIDE, VNNI>(weights, blocks, run.clone(), panel, sums, out_stride);
+            }
         }
     }
     for (out, weights) in out.chunks_mut(out_stride).zip(weights) {
@@ -416,15 +422,20 @@ fn values<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    macro_rules! tiles {
-        ($first:expr, $q:literal, $p:literal) => {
-            if let Some(weights) = weights[$first..].first_chunk() {
-                let out = &mut out[$first * out_stride..];
-                values_of::<$q, $p, FMA, WIDE, VNNI>(weights, blocks, n_panels, out, out_stride);
-            }
-        };
+    let mut first = 0;
+    while first < weights.len() {
+        let n = at_once::<WIDE>(weights.len() - first);
+        macro_rules! tile {
+            ($q:literal, $p:literal) => {
+                if let Some(weights) = weights[first..].first_chunk() {
+                    let out = &mut out[first * out_stride..];
+                    values_of::<$q, $p, FMA, WIDE, VNNI>(weights, blocks, n_panels, out, out_stride);
+                }
+            };
+        }
+        tile_of!(n, tile);
+        first += n;
     }
-    some_at_a_time!(weights.len(), tiles);
 }
 
 /// [`scores`] with AVX-512 VNNI.

@@ -33,15 +33,32 @@ fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(2) } else { ProgressDrawTarget::hidden() }
 }
 
-/// Prints a line. Where nobody reads any longer, as after `| head`, the command goes on in silence: it may be writing a run, and its exit
-/// code says what it found. Where the line cannot be written for another reason the program ends.
+/// The standard output. What nobody reads any longer, as after `| head`, is dropped: the command may be writing a run, and its exit code
+/// says what it found.
+pub struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        unless_nobody_reads(std::io::stdout().write(bytes), bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        unless_nobody_reads(std::io::stdout().flush(), ())
+    }
+}
+
+fn unless_nobody_reads<T>(result: std::io::Result<T>, otherwise: T) -> std::io::Result<T> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(otherwise),
+        result => result,
+    }
+}
+
+/// Prints a line to [`Stdout`]. Where it cannot, the program ends.
 pub fn print_line(line: Arguments<'_>) {
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            warn_line(format_args!("ternbench: writing to the standard output: {error}"));
-            std::process::exit(1);
-        }
-        _ => {}
+    if let Err(error) = writeln!(Stdout, "{line}") {
+        warn_line(format_args!("ternbench: writing to the standard output: {error}"));
+        std::process::exit(1);
     }
 }
 

@@ -137,13 +137,13 @@ fn run(command: Command) -> Result<ExitCode> {
             // To memory first: clap_complete panics where it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ternbench", &mut script);
-            std::io::stdout().write_all(&script).context("writing to the standard output")?;
+            console::Stdout.write_all(&script).context("writing to the standard output")?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// `ternbench … | head` is no failure.
+/// `ternbench generate … | head` is no failure, nor is `-o jsonl`: what goes on as long as somebody reads.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)

@@ -37,7 +37,7 @@ pub fn check(output: Output) -> Result<()> {
 
 /// Prints a table. Only text has `notes` below it; other formats are for programs.
 pub fn print(table: &Table, output: Output, notes: &[String], env: &Env) -> Result<()> {
-    let mut stdout = std::io::stdout();
+    let mut stdout = console::Stdout;
     let format = match output {
         Output::Text => {
             writeln!(stdout, "{}", table.text(console::tables(env)))?;

@@ -1,6 +1,5 @@
 //! `ternbench report`: the report of a finished run, made anew from its raw records.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,9 +73,9 @@ pub fn run(args: Args, env: &Env) -> Result<ExitCode> {
         keep_evidence(&run, folder)?;
     }
     for path in document.save(folder, !args.no_png)? {
-        writeln!(std::io::stdout(), "{}", path.display())?;
+        println!("{}", path.display());
     }
-    writeln!(std::io::stdout(), "{}", document.ledger.summary())?;
+    println!("{}", document.ledger.summary());
     Ok(claims::exit_code(&document.ledger, args.judge))
 }
 

@@ -412,7 +412,7 @@ pub fn measure(
 }
 
 fn list() -> Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
+    let mut out = console::Stdout;
     for name in suite::names() {
         let suite = suite::find(&name)?;
         writeln!(out, "{name:12} {}\n{:12} {}", suite.title, "", suite.models.join(", "))?;
@@ -429,7 +429,7 @@ fn dry_run(
     workloads: &[Workload],
     plan: &Plan,
 ) -> Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
+    let mut out = console::Stdout;
     let up_to = if plan.precision.is_some() { "up to " } else { "" };
     for workload in workloads {
         writeln!(out, "{workload}: {up_to}{} rounds after {} of warm-up", plan.repetitions, plan.warmup)?;
@@ -451,7 +451,7 @@ fn dry_run(
 
 /// Prints what was measured, in the format asked for. JSON lines were printed as they came.
 fn show(records: &[Record], probes: &Probes, output: Output, env: &Env) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = console::Stdout;
     match output {
         Output::Jsonl => {}
         Output::Json => {

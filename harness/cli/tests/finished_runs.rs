@@ -1,7 +1,7 @@
 //! The commands over finished runs, on the frozen records of the report crate.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn ternbench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ternbench")).args(args).output().expect("the program starts")
@@ -117,6 +117,11 @@ fn exit_codes_of_diff_and_check() {
     assert_eq!(code(&["diff", run, slow, "--noise", "x"]), Some(2));
     assert_eq!(code(&["check", run, "--baseline", run]), Some(0));
     assert_eq!(code(&["check", slow, "--baseline", run]), Some(1));
+    let mut unread = Command::new(env!("CARGO_BIN_EXE_ternbench"));
+    unread.args(["check", slow, "--baseline", run]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut unread = unread.spawn().expect("the program starts");
+    drop(unread.stdout.take());
+    assert_eq!(unread.wait().expect("ends").code(), Some(1), "a reader that has gone changes nothing");
     assert_eq!(code(&["check", run, "--baseline", "/nowhere"]), Some(1));
     assert_eq!(code(&["check", run]), Some(2));
     assert_eq!(code(&["check", run, "--baseline", run, "--tolerance", "-5"]), Some(2));

@@ -119,26 +119,28 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 /// without a conversion instruction, so that loops vectorise (Rust's own casts saturate, which costs more than the rest).
 const TO_INTEGER: f32 = 12_582_912.0;
 
-/// `e^x` to about 2 ulp between -87.3 and 88.3, clamped above and 0 below. Cody-Waite reduction and a degree-6 polynomial (the
-/// scheme of Cephes `expf`), branch-free.
+/// The largest argument of [`exp`].
+const MAX_EXPONENT: f32 = 88.3;
+
+/// `e^x` to about 2 ulp from -87.3 to [`MAX_EXPONENT`], 0 below; of more it makes no sense. Cody-Waite reduction and a degree-7 polynomial (the
+/// scheme of Cephes `expf`), in pairs of terms (Estrin), as a chain of products is what this waits for.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.clamp(-87.3, 88.3);
-    let shifted = madd::<FMA>(clamped, std::f32::consts::LOG2_E, TO_INTEGER);
+    // Below -87.7 the exponent field becomes 0, and so the result. NaN stays.
+    let x = if x < -88.0 { -88.0 } else { x };
+    let shifted = madd::<FMA>(x, std::f32::consts::LOG2_E, TO_INTEGER);
     let power = shifted - TO_INTEGER;
-    let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, clamped));
-    let mut p = 1.987_569_1e-4;
-    p = madd::<FMA>(p, r, 1.398_199_9e-3);
-    p = madd::<FMA>(p, r, 8.333_452e-3);
-    p = madd::<FMA>(p, r, 4.166_579_6e-2);
-    p = madd::<FMA>(p, r, 1.666_666_5e-1);
-    p = madd::<FMA>(p, r, 0.5);
-    let value = madd::<FMA>(p * r, r, r) + 1.0;
+    let r = madd::<FMA>(power, -LN2_LOW, madd::<FMA>(power, -LN2_HIGH, x));
+    let r2 = r * r;
+    let low = madd::<FMA>(1.666_666_5e-1, r, 0.5);
+    let mid = madd::<FMA>(8.333_452e-3, r, 4.166_579_6e-2);
+    let high = madd::<FMA>(1.987_569_1e-4, r, 1.398_199_9e-3);
+    let p = madd::<FMA>(madd::<FMA>(high, r2, mid), r2, low);
+    let value = madd::<FMA>(p, r2, r + 1.0);
     // 2^power: its low 9 bits, biased, are the exponent field; the rest is shifted out.
-    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    if x < -87.3 { 0.0 } else { value * scale }
+    value * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// The largest value of `f` over numbers in the same place of all of `x`, which have one length, at least `start`; NaN never wins.

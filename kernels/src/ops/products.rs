@@ -1,6 +1,6 @@
 //! What becomes of the sums of a kernel while they are in the cache: scales, biases, residuals and gates, for all tokens in one call.
 
-use super::{exp, madd};
+use super::{MAX_EXPONENT, exp, madd};
 use crate::team::Columns;
 
 /// What becomes of two products: `y = activation(gate) · up`.
@@ -88,7 +88,7 @@ per_isa! {
     /// `y = silu(gate) · up`, the SwiGLU gate.
     pub fn silu_gate(gate: &Products<'_>, up: &Products<'_>, y: &mut Columns<'_, f32>) {
         for token in 0..y.n_rows() {
-            gate.each(token, y.row(token), |gate, _| gate / (1.0 + exp::<FMA>(-gate)));
+            gate.each(token, y.row(token), |gate, _| gate / (1.0 + exp::<FMA>((-gate).min(MAX_EXPONENT))));
             up.each(token, y.row(token), |up, gate| gate * up);
         }
     }
@@ -100,7 +100,7 @@ per_isa! {
             // tanh(u) = 1 - 2 / (e^2u + 1), so (1 + tanh(u)) / 2 = 1 - 1 / (e^2u + 1).
             gate.each(token, y.row(token), |x, _| {
                 let inner = SQRT_2_OVER_PI * (x + 0.044715 * x * x * x);
-                x * (1.0 - 1.0 / (exp::<FMA>(2.0 * inner) + 1.0))
+                x * (1.0 - 1.0 / (exp::<FMA>((2.0 * inner).min(MAX_EXPONENT)) + 1.0))
             });
             up.each(token, y.row(token), |up, gate| gate * up);
         }

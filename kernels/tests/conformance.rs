@@ -4,6 +4,7 @@ mod support;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use support::{inputs, sample};
 use ternbench_kernels::dense::Activations;
 use ternbench_kernels::driver::{Input, Output, Scratch, multiply};
@@ -79,11 +80,12 @@ fn check_input(kernels: &[&dyn TernaryKernel], w: &TernaryMatrix, x: &QuantizedA
 fn every_kernel_equals_the_oracle_around_every_edge() {
     let kernels = support::ternary_kernels();
     let shapes = N.iter().flat_map(|&n| K.iter().flat_map(move |&k| M.iter().map(move |&m| (n, k, m))));
-    for (n, k, m) in sample(shapes) {
+    // By all cores: this takes longer than all other tests here.
+    sample(shapes).collect::<Vec<_>>().into_par_iter().for_each(|(n, k, m)| {
         for (what, w, x) in inputs(n, k, m) {
             check_input(&kernels, &w, &x, what);
         }
-    }
+    });
 }
 
 #[test]

@@ -8,8 +8,11 @@ use ternbench_kernels::Pool;
 use ternbench_kernels::probe::{self, Arithmetic, Peak};
 use ternbench_measure::{Host, record};
 
-/// Bytes the bandwidth probe reads: more than any last-level cache it is likely to meet.
-const BUFFER_BYTES: usize = 512 << 20;
+/// Bytes that the bandwidth probe reads: four times the last-level cache, but no fewer than 256 MB, and no more than 512, as pages take longer to
+/// get than to read.
+fn buffer_bytes(cache_bytes: u64) -> usize {
+    (4 * cache_bytes).clamp(256 << 20, 512 << 20) as usize
+}
 
 /// The peaks per number of threads.
 pub struct Probes {
@@ -53,7 +56,7 @@ impl Probes {
     /// Probes once more with `pool`, for results above the limits: other work on the machine may have hidden what it can do. The best of
     /// all samples counts.
     pub fn again(&self, pool: &Pool, seconds: f64) -> Vec<record::Probe> {
-        let (new, records) = probe_all(pool, seconds);
+        let (new, records) = probe_all(pool, buffer_bytes(self.cache_bytes), seconds);
         let mut peaks = self.peaks.borrow_mut();
         let best = peaks.entry(pool.n_threads()).or_default();
         best.iter_mut().zip(new).filter(|(best, new)| new.per_s > best.per_s).for_each(|(best, new)| *best = new);
@@ -93,10 +96,10 @@ impl Probes {
 }
 
 /// All probes with one pool: their peaks and their records.
-fn probe_all(pool: &Pool, seconds: f64) -> ([Best; 5], Vec<record::Probe>) {
+fn probe_all(pool: &Pool, buffer_bytes: usize, seconds: f64) -> ([Best; 5], Vec<record::Probe>) {
     let spinner = crate::console::spinner(&format!("measuring the limits with {} threads", pool.n_threads()));
     let (bandwidth, macs) = pool.run(|team| {
-        let bandwidth = probe::read_bandwidth(team, BUFFER_BYTES, seconds / 2.0);
+        let bandwidth = probe::read_bandwidth(team, buffer_bytes, seconds / 2.0);
         (bandwidth, probe::mac_peak(team, seconds / 2.0))
     });
     spinner.finish_and_clear();

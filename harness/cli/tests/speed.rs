@@ -184,7 +184,7 @@ fn ctrl_c_keeps_whole_records_and_says_so() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("records.jsonl");
     let file_name = file.to_str().expect("UTF-8");
-    let mut child = command(&["speed", "-w", "tg1,tg4000", "-r", "1000", "--records", file_name])
+    let mut child = command(&["speed", "-w", "tg1,tg400", "-r", "100", "--records", file_name])
         .args(TINY)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -204,11 +204,11 @@ fn ctrl_c_keeps_whole_records_and_says_so() {
     assert_eq!(text(&output.stderr), "ternbench: interrupted; the records written so far are complete\n");
     let records = read(&file);
     let speeds = of_kind(&records, "speed");
-    assert_eq!(speeds[0]["samples_ns"].as_array().map(Vec::len), Some(1000));
+    assert_eq!(speeds[0]["samples_ns"].as_array().map(Vec::len), Some(100));
     assert_eq!(speeds[0]["protocol"]["stopped"], "repetitions");
     if let Some(cut) = speeds.get(1) {
         assert_eq!(cut["protocol"]["stopped"], "interrupted");
-        assert!(cut["samples_ns"].as_array().is_some_and(|samples| (3..1000).contains(&samples.len())), "{cut}");
+        assert!(cut["samples_ns"].as_array().is_some_and(|samples| (3..100).contains(&samples.len())), "{cut}");
     }
 }
 

@@ -9,9 +9,10 @@ use ternbench_kernels::probe::{self, Arithmetic, Peak};
 use ternbench_measure::{Host, record};
 
 /// Bytes that the bandwidth probe reads: four times the last-level cache, but no fewer than 256 MB, and no more than 512, as pages take longer to
-/// get than to read.
+/// get than to read. 512 where the cache is not known, which is 0.
 fn buffer_bytes(cache_bytes: u64) -> usize {
-    (4 * cache_bytes).clamp(256 << 20, 512 << 20) as usize
+    let several = if cache_bytes == 0 { u64::MAX } else { cache_bytes.saturating_mul(4) };
+    several.clamp(256 << 20, 512 << 20) as usize
 }
 
 /// The peaks per number of threads.

@@ -122,7 +122,7 @@ const TO_INTEGER: f32 = 12_582_912.0;
 /// The largest argument of [`exp`].
 const MAX_EXPONENT: f32 = 88.3;
 
-/// `e^x` to about 2 ulp from -87.3 to [`MAX_EXPONENT`], 0 below; of more it makes no sense. Cody-Waite reduction and a degree-7 polynomial (the
+/// `e^x` to about 2 ulp from -87.3 to [`MAX_EXPONENT`], 0 below -87.7; of more it makes no sense. Cody-Waite reduction and a degree-7 polynomial (the
 /// scheme of Cephes `expf`), in pairs of terms (Estrin), as a chain of products is what this waits for.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {

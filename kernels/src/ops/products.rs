@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn gates_match_their_definitions_in_f64() {
-        let x: Vec<f32> = (-400..400).map(|i| i as f32 / 20.0).collect();
+        let x: Vec<f32> = (-400..400).map(|i| i as f32 / 20.0).chain([-1e3, -100.0, 100.0, 1e3]).collect();
         let bits: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
         let up = vec![1.5f32.to_bits(); x.len()];
         let gated = |gate: Gate| {

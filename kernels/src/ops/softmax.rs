@@ -89,6 +89,9 @@ mod tests {
             assert!((f64::from(new[0]) - expected).abs() <= expected * 4e-7 + 1e-44, "{x}: {new:?} {expected}");
             assert_eq!((max, sum, new[1]), (1.0, new[0] + 1.0, 1.0));
         }
+        for x in [-87.8, -88.0, -100.0, -1e30, f32::NEG_INFINITY] {
+            assert_eq!(exponentials_of(&[x, 0.0], 0..2), (vec![0.0, 1.0], 0.0, 1.0), "{x}");
+        }
     }
 
     #[test]

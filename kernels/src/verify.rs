@@ -71,6 +71,11 @@ impl Random {
     pub fn float(&mut self) -> f32 {
         self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
     }
+
+    /// Nearly normal, of variance 4: a sum of twelve.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.float()).sum()
+    }
 }
 
 /// The matrix with `trit(row, column)`.

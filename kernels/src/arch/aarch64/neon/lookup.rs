@@ -120,9 +120,10 @@ pub(crate) fn load_quarter(bytes: &[u8; 64], quarter: usize) -> uint8x16_t {
     load(&bytes.as_chunks().0[quarter])
 }
 
+/// 16 bytes.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load(bytes: &[u8; 16]) -> uint8x16_t {
+pub(crate) fn load(bytes: &[u8; 16]) -> uint8x16_t {
     // SAFETY: the array holds the 16 bytes that are read.
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }

@@ -11,7 +11,7 @@ use crate::kernel::{PackedMatrix, Prepared};
 use crate::layout::tl1::{self, Step, TILE_ROWS};
 use crate::tables::{self, Table};
 
-use super::lookup::{ROWS, Sums, load_quarter, look, nibbles};
+use super::lookup::{ROWS, Sums, load, look, nibbles};
 
 /// Exact.
 pub type Tl1Tbl = Lookup<Tbl, 2>;
@@ -47,13 +47,13 @@ impl Method for Tbl {
     }
 }
 
-/// 64 rows over at most [`BLOCK`] steps.
+/// 32 rows over at most [`BLOCK`] steps.
 #[target_feature(enable = "neon")]
 fn add_block<const H: usize>(steps: &[Step], tables: &[[Table<H>; 2]], acc: &mut [i32; TILE_ROWS]) {
     let mut sums = [Sums::new(); TILE_ROWS / ROWS];
     for (step, [first, second]) in steps.iter().zip(tables) {
-        for (quarter, sums) in sums.iter_mut().enumerate() {
-            let [low, high] = nibbles(load_quarter(step, quarter));
+        for (bytes, sums) in step.as_chunks().0.iter().zip(&mut sums) {
+            let [low, high] = nibbles(load(bytes));
             sums.add(look(first, low));
             sums.add(look(second, high));
         }

@@ -12,7 +12,8 @@ use crate::kernel::{PackedMatrix, Prepared};
 use crate::layout::tl1::{self, Step, TILE_K, TILE_ROWS};
 use crate::tables::{self, Table};
 
-use super::lookup::{self, Sums, load_half, look};
+use super::interleaved::load;
+use super::lookup::{self, Sums, look};
 
 /// Exact.
 pub type Tl1Pshufb = Lookup<Pshufb, 2>;
@@ -50,7 +51,7 @@ impl Method for Pshufb {
     }
 }
 
-/// 64 rows x `T` tokens over at most [`BLOCK`] steps. Token `t`'s sums start at `t * stride`.
+/// 32 rows x `T` tokens over at most [`BLOCK`] steps. Token `t`'s sums start at `t * stride`.
 #[target_feature(enable = "avx2")]
 fn block<const H: usize, const T: usize>(
     steps: &[Step],
@@ -59,22 +60,20 @@ fn block<const H: usize, const T: usize>(
     stride: usize,
 ) {
     let nibble = _mm256_set1_epi8(15);
-    for half in 0..2 {
-        let mut sums = [Sums::zero(); T];
-        for (i, step) in steps.iter().enumerate() {
-            let codes = load_half(step, half);
-            let low = _mm256_and_si256(codes, nibble);
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
-            for t in 0..T {
-                let [first, second] = &tables[t][i];
-                sums[t].add(look(first, low));
-                sums[t].add(look(second, high));
-            }
-        }
+    let mut sums = [Sums::zero(); T];
+    for (i, step) in steps.iter().enumerate() {
+        let codes = load(step);
+        let low = _mm256_and_si256(codes, nibble);
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
         for t in 0..T {
-            if let Some(acc) = acc[t * stride + 32 * half..].first_chunk_mut() {
-                sums[t].widen::<H>(2 * steps.len(), acc);
-            }
+            let [first, second] = &tables[t][i];
+            sums[t].add(look(first, low));
+            sums[t].add(look(second, high));
+        }
+    }
+    for t in 0..T {
+        if let Some(acc) = acc[t * stride..].first_chunk_mut() {
+            sums[t].widen::<H>(2 * steps.len(), acc);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! `avx2-i2s-vlut`: tokens as lanes, as in `arch/vlut.rs`, on 2-bit codes: one packed copy serves a few tokens, by `vpmaddubsw`, and
-//! many, by tables. One `vpaddw` from a table is 64 multiply-adds, twice what `vpmaddubsw` and `vpaddw` are together.
+//! `avx2-tl1-vlut`: tokens as lanes, as in `arch/vlut.rs`, on nibbles: one packed copy serves a few tokens, by `vpshufb` (see
+//! [`super::tl1_few`]), and many, by tables of vectors. One `vpaddw` from such a table is 64 multiply-adds, twice what `vpmaddubsw` and
+//! `vpaddw` are together.
 //!
 //! A slice is 32 columns: 8 tables of 81 entries, 21 KB for 16 tokens, stay in the L1 cache while all rows stream by, and a row adds 8
 //! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, in some 3 cycles a
@@ -12,74 +13,76 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::i2s_maddubs::I2sMaddubs;
-use super::interleaved::{Plane, VECTORS, load, store_bytes};
+use super::interleaved::{load, store_bytes};
+use super::tl1_few;
 use super::vlut_add::{self, Vector};
 use crate::activation::QuantizedActivations;
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::lanes::{self, Column, LANES};
-use crate::layout::i2s;
-use crate::layout::interleaved::TILE_ROWS;
+use crate::layout::tl1::{self, Step, TILE_ROWS};
 use crate::layout::vlut::{GROUP, N_CODES};
 use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// The kernel.
-pub struct I2sVlut {
-    /// For batches that are not [`worth_tables`].
-    few: I2sMaddubs,
-}
+pub struct Tl1Vlut(#[allow(dead_code, reason = "the proof of support")] Avx2);
 
 /// Whether `m` tokens fill two thirds of the lanes: a full vector takes that much of what `vpmaddubsw` takes for 16 tokens.
 fn worth_tables(m: usize) -> bool {
     3 * m >= 2 * m.next_multiple_of(TOKENS)
 }
 
-impl I2sVlut {
+impl Tl1Vlut {
     /// What it is.
     pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "avx2-i2s-vlut",
-        summary: "2-bit codes, tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few tokens by vpmaddubsw",
+        name: "avx2-tl1-vlut",
+        summary: "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few tokens by vpshufb, a byte per 2 weights",
         features: Avx2::FEATURES,
-        layout: "i2s",
+        layout: "tl1",
         bits_per_weight: 2.0,
         row_tile: TILE_ROWS,
         exactness: Exactness::Exact,
-        source: "Vec-LUT (arXiv 2512.06443) on bitnet.cpp I2_S",
+        source: "Vec-LUT (arXiv 2512.06443) on bitnet.cpp TL1",
     };
 
     /// The kernel, where the CPU has AVX2.
     pub fn new() -> Option<Self> {
-        Some(Self { few: I2sMaddubs::new()? })
+        Avx2::detect().map(Self)
     }
 }
 
-impl TernaryKernel for I2sVlut {
+impl TernaryKernel for Tl1Vlut {
     fn info(&self) -> &'static KernelInfo {
         Self::INFO
     }
 
     fn rows_per_call(&self, m: usize) -> usize {
-        if worth_tables(m) { ROWS } else { self.few.rows_per_call(m) }
+        if worth_tables(m) { ROWS } else { 4 * TILE_ROWS }
     }
 
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        i2s::pack(w)
+        tl1::pack(w)
     }
 
     fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
-        if worth_tables(x.m) { lanes::fill(team, x, SLICE, out) } else { self.few.prepare(team, x, out) }
+        if worth_tables(x.m) {
+            lanes::fill(team, x, SLICE, out);
+        } else {
+            // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+            unsafe { tl1_few::prepare(team, x, out) };
+        }
     }
 
     fn compute(&self, w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-        if !worth_tables(x.m) {
-            return self.few.compute(w, x, rows, acc);
-        }
-        assert_eq!(x.stride, w.k.next_multiple_of(SLICE) * LANES, "the input was prepared for another k");
         assert_eq!(acc.len(), x.m * rows.len(), "acc does not hold m * rows values");
         assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
+        if !worth_tables(x.m) {
+            // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
+            return unsafe { tl1_few::compute(w, x, rows, acc) };
+        }
+        assert_eq!(x.stride, w.k.next_multiple_of(SLICE) * LANES, "the input was prepared for another k");
         acc.fill(0);
         if acc.is_empty() {
             return;
@@ -91,7 +94,7 @@ impl TernaryKernel for I2sVlut {
                 let of_row = &mut acc[first - rows.start..];
                 for chunk in (0..x.m.div_ceil(LANES)).step_by(TOGETHER / VECTORS_OF_CHUNK) {
                     let acc = &mut of_row[chunk * LANES * n_rows..];
-                    // SAFETY: `few` holds an `Avx2`, which only run-time detection hands out.
+                    // SAFETY: as above.
                     unsafe { columns(w, x, chunk, here.clone(), scratch, acc, n_rows) };
                 }
             }
@@ -99,8 +102,8 @@ impl TernaryKernel for I2sVlut {
     }
 }
 
-/// Columns of a slice: two packed tiles.
-const SLICE: usize = 2 * i2s::SHAPE.columns;
+/// Columns of a slice.
+const SLICE: usize = 32;
 /// Tables of a slice.
 const GROUPS: usize = SLICE / GROUP;
 /// Tokens of a vector.
@@ -112,14 +115,14 @@ const TOGETHER: usize = 4;
 /// Of them make a chunk of the prepared form.
 const VECTORS_OF_CHUNK: usize = LANES / TOKENS;
 
-/// A packed tile: 16 columns of 32 rows.
-type Tile = Plane;
-/// Offsets into four tables, in bytes, 16 bits each.
+/// Offsets into the tables of [`QUAD`] steps, in bytes, 16 bits each.
 type Offsets = u64;
-/// Entries of the tables of a slice, one table after the other, and as many more as a code that is none (of pairs of bits that are 3) could reach.
+/// Steps whose offsets make a word.
+const QUAD: usize = GROUPS / 2;
+/// Entries of the tables of a slice, one table after the other, and as many more as nibbles that are no codes could reach.
 const ENTRIES: usize = (GROUPS - 1) * N_CODES + MAX_CODE + 1;
-/// `3 + 3·3 + 9·3 + 27·3`.
-const MAX_CODE: usize = 120;
+/// `15 + 9·15`.
+const MAX_CODE: usize = 150;
 
 /// What a thread works with.
 #[repr(C, align(64))]
@@ -200,49 +203,55 @@ fn largest(sums: &[[Vector; 1]]) -> i32 {
 #[target_feature(enable = "avx2")]
 fn unpack(w: &PackedMatrix, slice: usize, rows: Range<usize>, offsets: &mut [[Offsets; ROWS]; 2]) {
     for (index, first) in rows.step_by(TILE_ROWS).enumerate() {
-        let tiles: &[Tile] = bytemuck::cast_slice(&w.data[i2s::SHAPE.row_tile(w.k, first / TILE_ROWS)]);
-        for half in 0..2 {
-            let out: &mut [Offsets; TILE_ROWS] =
-                offsets[half].as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
+        let steps = &tl1::tile(w, first / TILE_ROWS)[slice * GROUPS..];
+        // The next slice of this tile lies behind this one.
+        for line in 0..GROUPS * size_of::<Step>() / 64 {
+            prefetch::<_MM_HINT_T1>(steps.as_ptr().cast::<u8>().wrapping_add(GROUPS * size_of::<Step>() + 64 * line));
+        }
+        for (half, offsets) in offsets.iter_mut().enumerate() {
+            let out = offsets.as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
+            let steps = steps.get(half * QUAD..).unwrap_or_default();
             // Behind the last column all sums are zero, wherever an offset leads.
-            let Some(tile) = tiles.get(2 * slice + half) else {
-                out.fill(0);
-                continue;
-            };
-            for line in 0..size_of::<Tile>() / 64 {
-                prefetch::<_MM_HINT_T1>(
-                    std::ptr::from_ref(tile).cast::<u8>().wrapping_add(2 * size_of::<Tile>() + 64 * line),
-                );
-            }
-            for (v, out) in out.as_chunks_mut::<{ TILE_ROWS / VECTORS }>().0.iter_mut().enumerate() {
-                unpack_8(&tile[v], out);
-            }
+            let mut last = [[0; TILE_ROWS]; QUAD];
+            let quad = steps.first_chunk().unwrap_or_else(|| {
+                last[..steps.len()].copy_from_slice(steps);
+                &last
+            });
+            unpack_quad(quad, out);
         }
     }
 }
 
-/// The offsets of 8 rows: `32 · (c0 + 3 c1 + 9 c2 + 27 c3)` for each four codes.
+/// The offsets of four steps: `32 · (low nibble + 9 · high nibble)`, the number of four trits in balanced ternary plus 40.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack_8(codes: &[u8; 32], out: &mut [Offsets; 8]) {
-    const SIZE: i16 = size_of::<Vector>() as i16;
-    let (mask, mask4) = (_mm256_set1_epi8(0b0011), _mm256_set1_epi8(0b1100));
-    let (digits, size) = (_mm256_set1_epi32(i32::from_le_bytes([1, 3, 9, 27])), _mm256_set1_epi16(SIZE));
-    // Where codes stay shifted up by two bits, entries count for a quarter.
-    let size4 = _mm256_set1_epi16(SIZE / 4);
-    let low = load(codes);
-    let high = _mm256_srli_epi16::<4>(low);
-    let mut pairs = [low, high];
-    for pair in &mut pairs {
-        let first = _mm256_maddubs_epi16(_mm256_and_si256(*pair, mask), digits);
-        let second = _mm256_maddubs_epi16(_mm256_and_si256(*pair, mask4), digits);
-        let second = _mm256_slli_epi32::<16>(_mm256_madd_epi16(second, size4));
-        *pair = _mm256_or_si256(_mm256_madd_epi16(first, size), second);
+fn unpack_quad(steps: &[Step; QUAD], out: &mut [Offsets; TILE_ROWS]) {
+    const SIZE_BITS: i32 = size_of::<Vector>().ilog2() as i32;
+    let zero = _mm256_setzero_si256();
+    let mut codes = [zero; QUAD];
+    for i in 0..QUAD {
+        let bytes = load(&steps[i]);
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
+        // `bytes` has the high nibble 16-fold: 7 times too often. No product reaches into the next byte.
+        codes[i] = _mm256_sub_epi8(_mm256_add_epi8(bytes, high), _mm256_slli_epi16::<3>(high));
     }
-    let (rows_0145, rows_2367) = (_mm256_unpacklo_epi32(pairs[0], pairs[1]), _mm256_unpackhi_epi32(pairs[0], pairs[1]));
-    let out: &mut [[u8; 32]; 2] = bytemuck::cast_mut(out);
-    store_bytes(&mut out[0], _mm256_permute2x128_si256::<0x20>(rows_0145, rows_2367));
-    store_bytes(&mut out[1], _mm256_permute2x128_si256::<0x31>(rows_0145, rows_2367));
+    // Rows 8 i .. 8 i + 4 of each 16 in vector 2 i, the next four in 2 i + 1: four bytes of each, widened.
+    let pairs = [
+        [_mm256_unpacklo_epi8(codes[0], codes[1]), _mm256_unpacklo_epi8(codes[2], codes[3])],
+        [_mm256_unpackhi_epi8(codes[0], codes[1]), _mm256_unpackhi_epi8(codes[2], codes[3])],
+    ];
+    let (low, high) = out.split_at_mut(16);
+    let (low, high) = (low.as_chunks_mut::<4>().0, high.as_chunks_mut::<4>().0);
+    for (i, [first, second]) in pairs.into_iter().enumerate() {
+        for (j, quads) in
+            [_mm256_unpacklo_epi16(first, second), _mm256_unpackhi_epi16(first, second)].into_iter().enumerate()
+        {
+            let a = _mm256_slli_epi16::<SIZE_BITS>(_mm256_unpacklo_epi8(quads, zero));
+            let b = _mm256_slli_epi16::<SIZE_BITS>(_mm256_unpackhi_epi8(quads, zero));
+            store_bytes(bytemuck::cast_mut(&mut low[2 * i + j]), _mm256_permute2x128_si256::<0x20>(a, b));
+            store_bytes(bytemuck::cast_mut(&mut high[2 * i + j]), _mm256_permute2x128_si256::<0x31>(a, b));
+        }
+    }
 }
 
 /// Adds every row's eight entries to its sums; where `FIRST`, the old sums count as 0.
@@ -293,7 +302,7 @@ fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1];
         };
     }
     // SAFETY: there are as many sums as rows, offsets for more, and they begin with cache lines, as `Scratch` does. `unpack` is the only
-    // one to write offsets, and 2-bit codes make none above that of MAX_CODE, so that the 32 bytes there lie within ENTRIES, whatever the
+    // one to write offsets, and nibbles make none above that of MAX_CODE, so that the 32 bytes there lie within ENTRIES, whatever the
     // group.
     unsafe { if FIRST { rows!("vpxor {sum}, {sum}, {sum}") } else { rows!("vmovdqa {sum}, [{sums}]") } }
 }
@@ -306,7 +315,7 @@ mod tests {
 
     #[test]
     fn more_rows_tokens_and_columns_than_are_kept_at_once() {
-        let Some(kernel) = I2sVlut::new() else { return };
+        let Some(kernel) = Tl1Vlut::new() else { return };
         let (n, k, m) = (ROWS + 33, 1040, TOGETHER * TOKENS + 7);
         let mut random = Random::new(1);
         let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);

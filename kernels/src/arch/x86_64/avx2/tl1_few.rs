@@ -1,0 +1,413 @@
+//! A few tokens on `tl1`: nibbles looked up by `vpshufb` in tables of one byte an entry, exact on every input.
+//!
+//! An entry `w0 x0 + w1 x1` fits into a byte where `|x0| + |x1| <= 127`, as most pairs do: absmax quantisation makes one value of a
+//! token 127, and most of them much smaller. A pair that is larger is cut in two: its step has `w0 x0` in its table and is looked up once
+//! more, for `w1 x1`, at the end of its block. Inputs of a normal distribution, 2560 to a token, have 2 to 3 % such pairs; the worst
+//! input (all ±127) takes twice the time.
+//!
+//! [`super::lookup`] says how entries are added up, biased ones here as there. A block is 256 columns, whose sums fit into int16 (at most
+//! 32,512). A vector of nibbles costs a shuffle, a shift and two additions: with their extraction 11 instructions for 128 weights, where
+//! `vpmaddubsw` on 2-bit codes takes 13 and tables of two bytes an entry 15.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::interleaved::{load, store_bytes};
+use super::lookup::Sums;
+use crate::activation::QuantizedActivations;
+use crate::kernel::{PackedMatrix, Prepared};
+use crate::layout::tl1::{self, Step, TILE_K, TILE_ROWS};
+use crate::tables::BIAS;
+use crate::team::{SharedMut, Team};
+
+/// Steps of a block, at most.
+const BLOCK: usize = 256;
+/// Steps that one vector of activations is for.
+const N: usize = 32 / TILE_K;
+/// Steps that always fit into a block, whatever the activations: 8 vectors, of `Σ |x|` 4064 each.
+const ALWAYS: usize = 8 * N;
+/// Places that the packed weights are read from at once, whose rows share tables in registers: one stream stops at 15 GB/s on Zen 3,
+/// which reads 26 from four.
+const STREAMS: usize = 4;
+/// How many bytes ahead of its loads a stream asks for memory.
+const AHEAD: usize = 1024;
+
+/// The tables of a look-up: of the first two columns of its step, and of the other two.
+type Tables = [u8; 32];
+
+/// How a token lies in a [`Prepared`] input. Bytes: the tables of every look-up, then which step it is of, in a byte, counted from the first
+/// of its block. Sums: for every block behind which look-up and which step it ends.
+struct Form {
+    n_steps: usize,
+    lookups: usize,
+    blocks: usize,
+}
+
+impl Form {
+    fn of(k: usize) -> Self {
+        let n_steps = k.div_ceil(TILE_K);
+        // Each step twice, and what the last vector has too many.
+        Self { n_steps, lookups: 2 * n_steps + N, blocks: n_steps.div_ceil(ALWAYS) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.lookups * (size_of::<Tables>() + 1)
+    }
+}
+
+/// The weights of every code in both halves: those of the first column of a pair, and of the second.
+const WEIGHTS: [[u8; 32]; 2] = {
+    let mut weights = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        let [first, second] = tl1::CODES[i % 16];
+        (weights[0][i], weights[1][i]) = (first.cast_unsigned(), second.cast_unsigned());
+        i += 1;
+    }
+    weights
+};
+
+/// Makes the tables.
+///
+/// # Safety
+/// The CPU has AVX2.
+pub unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+    let form = Form::of(x.k);
+    (out.m, out.stride) = (x.m, form.bytes());
+    out.bytes.ensure_len(x.m * form.bytes());
+    out.sums.resize(x.m * 2 * form.blocks, 0);
+    let (bytes, ends) = (SharedMut::new(&mut out.bytes[..]), SharedMut::new(&mut out.sums));
+    team.split(x.m, 1, |tokens| {
+        for token in tokens {
+            // SAFETY: a token is handed out once, and its bytes and ends are its own.
+            let (bytes, ends) = unsafe {
+                (
+                    bytes.slice(token * form.bytes()..(token + 1) * form.bytes()),
+                    ends.slice(token * 2 * form.blocks..(token + 1) * 2 * form.blocks),
+                )
+            };
+            let (tables, steps) = bytes.split_at_mut(form.lookups * size_of::<Tables>());
+            // SAFETY: the caller's CPU has AVX2.
+            unsafe { prepare_token(x.row(token), tables.as_chunks_mut().0, steps, ends.as_chunks_mut().0) };
+        }
+    });
+}
+
+#[target_feature(enable = "avx2")]
+fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [[i32; 2]]) {
+    let (largest, second_of_pair) = (_mm256_set1_epi16(127), _mm256_set1_epi16(0xFF00u16.cast_signed()));
+    let mut out = Lookups { tables, steps, n: 0, first: 0, again: [(0, 0); BLOCK], n_again: 0, ends: ends.iter_mut() };
+    // What no sum of this block exceeds.
+    let mut bound = 0;
+    let n_steps = x.len().div_ceil(TILE_K);
+    for (x, step) in x.chunks(32).zip((0..n_steps).step_by(N)) {
+        let x = match x.first_chunk() {
+            Some(x) => load(bytemuck::cast_ref::<[i8; 32], _>(x)),
+            None => {
+                let mut last = [0; 32];
+                last[..x.len()].copy_from_slice(x);
+                load(bytemuck::cast_ref(&last))
+            }
+        };
+        let absolute = _mm256_abs_epi8(x);
+        let added = sum(absolute);
+        if bound + added > i16::MAX.into() || step + N - out.first > BLOCK {
+            out.end_block(step);
+            bound = 0;
+        }
+        bound += added;
+        let too_large = _mm256_cmpgt_epi16(_mm256_maddubs_epi16(absolute, _mm256_set1_epi8(1)), largest);
+        let apart = _mm256_and_si256(too_large, second_of_pair);
+        for (i, columns) in dwords(_mm256_andnot_si256(apart, x)).into_iter().enumerate() {
+            out.look_up(step + i, columns);
+        }
+        // A bit for each byte, of which a step has 4.
+        let mut which = _mm256_movemask_epi8(too_large).cast_unsigned();
+        if which != 0 {
+            let columns = dwords(_mm256_and_si256(apart, x));
+            while which != 0 {
+                let i = which.trailing_zeros() as usize / TILE_K;
+                which &= !(0b1111 << (i * TILE_K));
+                out.look_up_again(step + i, columns[i]);
+            }
+        }
+    }
+    // What the last vector has too many.
+    out.n -= n_steps.next_multiple_of(N) - n_steps;
+    out.end_block(n_steps);
+}
+
+/// The look-ups of a token, while they are made.
+struct Lookups<'a> {
+    tables: &'a mut [Tables],
+    steps: &'a mut [u8],
+    n: usize,
+    ends: std::slice::IterMut<'a, [i32; 2]>,
+    /// The first step of the block.
+    first: usize,
+    /// What the block looks up once more at its end: step and columns.
+    again: [(u8, i32); BLOCK],
+    n_again: usize,
+}
+
+impl Lookups<'_> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn look_up(&mut self, step: usize, columns: i32) {
+        self.steps[self.n] = (step - self.first) as u8;
+        make(columns, &mut self.tables[self.n]);
+        self.n += 1;
+    }
+
+    #[inline]
+    fn look_up_again(&mut self, step: usize, columns: i32) {
+        self.again[self.n_again] = ((step - self.first) as u8, columns);
+        self.n_again += 1;
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn end_block(&mut self, step: usize) {
+        for i in 0..std::mem::take(&mut self.n_again) {
+            let (step, columns) = self.again[i];
+            self.look_up(self.first + usize::from(step), columns);
+        }
+        self.first = step;
+        if let Some(end) = self.ends.next() {
+            *end = [self.n as i32, step as i32];
+        }
+    }
+}
+
+/// The sum of unsigned bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum(bytes: __m256i) -> i32 {
+    let sums = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+    let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+    _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums)))
+}
+
+/// The tables of four columns whose pairs fit into bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn make(columns: i32, tables: &mut Tables) {
+    let columns = _mm256_set1_epi32(columns);
+    let first_of_pair = _mm256_set_m128i(_mm_set1_epi8(2), _mm_setzero_si128());
+    let second_of_pair = _mm256_add_epi8(first_of_pair, _mm256_set1_epi8(1));
+    let first = _mm256_sign_epi8(_mm256_shuffle_epi8(columns, first_of_pair), load(&WEIGHTS[0]));
+    let second = _mm256_sign_epi8(_mm256_shuffle_epi8(columns, second_of_pair), load(&WEIGHTS[1]));
+    store_bytes(tables, _mm256_xor_si256(_mm256_add_epi8(first, second), _mm256_set1_epi8(BIAS.cast_signed())));
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dwords(x: __m256i) -> [i32; 8] {
+    let mut dwords = [0; 8];
+    store_bytes(bytemuck::cast_mut(&mut dwords), x);
+    dwords
+}
+
+/// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
+#[target_feature(enable = "avx2")]
+pub fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+    let form = Form::of(w.k);
+    assert_eq!(x.stride, form.bytes(), "the input was prepared for another k");
+    let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
+    acc.fill(0);
+    let spacing = n_tiles.div_ceil(STREAMS);
+    for i in 0..spacing {
+        // The last places may hold a tile less: they read the last one again.
+        let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([0; STREAMS], [&[]; STREAMS]);
+        for s in 0..STREAMS {
+            at[s] = (i + s * spacing).min(n_tiles - 1);
+            tiles[s] = tl1::tile(w, first + at[s]);
+        }
+        for token in 0..x.m {
+            let acc = &mut acc[token * rows.len()..][..rows.len()];
+            let (tables, steps) =
+                x.bytes[token * form.bytes()..][..form.bytes()].split_at(form.lookups * size_of::<Tables>());
+            let ends = x.sums[token * 2 * form.blocks..].as_chunks::<2>().0;
+            let (mut lookup, mut step) = (0, 0);
+            for &[next_lookup, next_step] in ends {
+                let (next_lookup, next_step) = (next_lookup as usize, next_step as usize);
+                let (lookups, block) = (lookup..next_lookup, step..next_step);
+                let mut here = tiles;
+                for tile in &mut here {
+                    *tile = &tile[block.clone()];
+                }
+                let sums = look_up(here, &tables.as_chunks().0[lookups.clone()], &steps[lookups.clone()]);
+                for s in 0..STREAMS {
+                    if i + s * spacing < n_tiles
+                        && let Some(acc) = acc[at[s] * TILE_ROWS..].first_chunk_mut()
+                    {
+                        sums[s].widen::<1>(2 * lookups.len(), acc);
+                    }
+                }
+                (lookup, step) = (next_lookup, next_step);
+                if step == form.n_steps {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The sums of the look-ups of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums; STREAMS] {
+    let (n, n_steps) = (tables.len(), tiles[0].len());
+    assert!(steps.len() == n && tiles.iter().all(|tile| tile.len() == n_steps), "blocks of one size");
+    // Unlike `all`, this is compiled to vectors.
+    let last = steps.iter().fold(0, |last, &step| step.max(last));
+    assert!(n == 0 || usize::from(last) < n_steps, "a look-up outside its block");
+    let zero = _mm256_setzero_si256();
+    let (mut all, mut odd) = ([zero; STREAMS], [zero; STREAMS]);
+    if n > 0 {
+        // Of the 16 registers 12 are taken by sums, tables and constants: compiled from intrinsics, sums went to memory and back.
+        // `vpmaddubsw` by 0 and 1 shifts the odd bytes down where shifts and shuffles share two units.
+        macro_rules! stream {
+            ($tile:literal, $all:literal, $odd:literal) => {
+                concat!(
+                    "vmovdqu {low}, [{",
+                    $tile,
+                    "} + {step}]\n",
+                    "vpsrlw {high}, {low}, 4\n",
+                    "vpand {low}, {low}, {nibble}\n",
+                    "vpand {high}, {high}, {nibble}\n",
+                    "vpshufb {low}, {first}, {low}\n",
+                    "vpshufb {high}, {second}, {high}\n",
+                    "vpaddw {",
+                    $all,
+                    "}, {",
+                    $all,
+                    "}, {low}\n",
+                    "vpmaddubsw {low}, {low}, {odds}\n",
+                    "vpaddw {",
+                    $all,
+                    "}, {",
+                    $all,
+                    "}, {high}\n",
+                    "vpmaddubsw {high}, {high}, {odds}\n",
+                    "vpaddw {",
+                    $odd,
+                    "}, {",
+                    $odd,
+                    "}, {low}\n",
+                    "vpaddw {",
+                    $odd,
+                    "}, {",
+                    $odd,
+                    "}, {high}\n",
+                    "prefetcht0 [{",
+                    $tile,
+                    "} + {step} + {ahead}]",
+                )
+            };
+        }
+        // SAFETY: `n` steps and more tables lie where they are read, which needs no alignment. Every step lies within its tile, as the
+        // assertion says. A prefetch may ask for any address.
+        unsafe {
+            std::arch::asm!(
+                "2:",
+                "movzx {step:e}, byte ptr [{steps}]",
+                "inc {steps}",
+                "shl {step:e}, {step_bits}",
+                "vbroadcasti128 {first}, [{tables}]",
+                "vbroadcasti128 {second}, [{tables} + 16]",
+                "add {tables}, 32",
+                stream!("tile0", "all0", "odd0"),
+                stream!("tile1", "all1", "odd1"),
+                stream!("tile2", "all2", "odd2"),
+                stream!("tile3", "all3", "odd3"),
+                "dec {n}",
+                "jnz 2b",
+                step_bits = const size_of::<Step>().ilog2(),
+                ahead = const AHEAD,
+                steps = inout(reg) steps.as_ptr() => _,
+                tables = inout(reg) tables.as_ptr() => _,
+                n = inout(reg) n => _,
+                step = out(reg) _,
+                tile0 = in(reg) tiles[0].as_ptr(),
+                tile1 = in(reg) tiles[1].as_ptr(),
+                tile2 = in(reg) tiles[2].as_ptr(),
+                tile3 = in(reg) tiles[3].as_ptr(),
+                all0 = inout(ymm_reg) all[0],
+                all1 = inout(ymm_reg) all[1],
+                all2 = inout(ymm_reg) all[2],
+                all3 = inout(ymm_reg) all[3],
+                odd0 = inout(ymm_reg) odd[0],
+                odd1 = inout(ymm_reg) odd[1],
+                odd2 = inout(ymm_reg) odd[2],
+                odd3 = inout(ymm_reg) odd[3],
+                nibble = in(ymm_reg) _mm256_set1_epi8(15),
+                odds = in(ymm_reg) _mm256_set1_epi16(0x0100),
+                first = out(ymm_reg) _,
+                second = out(ymm_reg) _,
+                low = out(ymm_reg) _,
+                high = out(ymm_reg) _,
+                options(nostack, readonly),
+            );
+        }
+    }
+    let mut sums = [Sums::zero(); STREAMS];
+    for s in 0..STREAMS {
+        sums[s] = Sums::from_parts(all[s], odd[s], zero);
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::avx2::tl1_vlut::Tl1Vlut;
+    use crate::kernel::TernaryKernel;
+    use crate::oracle;
+    use crate::verify::{Random, activations, matrix};
+
+    #[test]
+    fn pairs_that_fit_into_bytes_and_pairs_that_do_not() {
+        let Some(kernel) = Tl1Vlut::new() else { return };
+        let mut random = Random::new(1);
+        // Rows 0 to 3 meet every token's largest sums; 9 tiles leave places of unequal length.
+        let n = 8 * TILE_ROWS + 1;
+        for k in [1, 3, 4, 31, 32, 33, 36, 255, 257, 1024, 1028, 2085] {
+            let w = matrix(n, k, |row, column| match row {
+                0 => 1,
+                1 => -1,
+                2 => [1, -1][column % 2],
+                3 => [-1, 1][column % 2],
+                _ => random.below(3) as i8 - 1,
+            });
+            let mut normal = Random::new(2);
+            let x = activations(7, k, |token, column| match token {
+                0 => 127,
+                1 => -127,
+                2 => [127, -127][column % 2],
+                // 127 fits, 128 does not.
+                3 => [64, 63][column % 2],
+                4 => [-64, 64][column % 2],
+                5 => 0,
+                _ => (19.0 * normal.normal()).clamp(-127.0, 127.0) as i8,
+            });
+            let packed = kernel.pack(&w);
+            let mut prepared = Prepared::default();
+            kernel.prepare(&Team::alone(), &x, &mut prepared);
+            let n_rows = n.next_multiple_of(TILE_ROWS);
+            let mut acc = vec![1; x.m * n_rows];
+            kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
+            for (token, (acc, expected)) in acc.chunks(n_rows).zip(oracle::gemm(&w, &x).chunks(n)).enumerate() {
+                assert_eq!(acc[..n], *expected, "k {k}, token {token}");
+            }
+            let lookups = |token: usize| {
+                let ends = &prepared.sums[2 * Form::of(k).blocks * token..].as_chunks::<2>().0;
+                let all = ends.iter().find(|[_, step]| *step as usize == k.div_ceil(TILE_K)).map(|[n, _]| *n as usize);
+                all.expect("the last block ends with the last step")
+            };
+            let n_steps = k.div_ceil(TILE_K);
+            assert_eq!([3, 5].map(lookups), [n_steps; 2], "k {k}: all fit");
+            // The last pair of an odd number of columns is one value.
+            assert_eq!([0, 1, 2, 4].map(lookups), [n_steps + (k - k % 2).div_ceil(TILE_K); 4], "k {k}: none fits");
+        }
+    }
+}

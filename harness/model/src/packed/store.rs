@@ -22,7 +22,8 @@ use crate::weights::map::MappedFile;
 use crate::weights::output::PartialFile;
 
 const MAGIC: &[u8; 8] = b"TERNPACK";
-const VERSION: u32 = 1;
+/// Changes with the form of the file, or of a layout.
+const VERSION: u32 = 2;
 const PREFIX: usize = 24;
 const LARGEST_HEADER: usize = 16 << 20;
 /// What a thread reads at once: whole huge pages, few enough to share between threads.

@@ -5,9 +5,9 @@
 //! more, for `w1 x1`, at the end of its block. Inputs of a normal distribution, 2560 to a token, have 2 to 3 % such pairs; the worst
 //! input (all ±127) takes twice the time.
 //!
-//! [`super::lookup`] says how entries are added up, biased ones here as there. A block is 256 columns, whose sums fit into int16 (at most
-//! 32,512). A vector of nibbles costs a shuffle, a shift and two additions: with their extraction 11 instructions for 128 weights, where
-//! `vpmaddubsw` on 2-bit codes takes 13 and tables of two bytes an entry 15.
+//! [`super::lookup`] says how entries are added up, biased ones here as there. A block ends where the token's `Σ |x|` over it would
+//! exceed int16, as a sum could: after 256 columns at worst. A vector of nibbles costs a shuffle, a shift and two additions: with their
+//! extraction 11 instructions for 128 weights, where `vpmaddubsw` on 2-bit codes takes 13 and tables of two bytes an entry 15.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -47,7 +47,7 @@ impl Form {
     fn of(k: usize) -> Self {
         let n_steps = k.div_ceil(TILE_K);
         // Each step twice, and what the last vector has too many.
-        Self { n_steps, lookups: 2 * n_steps + N, blocks: n_steps.div_ceil(ALWAYS) }
+        Self { n_steps, lookups: 2 * n_steps + N, blocks: n_steps.div_ceil(ALWAYS).max(1) }
     }
 
     fn bytes(&self) -> usize {
@@ -71,7 +71,7 @@ const WEIGHTS: [[u8; 32]; 2] = {
 ///
 /// # Safety
 /// The CPU has AVX2.
-pub unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
+pub(super) unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
     let form = Form::of(x.k);
     (out.m, out.stride) = (x.m, form.bytes());
     out.bytes.ensure_len(x.m * form.bytes());
@@ -172,9 +172,7 @@ impl Lookups<'_> {
             self.look_up(self.first + usize::from(step), columns);
         }
         self.first = step;
-        if let Some(end) = self.ends.next() {
-            *end = [self.n as i32, step as i32];
-        }
+        *self.ends.next().expect("activations within ±127") = [self.n as i32, step as i32];
     }
 }
 
@@ -209,7 +207,7 @@ fn dwords(x: __m256i) -> [i32; 8] {
 
 /// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
 #[target_feature(enable = "avx2")]
-pub fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
+pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
     let form = Form::of(w.k);
     assert_eq!(x.stride, form.bytes(), "the input was prepared for another k");
     let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
@@ -266,42 +264,23 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
     if n > 0 {
         // Of the 16 registers 12 are taken by sums, tables and constants: compiled from intrinsics, sums went to memory and back.
         // `vpmaddubsw` by 0 and 1 shifts the odd bytes down where shifts and shuffles share two units.
+        #[rustfmt::skip]
         macro_rules! stream {
-            ($tile:literal, $all:literal, $odd:literal) => {
+            ($s:literal) => {
                 concat!(
-                    "vmovdqu {low}, [{",
-                    $tile,
-                    "} + {step}]\n",
+                    "vmovdqu {low}, [{tile", $s, "} + {step}]\n",
                     "vpsrlw {high}, {low}, 4\n",
                     "vpand {low}, {low}, {nibble}\n",
                     "vpand {high}, {high}, {nibble}\n",
                     "vpshufb {low}, {first}, {low}\n",
                     "vpshufb {high}, {second}, {high}\n",
-                    "vpaddw {",
-                    $all,
-                    "}, {",
-                    $all,
-                    "}, {low}\n",
+                    "vpaddw {all", $s, "}, {all", $s, "}, {low}\n",
                     "vpmaddubsw {low}, {low}, {odds}\n",
-                    "vpaddw {",
-                    $all,
-                    "}, {",
-                    $all,
-                    "}, {high}\n",
+                    "vpaddw {all", $s, "}, {all", $s, "}, {high}\n",
                     "vpmaddubsw {high}, {high}, {odds}\n",
-                    "vpaddw {",
-                    $odd,
-                    "}, {",
-                    $odd,
-                    "}, {low}\n",
-                    "vpaddw {",
-                    $odd,
-                    "}, {",
-                    $odd,
-                    "}, {high}\n",
-                    "prefetcht0 [{",
-                    $tile,
-                    "} + {step} + {ahead}]",
+                    "vpaddw {odd", $s, "}, {odd", $s, "}, {low}\n",
+                    "vpaddw {odd", $s, "}, {odd", $s, "}, {high}\n",
+                    "prefetcht0 [{tile", $s, "} + {step} + {ahead}]",
                 )
             };
         }
@@ -316,10 +295,10 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
                 "vbroadcasti128 {first}, [{tables}]",
                 "vbroadcasti128 {second}, [{tables} + 16]",
                 "add {tables}, 32",
-                stream!("tile0", "all0", "odd0"),
-                stream!("tile1", "all1", "odd1"),
-                stream!("tile2", "all2", "odd2"),
-                stream!("tile3", "all3", "odd3"),
+                stream!(0),
+                stream!(1),
+                stream!(2),
+                stream!(3),
                 "dec {n}",
                 "jnz 2b",
                 step_bits = const size_of::<Step>().ilog2(),

@@ -2,7 +2,8 @@
 //! code of the layout: `Σ trit · x` over the group, so that a nibble of weights costs one lookup.
 //!
 //! An entry needs more than 8 bits (at most 127 per column of a group), and a byte shuffle looks up bytes. So an exact
-//! table is two tables of bytes (`H = 2`): the low and the high half of the entry, looked up with the same index.
+//! table is two tables of bytes (`H = 2`): the low and the high half of the entry, looked up with the same index. (On AVX2 a kernel
+//! has one table of bytes, and looks up twice what does not fit.)
 //!
 //! A lossy table (`H = 1`, the `_0` kernels of arXiv 2502.11880) is one table of bytes `q + 128`, with
 //! `q = round(127 / s · entry)` and `s` the largest entry of the token. A sum is then `s / 127 · Σ q`, rounded.
@@ -17,7 +18,7 @@ use crate::kernel::{Exactness, Prepared};
 /// The table of a group: its halves (2) or its requantised bytes (1).
 pub type Table<const H: usize> = [[u8; 16]; H];
 
-/// What a lossy table stores for 0.
+/// What a table of one byte an entry stores for 0.
 pub const BIAS: u8 = 128;
 
 /// How exact sums over tables of `h` bytes an entry and groups of `group` columns are. See the module.

@@ -110,7 +110,7 @@ pub fn time(
     budget: Option<Duration>,
 ) -> Result<Vec<Timing>> {
     let mut random = Random::new(11);
-    // Some kernels' time depends on how many values are large; few are in a model.
+    // A kernel's time may depend on how many values are large; in a model few are.
     let x: Vec<f32> = (0..m * k).map(|_| random.normal()).collect();
     struct State {
         next: usize,

@@ -22,7 +22,7 @@ use crate::weights::map::MappedFile;
 use crate::weights::output::PartialFile;
 
 const MAGIC: &[u8; 8] = b"TERNPACK";
-/// Changes with the form of the file, or of a layout.
+/// Raised when the file's format or a packed layout changes.
 const VERSION: u32 = 2;
 const PREFIX: usize = 24;
 const LARGEST_HEADER: usize = 16 << 20;

@@ -1,4 +1,4 @@
-//! What the AVX2 byte-shuffle kernels share: looking up 32 rows in a table of 16 entries, and adding entries of 9 to 11
+//! What the AVX2 byte-shuffle kernels share: looking up 32 rows in a table of 16 entries, and adding entries of 8 to 11
 //! bits up in int16 without joining their halves one by one.
 //!
 //! Let row `i` have the entries `256 h + l`, `h` and `l` its looked-up bytes. Two neighbouring rows share a 16-bit
@@ -19,7 +19,7 @@ use std::ops::Range;
 use crate::tables::{BIAS, Table};
 
 /// Row tiles that take turns, block by block: a block of tables is used for all of them while it is in L1, and the
-/// packed weights are read from as many places (see `STREAMS` of [`super::i2s_maddubs`]).
+/// packed weights are read from as many places (see `STREAMS` of [`super::interleaved`]).
 const TILES: usize = 4;
 
 /// A block of one row tile for one or more tokens.

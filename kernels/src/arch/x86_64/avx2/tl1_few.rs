@@ -1,13 +1,14 @@
 //! A few tokens on `tl1`: nibbles looked up by `vpshufb` in tables of one byte an entry, exact on every input.
 //!
-//! An entry `w0 x0 + w1 x1` fits into a byte where `|x0| + |x1| <= 127`, as most pairs do: absmax quantisation makes one value of a
-//! token 127, and most of them much smaller. A pair that is larger is cut in two: its step has `w0 x0` in its table and is looked up once
-//! more, for `w1 x1`, at the end of its block. Inputs of a normal distribution, 2560 to a token, have 2 to 3 % such pairs; the worst
-//! input (all ±127) takes twice the time.
+//! An entry `w0 x0 + w1 x1` fits into a byte where `|x0| + |x1| <= 127`, as it does for most pairs: absmax quantisation scales a token's
+//! largest value to 127, and most others are much smaller. A pair that is larger is split: its step has `w0 x0` in its table and is looked
+//! up once more, for `w1 x1`, at the end of its block. Of inputs of a normal distribution, 2560 values a token, 2 to 3 % of the pairs are
+//! larger, 5 to 6 % of the steps; the worst input (all ±127) takes twice the time.
 //!
 //! [`super::lookup`] says how entries are added up, biased ones here as there. A block ends where the token's `Σ |x|` over it would
-//! exceed int16, as a sum could: after 256 columns at worst. A vector of nibbles costs a shuffle, a shift and two additions: with their
-//! extraction 11 instructions for 128 weights, where `vpmaddubsw` on 2-bit codes takes 13 and tables of two bytes an entry 15.
+//! exceed int16, as a sum could: after 256 columns at worst, and after 256 steps at best, whose numbers are bytes. A vector of nibbles costs
+//! a shuffle, a shift and two additions: with their extraction 11 instructions for 128 weights, where `vpmaddubsw` on 2-bit codes takes 13
+//! and tables of two bytes an entry 15.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -21,37 +22,37 @@ use crate::tables::BIAS;
 use crate::team::{SharedMut, Team};
 
 /// Steps of a block, at most.
-const BLOCK: usize = 256;
-/// Steps that one vector of activations is for.
-const N: usize = 32 / TILE_K;
-/// Steps that always fit into a block, whatever the activations: 8 vectors, of `Σ |x|` 4064 each.
-const ALWAYS: usize = 8 * N;
+const MAX_BLOCK: usize = 256;
+/// Steps of a vector of activations.
+const VECTOR_STEPS: usize = 32 / TILE_K;
+/// Steps of every block but the last, at least: 8 vectors, whose `Σ |x|` is at most 4064 each.
+const MIN_BLOCK: usize = 8 * VECTOR_STEPS;
 /// Places that the packed weights are read from at once, whose rows share tables in registers: one stream stops at 15 GB/s on Zen 3,
 /// which reads 26 from four.
-const STREAMS: usize = 4;
+pub(super) const STREAMS: usize = 4;
 /// How many bytes ahead of its loads a stream asks for memory.
 const AHEAD: usize = 1024;
 
-/// The tables of a look-up: of the first two columns of its step, and of the other two.
+/// The tables of a lookup: of the first two columns of its step, and of the other two.
 type Tables = [u8; 32];
 
-/// How a token lies in a [`Prepared`] input. Bytes: the tables of every look-up, then which step it is of, in a byte, counted from the first
-/// of its block. Sums: for every block behind which look-up and which step it ends.
-struct Form {
+/// How a token lies in a [`Prepared`] input. Bytes: the tables of every lookup, then for each of them its step, counted from the block's
+/// first, in a byte. Sums: for every block behind which lookup and which step it ends; what follows the last step is left from before.
+struct TokenLayout {
     n_steps: usize,
     lookups: usize,
     blocks: usize,
 }
 
-impl Form {
+impl TokenLayout {
     fn of(k: usize) -> Self {
         let n_steps = k.div_ceil(TILE_K);
-        // Each step twice, and what the last vector has too many.
-        Self { n_steps, lookups: 2 * n_steps + N, blocks: n_steps.div_ceil(ALWAYS).max(1) }
+        // Each step twice, and the padding of the last vector.
+        Self { n_steps, lookups: 2 * n_steps + VECTOR_STEPS, blocks: n_steps.div_ceil(MIN_BLOCK).max(1) }
     }
 
     fn bytes(&self) -> usize {
-        self.lookups * (size_of::<Tables>() + 1)
+        (self.lookups * (size_of::<Tables>() + 1)).next_multiple_of(64)
     }
 }
 
@@ -67,26 +68,26 @@ const WEIGHTS: [[u8; 32]; 2] = {
     weights
 };
 
-/// Makes the tables.
+/// Makes the tables, and the lists of steps and blocks.
 ///
 /// # Safety
 /// The CPU has AVX2.
 pub(super) unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
-    let form = Form::of(x.k);
-    (out.m, out.stride) = (x.m, form.bytes());
-    out.bytes.ensure_len(x.m * form.bytes());
-    out.sums.resize(x.m * 2 * form.blocks, 0);
+    let layout = TokenLayout::of(x.k);
+    (out.m, out.stride) = (x.m, layout.bytes());
+    out.bytes.ensure_len(x.m * layout.bytes());
+    out.sums.resize(x.m * 2 * layout.blocks, 0);
     let (bytes, ends) = (SharedMut::new(&mut out.bytes[..]), SharedMut::new(&mut out.sums));
     team.split(x.m, 1, |tokens| {
         for token in tokens {
             // SAFETY: a token is handed out once, and its bytes and ends are its own.
             let (bytes, ends) = unsafe {
                 (
-                    bytes.slice(token * form.bytes()..(token + 1) * form.bytes()),
-                    ends.slice(token * 2 * form.blocks..(token + 1) * 2 * form.blocks),
+                    bytes.slice(token * layout.bytes()..(token + 1) * layout.bytes()),
+                    ends.slice(token * 2 * layout.blocks..(token + 1) * 2 * layout.blocks),
                 )
             };
-            let (tables, steps) = bytes.split_at_mut(form.lookups * size_of::<Tables>());
+            let (tables, steps) = bytes.split_at_mut(layout.lookups * size_of::<Tables>());
             // SAFETY: the caller's CPU has AVX2.
             unsafe { prepare_token(x.row(token), tables.as_chunks_mut().0, steps, ends.as_chunks_mut().0) };
         }
@@ -96,11 +97,12 @@ pub(super) unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Pr
 #[target_feature(enable = "avx2")]
 fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [[i32; 2]]) {
     let (largest, second_of_pair) = (_mm256_set1_epi16(127), _mm256_set1_epi16(0xFF00u16.cast_signed()));
-    let mut out = Lookups { tables, steps, n: 0, first: 0, again: [(0, 0); BLOCK], n_again: 0, ends: ends.iter_mut() };
+    let mut out =
+        Lookups { tables, steps, n: 0, first: 0, again: [(0, 0); MAX_BLOCK], n_again: 0, ends: ends.iter_mut() };
     // What no sum of this block exceeds.
     let mut bound = 0;
     let n_steps = x.len().div_ceil(TILE_K);
-    for (x, step) in x.chunks(32).zip((0..n_steps).step_by(N)) {
+    for (x, step) in x.chunks(32).zip((0..n_steps).step_by(VECTOR_STEPS)) {
         let x = match x.first_chunk() {
             Some(x) => load(bytemuck::cast_ref::<[i8; 32], _>(x)),
             None => {
@@ -111,16 +113,14 @@ fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [
         };
         let absolute = _mm256_abs_epi8(x);
         let added = sum(absolute);
-        if bound + added > i16::MAX.into() || step + N - out.first > BLOCK {
+        if bound + added > i16::MAX.into() || step + VECTOR_STEPS - out.first > MAX_BLOCK {
             out.end_block(step);
             bound = 0;
         }
         bound += added;
         let too_large = _mm256_cmpgt_epi16(_mm256_maddubs_epi16(absolute, _mm256_set1_epi8(1)), largest);
         let apart = _mm256_and_si256(too_large, second_of_pair);
-        for (i, columns) in dwords(_mm256_andnot_si256(apart, x)).into_iter().enumerate() {
-            out.look_up(step + i, columns);
-        }
+        out.push(step, &dwords(_mm256_andnot_si256(apart, x)));
         // A bit for each byte, of which a step has 4.
         let mut which = _mm256_movemask_epi8(too_large).cast_unsigned();
         if which != 0 {
@@ -128,16 +128,16 @@ fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [
             while which != 0 {
                 let i = which.trailing_zeros() as usize / TILE_K;
                 which &= !(0b1111 << (i * TILE_K));
-                out.look_up_again(step + i, columns[i]);
+                out.push_again(step + i, columns[i]);
             }
         }
     }
-    // What the last vector has too many.
-    out.n -= n_steps.next_multiple_of(N) - n_steps;
+    // The padding of the last vector.
+    out.n -= n_steps.next_multiple_of(VECTOR_STEPS) - n_steps;
     out.end_block(n_steps);
 }
 
-/// The look-ups of a token, while they are made.
+/// The lookups of a token, while they are listed.
 struct Lookups<'a> {
     tables: &'a mut [Tables],
     steps: &'a mut [u8],
@@ -146,21 +146,26 @@ struct Lookups<'a> {
     /// The first step of the block.
     first: usize,
     /// What the block looks up once more at its end: step and columns.
-    again: [(u8, i32); BLOCK],
+    again: [(u8, i32); MAX_BLOCK],
     n_again: usize,
 }
 
 impl Lookups<'_> {
+    /// Steps from `step` on, of which these are the columns.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn look_up(&mut self, step: usize, columns: i32) {
-        self.steps[self.n] = (step - self.first) as u8;
-        make(columns, &mut self.tables[self.n]);
-        self.n += 1;
+    fn push<const STEPS: usize>(&mut self, step: usize, columns: &[i32; STEPS]) {
+        let tables = self.tables[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
+        let steps = self.steps[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
+        for i in 0..STEPS {
+            steps[i] = (step - self.first + i) as u8;
+            make(columns[i], &mut tables[i]);
+        }
+        self.n += STEPS;
     }
 
     #[inline]
-    fn look_up_again(&mut self, step: usize, columns: i32) {
+    fn push_again(&mut self, step: usize, columns: i32) {
         self.again[self.n_again] = ((step - self.first) as u8, columns);
         self.n_again += 1;
     }
@@ -169,7 +174,7 @@ impl Lookups<'_> {
     fn end_block(&mut self, step: usize) {
         for i in 0..std::mem::take(&mut self.n_again) {
             let (step, columns) = self.again[i];
-            self.look_up(self.first + usize::from(step), columns);
+            self.push(self.first + usize::from(step), &[columns]);
         }
         self.first = step;
         *self.ends.next().expect("activations within ±127") = [self.n as i32, step as i32];
@@ -208,13 +213,13 @@ fn dwords(x: __m256i) -> [i32; 8] {
 /// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
 #[target_feature(enable = "avx2")]
 pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let form = Form::of(w.k);
-    assert_eq!(x.stride, form.bytes(), "the input was prepared for another k");
+    let layout = TokenLayout::of(w.k);
+    assert_eq!(x.stride, layout.bytes(), "the input was prepared for another k");
     let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
     acc.fill(0);
     let spacing = n_tiles.div_ceil(STREAMS);
     for i in 0..spacing {
-        // The last places may hold a tile less: they read the last one again.
+        // The last places may hold fewer tiles or none: they read the last tile again, for nothing.
         let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([0; STREAMS], [&[]; STREAMS]);
         for s in 0..STREAMS {
             at[s] = (i + s * spacing).min(n_tiles - 1);
@@ -223,8 +228,8 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
         for token in 0..x.m {
             let acc = &mut acc[token * rows.len()..][..rows.len()];
             let (tables, steps) =
-                x.bytes[token * form.bytes()..][..form.bytes()].split_at(form.lookups * size_of::<Tables>());
-            let ends = x.sums[token * 2 * form.blocks..].as_chunks::<2>().0;
+                x.bytes[token * layout.bytes()..][..layout.bytes()].split_at(layout.lookups * size_of::<Tables>());
+            let ends = x.sums[token * 2 * layout.blocks..].as_chunks::<2>().0;
             let (mut lookup, mut step) = (0, 0);
             for &[next_lookup, next_step] in ends {
                 let (next_lookup, next_step) = (next_lookup as usize, next_step as usize);
@@ -242,7 +247,7 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
                     }
                 }
                 (lookup, step) = (next_lookup, next_step);
-                if step == form.n_steps {
+                if step == layout.n_steps {
                     break;
                 }
             }
@@ -250,7 +255,7 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
     }
 }
 
-/// The sums of the look-ups of a block.
+/// The sums of the lookups of a block.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums; STREAMS] {
@@ -258,12 +263,12 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
     assert!(steps.len() == n && tiles.iter().all(|tile| tile.len() == n_steps), "blocks of one size");
     // Unlike `all`, this is compiled to vectors.
     let last = steps.iter().fold(0, |last, &step| step.max(last));
-    assert!(n == 0 || usize::from(last) < n_steps, "a look-up outside its block");
+    assert!(n == 0 || usize::from(last) < n_steps, "a lookup outside its block");
     let zero = _mm256_setzero_si256();
     let (mut all, mut odd) = ([zero; STREAMS], [zero; STREAMS]);
     if n > 0 {
         // Of the 16 registers 12 are taken by sums, tables and constants: compiled from intrinsics, sums went to memory and back.
-        // `vpmaddubsw` by 0 and 1 shifts the odd bytes down where shifts and shuffles share two units.
+        // `vpmaddubsw` by 0 and 1 moves the odd bytes down: shifts would compete with the shuffles for two units of Zen 3.
         #[rustfmt::skip]
         macro_rules! stream {
             ($s:literal) => {
@@ -284,8 +289,9 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
                 )
             };
         }
-        // SAFETY: `n` steps and more tables lie where they are read, which needs no alignment. Every step lies within its tile, as the
-        // assertion says. A prefetch may ask for any address.
+        // SAFETY: `n` is not 0; `steps` and `tables` have `n` elements each (asserted; by definition). Every step is less than `n_steps`, the
+        // length of all tiles (both asserted), so each load lies in its tile. No load needs alignment, nothing is written, and a prefetch may
+        // name any address. This function runs with AVX2.
         unsafe {
             std::arch::asm!(
                 "2:",
@@ -359,7 +365,7 @@ mod tests {
                 _ => random.below(3) as i8 - 1,
             });
             let mut normal = Random::new(2);
-            let x = activations(7, k, |token, column| match token {
+            let x = activations(9, k, |token, column| match token {
                 0 => 127,
                 1 => -127,
                 2 => [127, -127][column % 2],
@@ -367,6 +373,8 @@ mod tests {
                 3 => [64, 63][column % 2],
                 4 => [-64, 64][column % 2],
                 5 => 0,
+                // Σ |x| is 32,767, which a block holds, and one more.
+                6 | 7 => [127, token as i8 - 5, 0][usize::from(column >= 258) + usize::from(column >= 259)],
                 _ => (19.0 * normal.normal()).clamp(-127.0, 127.0) as i8,
             });
             let packed = kernel.pack(&w);
@@ -379,7 +387,7 @@ mod tests {
                 assert_eq!(acc[..n], *expected, "k {k}, token {token}");
             }
             let lookups = |token: usize| {
-                let ends = &prepared.sums[2 * Form::of(k).blocks * token..].as_chunks::<2>().0;
+                let ends = &prepared.sums[2 * TokenLayout::of(k).blocks * token..].as_chunks::<2>().0;
                 let all = ends.iter().find(|[_, step]| *step as usize == k.div_ceil(TILE_K)).map(|[n, _]| *n as usize);
                 all.expect("the last block ends with the last step")
             };

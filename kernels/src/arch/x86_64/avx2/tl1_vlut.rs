@@ -3,8 +3,8 @@
 //! `vpaddw` are together.
 //!
 //! A slice is 32 columns: 8 tables of 81 entries, 21 KB for 16 tokens, stay in the L1 cache while all rows stream by, and a row adds 8
-//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, in some 3 cycles a
-//! row, so that a row's additions need no more than a load, a move and a shift for each of them.
+//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, so that a
+//! row's additions need no more than a load, a move and a shift for each of them.
 //!
 //! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds. Loads and stores of sums, the moves and shifts leave 82 of
 //! them on Zen 3 in a loop of its own (6.2 cycles a row, where 9 loads take 4.5); 32 tokens by 4 tables leave 76, offsets loaded one by one 64.
@@ -29,7 +29,7 @@ use crate::trit::TernaryMatrix;
 /// The kernel.
 pub struct Tl1Vlut(#[allow(dead_code, reason = "the proof of support")] Avx2);
 
-/// Whether `m` tokens fill two thirds of the lanes: a full vector takes that much of what `vpmaddubsw` takes for 16 tokens.
+/// Whether `m` tokens fill two thirds of the lanes: a full vector takes as long as 10 to 12 tokens one by one.
 fn worth_tables(m: usize) -> bool {
     3 * m >= 2 * m.next_multiple_of(TOKENS)
 }
@@ -38,7 +38,7 @@ impl Tl1Vlut {
     /// What it is.
     pub const INFO: &'static KernelInfo = &KernelInfo {
         name: "avx2-tl1-vlut",
-        summary: "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few tokens by vpshufb, a byte per 2 weights",
+        summary: "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few by vpshufb from tables of one byte an entry",
         features: Avx2::FEATURES,
         layout: "tl1",
         bits_per_weight: 2.0,
@@ -59,7 +59,7 @@ impl TernaryKernel for Tl1Vlut {
     }
 
     fn rows_per_call(&self, m: usize) -> usize {
-        if worth_tables(m) { ROWS } else { 4 * TILE_ROWS }
+        if worth_tables(m) { ROWS } else { tl1_few::STREAMS * TILE_ROWS }
     }
 
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
@@ -211,7 +211,7 @@ fn unpack(w: &PackedMatrix, slice: usize, rows: Range<usize>, offsets: &mut [[Of
         for (half, offsets) in offsets.iter_mut().enumerate() {
             let out = offsets.as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
             let steps = steps.get(half * QUAD..).unwrap_or_default();
-            // Behind the last column all sums are zero, wherever an offset leads.
+            // Behind the last column all entries are zero, wherever an offset leads.
             let mut last = [[0; TILE_ROWS]; QUAD];
             let quad = steps.first_chunk().unwrap_or_else(|| {
                 last[..steps.len()].copy_from_slice(steps);
@@ -232,7 +232,7 @@ fn unpack_quad(steps: &[Step; QUAD], out: &mut [Offsets; TILE_ROWS]) {
     for i in 0..QUAD {
         let bytes = load(&steps[i]);
         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
-        // `bytes` has the high nibble 16-fold: 7 times too often. No product reaches into the next byte.
+        // `bytes` has the high nibble 16-fold, 7 times too often. The shift does not reach into the next byte.
         codes[i] = _mm256_sub_epi8(_mm256_add_epi8(bytes, high), _mm256_slli_epi16::<3>(high));
     }
     // Rows 8 i .. 8 i + 4 of each 16 in vector 2 i, the next four in 2 i + 1: four bytes of each, widened.

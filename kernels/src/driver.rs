@@ -397,16 +397,7 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
         per_call = per_call.max(product.tiles_per_call(m));
         outputs.push((first_tile..n_tiles, &*product, SharedMut::new(y)));
     }
-    // About 8 ranges a worker: enough to even out a core that is disturbed, few enough to stream. Where the kernel wants larger ones, as
-    // many for each worker.
-    let n_threads = team.n_threads();
-    let in_eights = n_tiles.div_ceil(8 * n_threads);
-    let grain = if per_call <= in_eights {
-        in_eights.next_multiple_of(per_call)
-    } else {
-        n_tiles.div_ceil(n_tiles.div_ceil(per_call).next_multiple_of(n_threads))
-    };
-    team.stream(n_tiles, grain, |tiles| {
+    team.stream(n_tiles, tiles_per_range(n_tiles, per_call, team.n_threads()), |tiles| {
         for (range, product, y) in &outputs {
             let tiles = tiles.start.max(range.start)..tiles.end.min(range.end);
             if !tiles.is_empty() {
@@ -414,6 +405,22 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
             }
         }
     });
+}
+
+/// How many of `n_tiles` row tiles a worker claims at once. About 8 ranges a worker: enough to even out a core that is disturbed, few enough to
+/// stream; of sizes near that, the one by which all workers get the same, and best a multiple of the places that kernels read side by side.
+/// Where the kernel wants larger ones, as many for each worker.
+fn tiles_per_range(n_tiles: usize, per_call: usize, n_threads: usize) -> usize {
+    const STREAMS: usize = 4;
+    let in_eights = n_tiles.div_ceil(8 * n_threads);
+    if per_call > in_eights {
+        return n_tiles.div_ceil(n_tiles.div_ceil(per_call).next_multiple_of(n_threads)).max(1);
+    }
+    let largest_share = |size: usize| n_tiles.div_ceil(size).div_ceil(n_threads) * size;
+    (in_eights.div_ceil(2)..=2 * in_eights)
+        .filter(|size| size.is_multiple_of(per_call))
+        .min_by_key(|&size| (largest_share(size), size % STREAMS, size.abs_diff(in_eights)))
+        .unwrap_or(per_call)
 }
 
 thread_local! {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::avx2::to_array;
 use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES};
 use super::{BLOCK, Found, Queries, Query, QueryBlock, SHIFT, Score, finish};
-use crate::arch::x86_64::{ask_ahead, prefetch};
+use crate::arch::x86_64::{STREAMS, ask_ahead_in_streams, prefetch};
 use crate::isa::{Avx512Vnni, Token};
 
 /// The function, where the CPU can run it.
@@ -27,40 +27,70 @@ pub fn score() -> Option<Score> {
     Avx512Vnni::detect().map(|_| score as Score)
 }
 
+/// Four groups at a time, as far apart as the range allows: on an Emerald Rapids whose core reads 20 GB/s one after the other took 1.18 times as
+/// long, on two threads 1.2.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, found: &mut Found<'_>) {
-    for group in groups {
+    let spacing = groups.len() / STREAMS;
+    for group in groups.start..groups.start + spacing {
+        let mut tiles: [&[[u8; TILE_BYTES]]; STREAMS] = [&[]; STREAMS];
+        for s in 0..STREAMS {
+            tiles[s] = rows.group(group + s * spacing).0;
+        }
+        let sums = sums(query, tiles);
+        for s in 0..STREAMS {
+            let group = group + s * spacing;
+            finish(rows, group, &rows.group(group).1, (0, query), &to_array(sums[s]), least, found);
+        }
+    }
+    for group in groups.start + STREAMS * spacing..groups.end {
         let (tiles, factors) = rows.group(group);
-        finish(rows, group, &factors, (0, query), &to_array(sums(query, tiles)), least, found);
+        let [sums] = sums(query, [tiles]);
+        finish(rows, group, &factors, (0, query), &to_array(sums), least, found);
     }
 }
 
-/// `Σ block scale · (input scale · Σ code · x)` of a group.
+/// `Σ block scale · (input scale · Σ code · x)` of some groups.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn sums(query: &Query, tiles: &[[u8; TILE_BYTES]]) -> __m256 {
-    let mut sums = _mm256_setzero_ps();
-    for (tile, block) in tiles.iter().zip(&query.blocks) {
-        ask_ahead(tile);
-        let halves = multiply(tile, &block.x, block.offset);
-        let of_rows = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
-        // At most 32 · 16 · 127 · 255 < 2^24: neither overflows nor is rounded.
-        let of_blocks = _mm256_mullo_epi32(of_rows, block_scales(tile));
-        sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_blocks), _mm256_set1_ps(block.scale), sums);
+fn sums<const S: usize>(query: &Query, tiles: [&[[u8; TILE_BYTES]]; S]) -> [__m256; S] {
+    let mut sums = [_mm256_setzero_ps(); S];
+    let mut of: [&[[u8; TILE_BYTES]]; S] = [&[]; S];
+    for s in 0..S {
+        of[s] = &tiles[s][..query.blocks.len()];
+    }
+    for (i, block) in query.blocks.iter().enumerate() {
+        let x = quads(&block.x);
+        for s in 0..S {
+            let tile = &of[s][i];
+            ask_ahead_in_streams(tile);
+            let halves = multiply(tile, x, block.offset);
+            let of_rows = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
+            // At most 32 · 16 · 127 · 255 < 2^24: neither overflows nor is rounded.
+            let of_blocks = _mm256_mullo_epi32(of_rows, block_scales(tile));
+            sums[s] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_blocks), _mm256_set1_ps(block.scale), sums[s]);
+        }
     }
     sums
+}
+
+/// The columns that meet [`codes`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn quads(x: &[i8; BLOCK]) -> [__m512i; 4] {
+    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
+    let x = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) });
+    [[0, 1], [2, 3], [5, 6], [4, 7]].map(|[low, high]| _mm512_permutexvar_epi32(halves(low, high), x))
 }
 
 /// Codes 0..=31 times x: the lower half of the lanes begins with `offset` and adds up four quads of the eight rows, the upper half the
 /// others. Four products of at most 31 · 127 a step stay far below 2^31.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn multiply(tile: &[u8; TILE_BYTES], x: &[i8; BLOCK], offset: i32) -> __m512i {
-    // SAFETY: the array holds the 32 bytes that are read; the load needs no alignment.
-    let x = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) });
+fn multiply(tile: &[u8; TILE_BYTES], x: [__m512i; 4], offset: i32) -> __m512i {
     let mut sums = _mm512_maskz_set1_epi32(0x00ff, offset);
-    for (codes, [low, high]) in codes(tile).into_iter().zip([[0, 1], [2, 3], [5, 6], [4, 7]]) {
-        sums = _mm512_dpbusd_epi32(sums, codes, _mm512_permutexvar_epi32(halves(low, high), x));
+    for (codes, x) in codes(tile).into_iter().zip(x) {
+        sums = _mm512_dpbusd_epi32(sums, codes, x);
     }
     sums
 }

@@ -37,3 +37,30 @@ pub(crate) fn ask_ahead<T>(at: &T) {
         prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(NEAR + line));
     }
 }
+
+/// As [`ask_ahead`], for each of [`STREAMS`] places that a loop reads side by side, far apart, so that each goes on where it has asked for memory:
+/// one request is enough.
+#[inline(always)]
+pub(crate) fn ask_ahead_in_streams<T>(at: &T) {
+    let start = std::ptr::from_ref(at).cast::<u8>();
+    for line in (0..size_of::<T>()).step_by(64) {
+        prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(AHEAD_IN_STREAMS + line));
+    }
+}
+
+/// Places that are read side by side.
+pub(crate) const STREAMS: usize = 4;
+/// How many bytes ahead of its loads each of them asks for memory.
+pub(crate) const AHEAD_IN_STREAMS: usize = 2048;
+
+/// A loop without a loop: `$body` for each of the numbers, known as the constant `$i`. Sums in an array that is indexed by anything else may
+/// be kept in memory.
+macro_rules! unrolled {
+    ($i:ident in [$($n:literal)*] $body:block) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+pub(crate) use unrolled;

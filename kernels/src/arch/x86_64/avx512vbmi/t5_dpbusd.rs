@@ -3,9 +3,12 @@
 //! `vpermb` takes a table of 64 and ignores the top two bits of an index, so a code needs no masking: its low four bits and its
 //! fifth are joined by one ternary-logic instruction, bit 5 is whatever lies there (the tables repeat after 32), and three
 //! look-ups give its three columns. One look-up and three shifts and ANDs would take twice the instructions.
+use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::interleaved::{Decode, Dpbusd, Plane, load};
+use super::interleaved::{Decode, Dpbusd, Plane, SideBySide, load};
+use crate::arch::x86_64::AHEAD_IN_STREAMS;
 use crate::isa::{Avx512Vbmi, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
@@ -63,18 +66,136 @@ impl Decode for T5 {
             _mm512_permutexvar_epi8(odd, digits[2]),
         ]
     }
+
+    /// For one token asm: what the compiler makes of intrinsics decodes eight vectors at once and keeps them in memory.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+    unsafe fn multiply_side_by_side<const T: usize>(
+        tiles: &[Self::Tile],
+        spacing: usize,
+        steps: &[[[i8; 4]; T]],
+    ) -> SideBySide<T> {
+        assert!(T == 1 && steps.len() * 4 >= tiles.len() * Self::SHAPE.columns);
+        let mut sums = [[[_mm512_setzero_si512(); 2]; 4]; T];
+        let Range { start, end } = tiles.as_ptr_range();
+        let [[s00, s01], [s10, s11], [s20, s21], [s30, s31]] = &mut sums[0];
+        // SAFETY: reads 24 dwords of `steps` for every tile, as many as there are, and tiles that the contract has. Prefetches may go anywhere.
+        unsafe {
+            asm!(
+                "jmp 3f",
+                "2:",
+                ask_for_fifths!("{tile}"),
+                ask_for_fifths!("{tile} + {one}"),
+                ask_for_fifths!("{tile} + 2*{one}"),
+                ask_for_fifths!("{tile} + {three}"),
+                multiply_part!(0, "vpsllw zmm23, zmm23, 4"),
+                multiply_part!(1, "vpsllw zmm23, zmm23, 2"),
+                multiply_part!(2, ""),
+                multiply_part!(3, "vpsrlw zmm23, zmm23, 2"),
+                "add {tile}, 5*128",
+                "add {x}, 24*4",
+                "3:",
+                "cmp {tile}, {end}",
+                "jb 2b",
+                tile = inout(reg) start => _,
+                end = in(reg) end,
+                one = in(reg) spacing,
+                three = in(reg) 3 * spacing,
+                x = inout(reg) steps.as_ptr() => _,
+                inout("zmm0") *s00, inout("zmm1") *s01, inout("zmm2") *s10, inout("zmm3") *s11, inout("zmm4") *s20,
+                inout("zmm5") *s21, inout("zmm6") *s30, inout("zmm7") *s31,
+                in("zmm8") load(&DIGITS[0]), in("zmm9") load(&DIGITS[1]), in("zmm10") load(&DIGITS[2]),
+                in("zmm11") load(&DIGITS_OF_ODD[0]), in("zmm12") load(&DIGITS_OF_ODD[1]), in("zmm13") load(&DIGITS_OF_ODD[2]),
+                in("zmm14") _mm512_set1_epi8(15),
+                out("zmm15") _, out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _,
+                out("zmm22") _, out("zmm23") _, out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _,
+                out("zmm29") _,
+                AHEAD = const AHEAD_IN_STREAMS,
+                options(nostack, readonly),
+            );
+        }
+        sums
+    }
 }
 
+/// Text that multiplies part `$part` of the tiles at [`STREAMS`](crate::arch::x86_64::STREAMS) places by six steps of a token. `$shift` brings the
+/// fifth bits of both codes, in `zmm23`, to bits 4 and 5: one shift where [`T5::decode`] has two, and tables of their own for the odd codes.
+macro_rules! multiply_part {
+    ($part:literal, $shift:literal) => {
+        concat!(
+            "vpbroadcastd zmm15, [{x} + 24*", $part, "]\n",
+            "vpbroadcastd zmm16, [{x} + 24*", $part, " + 4]\n",
+            "vpbroadcastd zmm17, [{x} + 24*", $part, " + 8]\n",
+            "vpbroadcastd zmm18, [{x} + 24*", $part, " + 12]\n",
+            "vpbroadcastd zmm19, [{x} + 24*", $part, " + 16]\n",
+            "vpbroadcastd zmm20, [{x} + 24*", $part, " + 20]\n",
+            multiply_vector!($part, $shift, "{tile}", 0, "zmm0"),
+            multiply_vector!($part, $shift, "{tile}", 64, "zmm1"),
+            multiply_vector!($part, $shift, "{tile} + {one}", 0, "zmm2"),
+            multiply_vector!($part, $shift, "{tile} + {one}", 64, "zmm3"),
+            multiply_vector!($part, $shift, "{tile} + 2*{one}", 0, "zmm4"),
+            multiply_vector!($part, $shift, "{tile} + 2*{one}", 64, "zmm5"),
+            multiply_vector!($part, $shift, "{tile} + {three}", 0, "zmm6"),
+            multiply_vector!($part, $shift, "{tile} + {three}", 64, "zmm7"),
+        )
+    };
+}
+use multiply_part;
+
+/// Text that asks for the plane of fifth bits; for the others [`multiply_vector`] does.
+macro_rules! ask_for_fifths {
+    ($tile:literal) => {
+        concat!(
+            "prefetcht0 [", $tile, " + 4*128 + {AHEAD}]\n",
+            "prefetcht0 [", $tile, " + 4*128 + 64 + {AHEAD}]\n",
+        )
+    };
+}
+use ask_for_fifths;
+
+/// Text that adds the products of a vector to `$sums`.
+macro_rules! multiply_vector {
+    ($part:literal, $shift:literal, $tile:literal, $at:literal, $sums:literal) => {
+        concat!(
+            "vmovdqu64 zmm23, [", $tile, " + 4*128 + ", $at, "]\n",
+            "vmovdqu64 zmm21, [", $tile, " + ", $part, "*128 + ", $at, "]\n",
+            "prefetcht0 [", $tile, " + ", $part, "*128 + ", $at, " + {AHEAD}]\n",
+            $shift, "\n",
+            "vpsrlw zmm22, zmm21, 4\n",
+            // Bits of the first where the third is set, of the second elsewhere.
+            "vpternlogd zmm21, zmm23, zmm14, 0xE4\n",
+            "vpternlogd zmm22, zmm23, zmm14, 0xE4\n",
+            "vpermb zmm24, zmm21, zmm8\n",
+            "vpermb zmm25, zmm21, zmm9\n",
+            "vpermb zmm26, zmm21, zmm10\n",
+            "vpermb zmm27, zmm22, zmm11\n",
+            "vpermb zmm28, zmm22, zmm12\n",
+            "vpermb zmm29, zmm22, zmm13\n",
+            "vpdpbusd ", $sums, ", zmm24, zmm15\n",
+            "vpdpbusd ", $sums, ", zmm25, zmm16\n",
+            "vpdpbusd ", $sums, ", zmm26, zmm17\n",
+            "vpdpbusd ", $sums, ", zmm27, zmm18\n",
+            "vpdpbusd ", $sums, ", zmm28, zmm19\n",
+            "vpdpbusd ", $sums, ", zmm29, zmm20\n",
+        )
+    };
+}
+use multiply_vector;
+
 /// The code `w + 1` of each column of a t5 code, twice.
-static DIGITS: [[u8; 64]; 3] = {
+static DIGITS: [[u8; 64]; 3] = digits(4);
+/// The same, where bit 5 of an index is the fifth of the code.
+static DIGITS_OF_ODD: [[u8; 64]; 3] = digits(5);
+
+const fn digits(fifth: usize) -> [[u8; 64]; 3] {
     let mut digits = [[0; 64]; 3];
     let mut i = 0;
     while i < 3 * 64 {
-        let code = i % 32;
+        let (column, index) = (i / 64, i % 64);
+        let code = index % 16 + 16 * (index >> fifth & 1);
         if code < 27 {
-            digits[i / 64][i % 64] = (t5::trits_of(code as u8)[i / 64] + 1) as u8;
+            digits[column][index] = (t5::trits_of(code as u8)[column] + 1) as u8;
         }
         i += 1;
     }
     digits
-};
+}

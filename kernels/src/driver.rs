@@ -2,6 +2,7 @@
 //! scales. The same for every kernel, so a speed difference between two kernels is theirs.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
@@ -419,7 +420,7 @@ fn tiles_per_range(n_tiles: usize, per_call: usize, n_threads: usize) -> usize {
     let largest_share = |size: usize| n_tiles.div_ceil(size).div_ceil(n_threads) * size;
     (in_eights.div_ceil(2)..=2 * in_eights)
         .filter(|size| size.is_multiple_of(per_call))
-        .min_by_key(|&size| (largest_share(size), size % STREAMS, size.abs_diff(in_eights)))
+        .min_by_key(|&size| (largest_share(size), !size.is_multiple_of(STREAMS), Reverse(size)))
         .unwrap_or(per_call)
 }
 
@@ -463,5 +464,31 @@ impl SumsBuffer {
             }
         };
         Products { sums: &self.0, stride, kind, bias }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tiles_per_range;
+
+    #[test]
+    fn workers_get_equal_shares_of_tiles_in_ranges_that_suit_the_kernel() {
+        // The matrices of 2B4T in tiles of 32 rows, and q, k, v together.
+        for (n_tiles, n_threads, expected) in
+            [(80, 2, 8), (120, 2, 12), (216, 2, 12), (80, 8, 2), (216, 8, 3), (3, 4, 1)]
+        {
+            assert_eq!(tiles_per_range(n_tiles, 1, n_threads), expected, "{n_tiles} tiles, {n_threads} threads");
+        }
+        for n_tiles in 1..300 {
+            for (per_call, n_threads) in [(1, 1), (1, 3), (4, 2), (6, 2), (20, 4)] {
+                let size = tiles_per_range(n_tiles, per_call, n_threads);
+                let share = n_tiles.div_ceil(size).div_ceil(n_threads) * size;
+                let least = n_tiles.div_ceil(n_threads);
+                assert!(
+                    size > 0 && (least..least + size.max(per_call)).contains(&share),
+                    "{n_tiles} {per_call} {n_threads}: {size}"
+                );
+            }
+        }
     }
 }

@@ -91,8 +91,17 @@ fn every_kernel_equals_the_oracle_around_every_edge() {
 #[test]
 fn every_kernel_equals_the_oracle_on_long_rows() {
     let kernels = support::ternary_kernels();
-    let shapes =
-        [(33, 6912, 9), (33, 640, 5), (65, 2560, 1), (40, 2560, 9), (33, 6912, 1), (1, 6912, 2), (2, 6912, 33)];
+    let shapes = [
+        (33, 6912, 9),
+        (33, 640, 5),
+        (65, 2560, 1),
+        (40, 2560, 9),
+        (33, 6912, 1),
+        (1, 6912, 2),
+        (2, 6912, 33),
+        (321, 640, 1),
+        (337, 257, 2),
+    ];
     for (n, k, m) in sample(shapes) {
         for (what, w, x) in inputs(n, k, m) {
             check_input(&kernels, &w, &x, what);

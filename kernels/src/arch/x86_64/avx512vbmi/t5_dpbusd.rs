@@ -122,12 +122,24 @@ impl Decode for T5 {
 macro_rules! multiply_part {
     ($part:literal, $shift:literal) => {
         concat!(
-            "vpbroadcastd zmm15, [{x} + 24*", $part, "]\n",
-            "vpbroadcastd zmm16, [{x} + 24*", $part, " + 4]\n",
-            "vpbroadcastd zmm17, [{x} + 24*", $part, " + 8]\n",
-            "vpbroadcastd zmm18, [{x} + 24*", $part, " + 12]\n",
-            "vpbroadcastd zmm19, [{x} + 24*", $part, " + 16]\n",
-            "vpbroadcastd zmm20, [{x} + 24*", $part, " + 20]\n",
+            "vpbroadcastd zmm15, [{x} + 24*",
+            $part,
+            "]\n",
+            "vpbroadcastd zmm16, [{x} + 24*",
+            $part,
+            " + 4]\n",
+            "vpbroadcastd zmm17, [{x} + 24*",
+            $part,
+            " + 8]\n",
+            "vpbroadcastd zmm18, [{x} + 24*",
+            $part,
+            " + 12]\n",
+            "vpbroadcastd zmm19, [{x} + 24*",
+            $part,
+            " + 16]\n",
+            "vpbroadcastd zmm20, [{x} + 24*",
+            $part,
+            " + 20]\n",
             multiply_vector!($part, $shift, "{tile}", 0, "zmm0"),
             multiply_vector!($part, $shift, "{tile}", 64, "zmm1"),
             multiply_vector!($part, $shift, "{tile} + {one}", 0, "zmm2"),
@@ -144,10 +156,7 @@ use multiply_part;
 /// Text that asks for the plane of fifth bits; for the others [`multiply_vector`] does.
 macro_rules! ask_for_fifths {
     ($tile:literal) => {
-        concat!(
-            "prefetcht0 [", $tile, " + 4*128 + {AHEAD}]\n",
-            "prefetcht0 [", $tile, " + 4*128 + 64 + {AHEAD}]\n",
-        )
+        concat!("prefetcht0 [", $tile, " + 4*128 + {AHEAD}]\n", "prefetcht0 [", $tile, " + 4*128 + 64 + {AHEAD}]\n",)
     };
 }
 use ask_for_fifths;
@@ -156,10 +165,27 @@ use ask_for_fifths;
 macro_rules! multiply_vector {
     ($part:literal, $shift:literal, $tile:literal, $at:literal, $sums:literal) => {
         concat!(
-            "vmovdqu64 zmm23, [", $tile, " + 4*128 + ", $at, "]\n",
-            "vmovdqu64 zmm21, [", $tile, " + ", $part, "*128 + ", $at, "]\n",
-            "prefetcht0 [", $tile, " + ", $part, "*128 + ", $at, " + {AHEAD}]\n",
-            $shift, "\n",
+            "vmovdqu64 zmm23, [",
+            $tile,
+            " + 4*128 + ",
+            $at,
+            "]\n",
+            "vmovdqu64 zmm21, [",
+            $tile,
+            " + ",
+            $part,
+            "*128 + ",
+            $at,
+            "]\n",
+            "prefetcht0 [",
+            $tile,
+            " + ",
+            $part,
+            "*128 + ",
+            $at,
+            " + {AHEAD}]\n",
+            $shift,
+            "\n",
             "vpsrlw zmm22, zmm21, 4\n",
             // Bits of the first where the third is set, of the second elsewhere.
             "vpternlogd zmm21, zmm23, zmm14, 0xE4\n",
@@ -170,12 +196,24 @@ macro_rules! multiply_vector {
             "vpermb zmm27, zmm22, zmm11\n",
             "vpermb zmm28, zmm22, zmm12\n",
             "vpermb zmm29, zmm22, zmm13\n",
-            "vpdpbusd ", $sums, ", zmm24, zmm15\n",
-            "vpdpbusd ", $sums, ", zmm25, zmm16\n",
-            "vpdpbusd ", $sums, ", zmm26, zmm17\n",
-            "vpdpbusd ", $sums, ", zmm27, zmm18\n",
-            "vpdpbusd ", $sums, ", zmm28, zmm19\n",
-            "vpdpbusd ", $sums, ", zmm29, zmm20\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm24, zmm15\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm25, zmm16\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm26, zmm17\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm27, zmm18\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm28, zmm19\n",
+            "vpdpbusd ",
+            $sums,
+            ", zmm29, zmm20\n",
         )
     };
 }

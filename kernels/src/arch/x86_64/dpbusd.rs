@@ -223,6 +223,7 @@ macro_rules! dpbusd_loops {
         /// [`Decode::multiply_side_by_side`] for any layout.
         #[target_feature(enable = $features)]
         #[allow(dead_code, reason = "registers of 32 bytes are too few")]
+        #[allow(clippy::out_of_bounds_indexing, reason = "in branches that are not taken")]
         fn multiply_side_by_side<D: Decode + ?Sized, const T: usize>(
             tiles: [&[D::Tile]; STREAMS],
             steps: &[[[i8; 4]; T]],

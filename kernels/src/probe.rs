@@ -410,6 +410,7 @@ const READS: &[(&str, Read)] = &[
     ("2 streams, prefetch 2 KB ahead", read::<2, 2048>),
     ("4 streams", read::<4, 0>),
     ("4 streams, prefetch 1 KB ahead", read::<4, 1024>),
+    ("4 streams, prefetch 2 KB ahead", read::<4, 2048>),
     ("8 streams", read::<8, 0>),
 ];
 

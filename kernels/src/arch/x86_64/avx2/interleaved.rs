@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
-use crate::arch::x86_64::prefetch;
+use crate::arch::x86_64::{STREAMS, prefetch};
 use crate::isa::{Avx2, Token};
 use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
@@ -66,8 +66,6 @@ impl<D: Decode> Maddubs<D> {
     }
 }
 
-/// Row tiles that one token reads in turn, from as many places: one stream stops at 15 GB/s on Zen 3, which reads 26 from four.
-const STREAMS: usize = 4;
 /// How many bytes ahead of its loads a stream asks for memory: the hardware prefetchers alone leave it waiting for a tenth of the time.
 const AHEAD: usize = 1024;
 /// Product pairs that an int16 lane holds, see the module.

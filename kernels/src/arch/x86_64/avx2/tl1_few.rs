@@ -16,6 +16,7 @@ use std::ops::Range;
 use super::interleaved::{load, store_bytes};
 use super::lookup::Sums;
 use crate::activation::QuantizedActivations;
+use crate::arch::x86_64::STREAMS;
 use crate::kernel::{PackedMatrix, Prepared};
 use crate::layout::tl1::{self, Step, TILE_K, TILE_ROWS};
 use crate::tables::BIAS;
@@ -27,9 +28,6 @@ const MAX_BLOCK: usize = 256;
 const VECTOR_STEPS: usize = 32 / TILE_K;
 /// Steps of every block but the last, at least: 8 vectors, whose `Σ |x|` is at most 4064 each.
 const MIN_BLOCK: usize = 8 * VECTOR_STEPS;
-/// Places that the packed weights are read from at once, whose rows share tables in registers: one stream stops at 15 GB/s on Zen 3,
-/// which reads 26 from four.
-pub(super) const STREAMS: usize = 4;
 /// How many bytes ahead of its loads a stream asks for memory.
 const AHEAD: usize = 1024;
 

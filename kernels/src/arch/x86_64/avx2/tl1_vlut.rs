@@ -17,7 +17,7 @@ use super::interleaved::{load, store_bytes};
 use super::tl1_few;
 use super::vlut_add::{self, Vector};
 use crate::activation::QuantizedActivations;
-use crate::arch::x86_64::prefetch;
+use crate::arch::x86_64::{STREAMS, prefetch};
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, TernaryKernel};
 use crate::lanes::{self, Column, LANES};
@@ -59,7 +59,7 @@ impl TernaryKernel for Tl1Vlut {
     }
 
     fn rows_per_call(&self, m: usize) -> usize {
-        if worth_tables(m) { ROWS } else { tl1_few::STREAMS * TILE_ROWS }
+        if worth_tables(m) { ROWS } else { STREAMS * TILE_ROWS }
     }
 
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::interleaved::{Decode, Dpbusd, Plane, SideBySide, load};
-use crate::arch::x86_64::AHEAD_IN_STREAMS;
+use crate::arch::x86_64::{AHEAD_IN_STREAMS, STREAMS};
 use crate::isa::{Avx512Vbmi, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
@@ -70,15 +70,21 @@ impl Decode for T5 {
     /// For one token asm: what the compiler makes of intrinsics decodes eight vectors at once and keeps them in memory.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
     unsafe fn multiply_side_by_side<const T: usize>(
-        tiles: &[Self::Tile],
-        spacing: usize,
+        tiles: [&[Self::Tile]; STREAMS],
         steps: &[[[i8; 4]; T]],
     ) -> SideBySide<T> {
-        assert!(T == 1 && steps.len() * 4 >= tiles.len() * Self::SHAPE.columns);
+        const { assert!(T == 1) };
+        let Range { start, end } = tiles[0].as_ptr_range();
+        let spacing = tiles[1].as_ptr().addr().wrapping_sub(start.addr());
+        for s in 0..STREAMS {
+            let place = start.wrapping_byte_add(s * spacing);
+            assert!(tiles[s].as_ptr() == place && tiles[s].len() == tiles[0].len(), "places are equally far apart");
+        }
+        assert!(steps.len() * 4 >= tiles[0].len() * Self::SHAPE.columns, "every tile has its steps");
         let mut sums = [[[_mm512_setzero_si512(); 2]; 4]; T];
-        let Range { start, end } = tiles.as_ptr_range();
         let [[s00, s01], [s10, s11], [s20, s21], [s30, s31]] = &mut sums[0];
-        // SAFETY: reads 24 dwords of `steps` for every tile, as many as there are, and tiles that the contract has. Prefetches may go anywhere.
+        // SAFETY: reads the tiles of all places, up to `end` of the first, and 24 dwords of `steps` for each; asserted above. Prefetches may go
+        // anywhere.
         unsafe {
             asm!(
                 "jmp 3f",
@@ -117,7 +123,7 @@ impl Decode for T5 {
     }
 }
 
-/// Text that multiplies part `$part` of the tiles at [`STREAMS`](crate::arch::x86_64::STREAMS) places by six steps of a token. `$shift` brings the
+/// Text that multiplies part `$part` of the tiles at [`STREAMS`] places by six steps of a token. `$shift` brings the
 /// fifth bits of both codes, in `zmm23`, to bits 4 and 5: one shift where [`T5::decode`] has two, and tables of their own for the odd codes.
 macro_rules! multiply_part {
     ($part:literal, $shift:literal) => {

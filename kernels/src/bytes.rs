@@ -40,8 +40,8 @@ enum Storage {
 }
 
 impl AlignedBytes {
-    /// A buffer of `len` zero bytes. Large buffers ask the system for 2 MB pages: packed weights are read from end to
-    /// end once per token, and with 4 KB pages the page walks and the prefetchers that stop at every page's end cost a quarter of
+    /// A buffer of `len` zero bytes. Large buffers ask the system for 2 MB pages: packed weights are read once per
+    /// token in long streams, and with 4 KB pages the page walks and the prefetchers that stop at every page's end cost a quarter of
     /// the bandwidth.
     pub fn zeroed(len: usize) -> Self {
         Self::on_pages_from(HUGE_PAGE, len)

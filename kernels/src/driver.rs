@@ -9,7 +9,7 @@ use crate::activation::QuantizedActivations;
 use crate::bytes::{Aligned, Bytes};
 use crate::dense::{Activations, DenseKernel, DenseMatrix, FUSED_TOKENS};
 use crate::dispatch::Pair;
-use crate::kernel::{PackedMatrix, Prepared, TernaryKernel, packed_len};
+use crate::kernel::{PackedMatrix, Prepared, STREAMS, TernaryKernel, packed_len};
 use crate::ops::{self, Gate, Products, RmsNorm, Sums};
 use crate::probe::Arithmetic;
 use crate::team::{SharedMut, Team};
@@ -408,20 +408,27 @@ pub fn compute(team: &Team, scratch: &Scratch, x: Input<'_>, m: usize, group: &m
     });
 }
 
-/// How many of `n_tiles` row tiles a worker claims at once. About 8 ranges a worker: enough to even out a core that is disturbed, few enough to
-/// stream; of sizes near that, the one by which all workers get the same, and best a multiple of the places that kernels read side by side.
-/// Where the kernel wants larger ones, as many for each worker.
+/// How many of `n_tiles` row tiles a worker claims at once. 4 to 16 ranges a worker: enough to even out a core that is disturbed, few enough to
+/// stream; the size by which all workers get the same, if possible a multiple of [`STREAMS`], which is worth less than equal shares. Where the
+/// kernel wants larger ranges, as many for each worker.
 fn tiles_per_range(n_tiles: usize, per_call: usize, n_threads: usize) -> usize {
-    const STREAMS: usize = 4;
     let in_eights = n_tiles.div_ceil(8 * n_threads);
+    if n_threads == 1 || n_tiles == 0 {
+        return n_tiles.max(1);
+    }
     if per_call > in_eights {
-        return n_tiles.div_ceil(n_tiles.div_ceil(per_call).next_multiple_of(n_threads)).max(1);
+        return n_tiles.div_ceil(n_tiles.div_ceil(per_call).next_multiple_of(n_threads));
+    }
+    let least = in_eights.next_multiple_of(per_call);
+    // Of so many a range more or less makes no difference, and they are not to be tried while workers wait.
+    if in_eights > 32 {
+        return least;
     }
     let largest_share = |size: usize| n_tiles.div_ceil(size).div_ceil(n_threads) * size;
-    (in_eights.div_ceil(2)..=2 * in_eights)
-        .filter(|size| size.is_multiple_of(per_call))
+    (in_eights.div_ceil(2).next_multiple_of(per_call)..=2 * in_eights)
+        .step_by(per_call)
         .min_by_key(|&size| (largest_share(size), !size.is_multiple_of(STREAMS), Reverse(size)))
-        .unwrap_or(per_call)
+        .unwrap_or(least)
 }
 
 thread_local! {
@@ -473,13 +480,13 @@ mod tests {
 
     #[test]
     fn workers_get_equal_shares_of_tiles_in_ranges_that_suit_the_kernel() {
-        // The matrices of 2B4T in tiles of 32 rows, and q, k, v together.
+        // The matrices of 2B4T in tiles of 32 rows, q, k, v together, and a few tiles.
         for (n_tiles, n_threads, expected) in
             [(80, 2, 8), (120, 2, 12), (216, 2, 12), (80, 8, 2), (216, 8, 3), (3, 4, 1)]
         {
             assert_eq!(tiles_per_range(n_tiles, 1, n_threads), expected, "{n_tiles} tiles, {n_threads} threads");
         }
-        for n_tiles in 1..300 {
+        for n_tiles in (0..300).chain([6912]) {
             for (per_call, n_threads) in [(1, 1), (1, 3), (4, 2), (6, 2), (20, 4)] {
                 let size = tiles_per_range(n_tiles, per_call, n_threads);
                 let share = n_tiles.div_ceil(size).div_ceil(n_threads) * size;

@@ -102,6 +102,10 @@ pub struct Prepared {
     pub sums: Vec<i32>,
 }
 
+/// Places that packed rows are read from side by side for one token, and the screened head for one query: one stream stops at 15 GB/s on Zen 3,
+/// which reads 26 from four, and at 11 to 14 of 20 on an Emerald Rapids with 300 MB of L3 cache.
+pub const STREAMS: usize = 4;
+
 /// Tokens of a tile of activations.
 pub const TILE_TOKENS: usize = 16;
 /// Columns of a tile of activations.

@@ -6,13 +6,16 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::rows::{CODE_BYTES, GROUP_ROWS, QuantizeRow, Rows, TILE_BYTES};
+use super::side_by_side::{Tiles, score_side_by_side};
 use super::{BLOCK, Found, Queries, Query, QueryBlock, Score, finish};
-use crate::arch::x86_64::{STREAMS, prefetch};
+use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
+use crate::kernel::STREAMS;
 
 /// How many tiles ahead of its loads one query asks for memory, at each of [`STREAMS`] places. On Zen 3 a search of a 128,256 x 2560 head took 1.1 times
 /// as long with 16 ahead in one stream, on one thread and on two, and a seventh longer than that with four streams and no requests.
 const AHEAD: usize = 8;
+
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
     fn score(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
@@ -45,35 +48,6 @@ fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, 
     let several = |tiles| sums::<STREAMS>(query, tiles).map(|sums| to_array(sums));
     let alone = |tiles| to_array(sums(query, [tiles])[0]);
     score_side_by_side(rows, query, groups, least, found, several, alone);
-}
-
-/// The tiles of a group.
-type Tiles<'a> = &'a [[u8; TILE_BYTES]];
-
-/// Scores groups for one query: [`STREAMS`] at a time by `several`, as far apart as the range allows, so that each stream goes on where it has
-/// asked for memory, and what is left by `alone`. Inlined where more CPU features are enabled. On Zen 3 four groups next to each other took 1.14
-/// times as long; on Emerald Rapids one after the other, with as many requests as [`ask_ahead`](crate::arch::x86_64::ask_ahead) makes, 1.2 to 1.3.
-#[inline(always)]
-pub fn score_side_by_side<'a>(
-    rows: &'a Rows,
-    query: &Query,
-    groups: Range<usize>,
-    least: &mut f32,
-    found: &mut Found<'_>,
-    several: impl Fn([Tiles<'a>; STREAMS]) -> [[f32; GROUP_ROWS]; STREAMS],
-    alone: impl Fn(Tiles<'a>) -> [f32; GROUP_ROWS],
-) {
-    let spacing = groups.len() / STREAMS;
-    for first in groups.start..groups.start + spacing {
-        let places: [usize; STREAMS] = std::array::from_fn(|s| first + s * spacing);
-        for (group, sums) in places.into_iter().zip(several(places.map(|group| rows.group(group).0))) {
-            finish(rows, group, &rows.group(group).1, (0, query), &sums, least, found);
-        }
-    }
-    for group in groups.start + STREAMS * spacing..groups.end {
-        let (tiles, factors) = rows.group(group);
-        finish(rows, group, &factors, (0, query), &alone(tiles), least, found);
-    }
 }
 
 /// Groups that share broadcasts of a query.

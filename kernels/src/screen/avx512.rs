@@ -7,11 +7,13 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{score_side_by_side, to_array};
+use super::avx2::to_array;
 use super::rows::{CODE_BYTES, GROUP_ROWS, Rows, TILE_BYTES};
+use super::side_by_side::{Tiles, score_side_by_side};
 use super::{BLOCK, Found, Queries, Query, QueryBlock, SHIFT, Score, finish};
-use crate::arch::x86_64::{STREAMS, ask_ahead_in_streams, prefetch};
+use crate::arch::x86_64::{ask_ahead_in_streams, prefetch};
 use crate::isa::{Avx512Vnni, Token};
+use crate::kernel::STREAMS;
 
 /// The function, where the CPU can run it.
 pub fn score() -> Option<Score> {
@@ -37,7 +39,7 @@ fn score_one(rows: &Rows, query: &Query, groups: Range<usize>, least: &mut f32, 
 /// `Σ block scale · (input scale · Σ code · x)` of some groups.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn sums<const S: usize>(query: &Query, tiles: [&[[u8; TILE_BYTES]]; S]) -> [__m256; S] {
+fn sums<const S: usize>(query: &Query, tiles: [Tiles<'_>; S]) -> [__m256; S] {
     let mut sums = [_mm256_setzero_ps(); S];
     let of = tiles.map(|tiles| &tiles[..query.blocks.len()]);
     for (i, block) in query.blocks.iter().enumerate() {

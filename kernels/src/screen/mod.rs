@@ -36,6 +36,8 @@ mod avx2;
 mod avx512;
 mod portable;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod side_by_side;
 
 use std::ops::Range;
 use std::sync::Mutex;

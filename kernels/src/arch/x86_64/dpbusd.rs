@@ -6,21 +6,22 @@
 
 /// Defines `Decode`, `Dpbusd` and the loops for one instruction set. `few` and `tokens` count up to the tokens that share a pass over
 /// packed rows and a register tile of a batch; `sums` is how many registers of sums a pass has, so that both leave some for codes;
-/// `side_by_side` has the numbers of tokens for which there are as many for each of [`STREAMS`](super::STREAMS) row tiles.
+/// `side_by_side` has the numbers of tokens whose sums of [`STREAMS`](crate::kernel::STREAMS) row tiles fit into as many.
 macro_rules! dpbusd_loops {
     (
         features: $features:literal, token: $token:ident, register: $register:ident, bytes: $bytes:literal,
-        few: [$($few:literal)*], side_by_side: [$($side_by_side:literal)*], tokens: [$($tokens:literal)*], sums: $sums:literal, zero: $zero:ident, set1: $set1:ident,
-        load: $load:ident, store: $store:ident, add: $add:ident, dpbusd: $dpbusd:ident
+        few: [$($few:literal)*], side_by_side: [$($side_by_side:literal)*], tokens: [$($tokens:literal)*], sums: $sums:literal,
+        zero: $zero:ident, set1: $set1:ident, load: $load:ident, store: $store:ident, add: $add:ident, dpbusd: $dpbusd:ident
     ) => {
         use std::arch::x86_64::*;
         use std::marker::PhantomData;
         use std::ops::Range;
 
         use crate::activation::QuantizedActivations;
-        use crate::arch::x86_64::{STREAMS, ask_ahead, ask_ahead_in_streams, prefetch, unrolled};
+        use crate::arch::x86_64::dpbusd::unrolled;
+        use crate::arch::x86_64::{ask_ahead, ask_ahead_in_streams, prefetch};
         use crate::isa::{Token, $token};
-        use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
+        use crate::kernel::{KernelInfo, PackedMatrix, Prepared, STREAMS, TernaryKernel};
         use crate::layout::interleaved::{PLANE_BYTES, Shape, TILE_ROWS};
         use crate::team::Team;
         use crate::trit::TernaryMatrix;
@@ -55,7 +56,8 @@ macro_rules! dpbusd_loops {
             /// The CPU has the features of this instruction set.
             unsafe fn decode(tile: &Self::Tile, v: usize, part: usize) -> Self::Codes;
 
-            /// The sums of the products of `T` tokens with the tiles along `k` of some rows here and there.
+            /// The sums of the products of `T` tokens with the tiles along `k` of several times 32 rows: as many of each, and `steps` has those
+            /// of all.
             ///
             /// # Safety
             /// The CPU has the features of this instruction set.
@@ -182,8 +184,8 @@ macro_rules! dpbusd_loops {
             }
         }
 
-        /// All of `k` for `T` tokens, which are all, and [`STREAMS`] row tiles at a time, a part of all from each other; how many these were in the
-        /// end. On an Emerald Rapids with 300 MB of L3 cache, whose core reads 20 GB/s, one token of t5 read 16.3 this way and 11.1 by [`pass`].
+        /// All of `k` for `T` tokens, which are all, and [`STREAMS`] row tiles at a time, a part of all from each other. Returns how many row
+        /// tiles are done. On an Emerald Rapids with 300 MB of L3 cache, whose core reads 20 GB/s, one token of t5 read 16.3 this way and 11.1 by [`pass`].
         #[target_feature(enable = $features)]
         #[allow(dead_code, reason = "registers of 32 bytes are too few")]
         fn side_by_side<D: Decode, const T: usize>(
@@ -220,6 +222,7 @@ macro_rules! dpbusd_loops {
             steps: &[[[i8; 4]; T]],
         ) -> SideBySide<T> {
             const { assert!(STREAMS == 4 && D::PARTS <= 4 && VECTORS <= 4) };
+            assert!(steps.len() * 4 >= tiles[0].len() * D::SHAPE.columns, "every tile has its steps");
             let mut sums = [[[$zero(); VECTORS]; STREAMS]; T];
             for (i, steps) in (0..tiles[0].len()).zip(steps.chunks_exact(D::SHAPE.columns / 4)) {
                 for tiles in tiles {
@@ -405,3 +408,15 @@ macro_rules! dpbusd_loops {
     };
 }
 pub(crate) use dpbusd_loops;
+
+/// A loop without a loop: `$body` for each of the numbers, known as the constant `$i`. Sums in an array that is indexed by anything else may
+/// be kept in memory.
+macro_rules! unrolled {
+    ($i:ident in [$($n:literal)*] $body:block) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+pub(crate) use unrolled;

@@ -22,9 +22,10 @@ pub(crate) fn prefetch<const LEVEL: i32>(at: *const u8) {
 /// as a core can wait for and more, and from there into the L1 cache shortly ahead, so that loads never wait in the queue in which
 /// the requests to memory wait. A request that finds no room is dropped, so each line is asked for once more in between.
 ///
-/// On a Xeon with 480 MB of L3 cache whose core reads 19.5 GB/s, one token then reads 18.0, with the second request 2, 3 or 4 KB ahead
+/// On a Xeon with 480 MB of L3 cache whose core reads 19.5 GB/s, one token then read 18.0, with the second request 2, 3 or 4 KB ahead
 /// alike; without it 13.8, without the first at best 16.2, without any 10.6. On an Emerald Rapids core that reads 16.6, two requests 16 and 5 KB
-/// ahead gave 15.2, one 4 KB ahead 13.1, one 16 KB ahead 13.8; three were not timed there.
+/// ahead gave 15.2, one 4 KB ahead 13.1, one 16 KB ahead 13.8; three were not timed there. On another, that reads 20, three gave 11 to 14: for one
+/// token memory is read at several places now, see [`ask_ahead_in_streams`].
 #[inline(always)]
 pub(crate) fn ask_ahead<T>(at: &T) {
     const FAR: usize = 16 * 1024;
@@ -38,8 +39,12 @@ pub(crate) fn ask_ahead<T>(at: &T) {
     }
 }
 
-/// As [`ask_ahead`], for each of [`STREAMS`] places that a loop reads side by side, far apart, so that each goes on where it has asked for memory:
-/// one request is enough.
+/// How many bytes ahead of its loads a loop asks for memory at each of [`STREAMS`](crate::kernel::STREAMS) places: with 1, 3 and 4 KB one token of
+/// t5 took up to 1.05 times as long on Emerald Rapids.
+pub(crate) const AHEAD_IN_STREAMS: usize = 2048;
+
+/// As [`ask_ahead`], for each of [`STREAMS`](crate::kernel::STREAMS) places that a loop reads side by side, far apart, so that each goes on where
+/// it has asked for memory: one request is enough.
 #[inline(always)]
 pub(crate) fn ask_ahead_in_streams<T>(at: &T) {
     let start = std::ptr::from_ref(at).cast::<u8>();
@@ -47,21 +52,3 @@ pub(crate) fn ask_ahead_in_streams<T>(at: &T) {
         prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(AHEAD_IN_STREAMS + line));
     }
 }
-
-/// Places that one token reads packed rows from side by side: one stream stops at 15 GB/s on Zen 3, which reads 26 from four, and at 11 to 14 of
-/// 20 on an Emerald Rapids with 300 MB of L3 cache.
-pub(crate) const STREAMS: usize = 4;
-/// How many bytes ahead of its loads each of them asks for memory.
-pub(crate) const AHEAD_IN_STREAMS: usize = 2048;
-
-/// A loop without a loop: `$body` for each of the numbers, known as the constant `$i`. Sums in an array that is indexed by anything else may
-/// be kept in memory.
-macro_rules! unrolled {
-    ($i:ident in [$($n:literal)*] $body:block) => {
-        $({
-            const $i: usize = $n;
-            $body
-        })*
-    };
-}
-pub(crate) use unrolled;

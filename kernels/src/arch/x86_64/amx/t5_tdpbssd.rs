@@ -34,7 +34,8 @@ pub struct T5Tdpbssd {
     proof: AmxInt8,
 }
 
-/// From this many tokens on tiles are worth unpacking for: one takes 1.6 times as long by them, two as long, three 0.7.
+/// From this many tokens on tiles are worth unpacking for: two take as long by them as without, three 0.7 of
+/// the time, one more than 1.6.
 const TILES_FROM: usize = 3;
 
 impl T5Tdpbssd {

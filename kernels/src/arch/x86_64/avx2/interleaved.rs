@@ -11,9 +11,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::activation::QuantizedActivations;
-use crate::arch::x86_64::{STREAMS, prefetch};
+use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
-use crate::kernel::{KernelInfo, PackedMatrix, Prepared, TernaryKernel};
+use crate::kernel::{KernelInfo, PackedMatrix, Prepared, STREAMS, TernaryKernel};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::team::Team;
 use crate::trit::TernaryMatrix;

@@ -19,7 +19,7 @@ use std::ops::Range;
 use crate::tables::{BIAS, Table};
 
 /// Row tiles that take turns, block by block: a block of tables is used for all of them while it is in L1, and the
-/// packed weights are read from as many places (see [`STREAMS`](crate::arch::x86_64::STREAMS)).
+/// packed weights are read from as many places (see [`STREAMS`](crate::kernel::STREAMS)).
 const TILES: usize = 4;
 
 /// A block of one row tile for one or more tokens.

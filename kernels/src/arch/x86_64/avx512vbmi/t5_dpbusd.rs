@@ -3,14 +3,15 @@
 //! `vpermb` takes a table of 64 and ignores the top two bits of an index, so a code needs no masking: its low four bits and its
 //! fifth are joined by one ternary-logic instruction, bit 5 is whatever lies there (the tables repeat after 32), and three
 //! look-ups give its three columns. One look-up and three shifts and ANDs would take twice the instructions.
+//!
+//! One token has registers for tables of both bits: fifths of two codes go to bits 4 and 5 together, which saves three of eleven shifts.
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::interleaved::{Decode, Dpbusd, Plane, SideBySide, load};
-use crate::arch::x86_64::{AHEAD_IN_STREAMS, STREAMS};
+use super::interleaved::{Decode, Dpbusd, Plane, SideBySide, VECTORS, load};
+use crate::arch::x86_64::AHEAD_IN_STREAMS;
 use crate::isa::{Avx512Vbmi, Token};
-use crate::kernel::{Exactness, KernelInfo, PackedMatrix};
+use crate::kernel::{Exactness, KernelInfo, PackedMatrix, STREAMS};
 use crate::layout::interleaved::{Shape, TILE_ROWS};
 use crate::layout::t5;
 use crate::trit::TernaryMatrix;
@@ -74,38 +75,36 @@ impl Decode for T5 {
         steps: &[[[i8; 4]; T]],
     ) -> SideBySide<T> {
         const { assert!(T == 1) };
-        let Range { start, end } = tiles[0].as_ptr_range();
-        let spacing = tiles[1].as_ptr().addr().wrapping_sub(start.addr());
-        for s in 0..STREAMS {
-            let place = start.wrapping_byte_add(s * spacing);
-            assert!(tiles[s].as_ptr() == place && tiles[s].len() == tiles[0].len(), "places are equally far apart");
-        }
-        assert!(steps.len() * 4 >= tiles[0].len() * Self::SHAPE.columns, "every tile has its steps");
-        let mut sums = [[[_mm512_setzero_si512(); 2]; 4]; T];
+        let len = tiles[0].len();
+        assert!(tiles.iter().all(|tiles| tiles.len() == len), "as many tiles at each place");
+        assert!(steps.len() * 4 >= len * Self::SHAPE.columns, "every tile has its steps");
+        let mut sums = [[[_mm512_setzero_si512(); VECTORS]; STREAMS]; T];
         let [[s00, s01], [s10, s11], [s20, s21], [s30, s31]] = &mut sums[0];
-        // SAFETY: reads the tiles of all places, up to `end` of the first, and 24 dwords of `steps` for each; asserted above. Prefetches may go
-        // anywhere.
+        // SAFETY: at each place reads `len` tiles, as many as there are, and for each tile along `k` 24 dwords of `steps`, which are there; loads
+        // need no alignment. Nothing is written. Prefetches may go anywhere.
         unsafe {
             asm!(
                 "jmp 3f",
                 "2:",
-                ask_for_fifths!("{tile}"),
-                ask_for_fifths!("{tile} + {one}"),
-                ask_for_fifths!("{tile} + 2*{one}"),
-                ask_for_fifths!("{tile} + {three}"),
+                ask_for_fifths!("t0"),
+                ask_for_fifths!("t1"),
+                ask_for_fifths!("t2"),
+                ask_for_fifths!("t3"),
                 multiply_part!(0, "vpsllw zmm23, zmm23, 4"),
                 multiply_part!(1, "vpsllw zmm23, zmm23, 2"),
                 multiply_part!(2, ""),
                 multiply_part!(3, "vpsrlw zmm23, zmm23, 2"),
-                "add {tile}, 5*128",
+                "add {at}, 5*128",
                 "add {x}, 24*4",
                 "3:",
-                "cmp {tile}, {end}",
+                "cmp {at}, {end}",
                 "jb 2b",
-                tile = inout(reg) start => _,
-                end = in(reg) end,
-                one = in(reg) spacing,
-                three = in(reg) 3 * spacing,
+                at = inout(reg) 0usize => _,
+                end = in(reg) size_of_val(tiles[0]),
+                t0 = in(reg) tiles[0].as_ptr(),
+                t1 = in(reg) tiles[1].as_ptr(),
+                t2 = in(reg) tiles[2].as_ptr(),
+                t3 = in(reg) tiles[3].as_ptr(),
                 x = inout(reg) steps.as_ptr() => _,
                 inout("zmm0") *s00, inout("zmm1") *s01, inout("zmm2") *s10, inout("zmm3") *s11, inout("zmm4") *s20,
                 inout("zmm5") *s21, inout("zmm6") *s30, inout("zmm7") *s31,
@@ -146,14 +145,14 @@ macro_rules! multiply_part {
             "vpbroadcastd zmm20, [{x} + 24*",
             $part,
             " + 20]\n",
-            multiply_vector!($part, $shift, "{tile}", 0, "zmm0"),
-            multiply_vector!($part, $shift, "{tile}", 64, "zmm1"),
-            multiply_vector!($part, $shift, "{tile} + {one}", 0, "zmm2"),
-            multiply_vector!($part, $shift, "{tile} + {one}", 64, "zmm3"),
-            multiply_vector!($part, $shift, "{tile} + 2*{one}", 0, "zmm4"),
-            multiply_vector!($part, $shift, "{tile} + 2*{one}", 64, "zmm5"),
-            multiply_vector!($part, $shift, "{tile} + {three}", 0, "zmm6"),
-            multiply_vector!($part, $shift, "{tile} + {three}", 64, "zmm7"),
+            multiply_vector!($part, $shift, "t0", 0, "zmm0"),
+            multiply_vector!($part, $shift, "t0", 64, "zmm1"),
+            multiply_vector!($part, $shift, "t1", 0, "zmm2"),
+            multiply_vector!($part, $shift, "t1", 64, "zmm3"),
+            multiply_vector!($part, $shift, "t2", 0, "zmm4"),
+            multiply_vector!($part, $shift, "t2", 64, "zmm5"),
+            multiply_vector!($part, $shift, "t3", 0, "zmm6"),
+            multiply_vector!($part, $shift, "t3", 64, "zmm7"),
         )
     };
 }
@@ -162,7 +161,14 @@ use multiply_part;
 /// Text that asks for the plane of fifth bits; for the others [`multiply_vector`] does.
 macro_rules! ask_for_fifths {
     ($tile:literal) => {
-        concat!("prefetcht0 [", $tile, " + 4*128 + {AHEAD}]\n", "prefetcht0 [", $tile, " + 4*128 + 64 + {AHEAD}]\n",)
+        concat!(
+            "prefetcht0 [{",
+            $tile,
+            "} + {at} + 4*128 + {AHEAD}]\n",
+            "prefetcht0 [{",
+            $tile,
+            "} + {at} + 4*128 + 64 + {AHEAD}]\n",
+        )
     };
 }
 use ask_for_fifths;
@@ -171,21 +177,21 @@ use ask_for_fifths;
 macro_rules! multiply_vector {
     ($part:literal, $shift:literal, $tile:literal, $at:literal, $sums:literal) => {
         concat!(
-            "vmovdqu64 zmm23, [",
+            "vmovdqu64 zmm23, [{",
             $tile,
-            " + 4*128 + ",
+            "} + {at} + 4*128 + ",
             $at,
             "]\n",
-            "vmovdqu64 zmm21, [",
+            "vmovdqu64 zmm21, [{",
             $tile,
-            " + ",
+            "} + {at} + ",
             $part,
             "*128 + ",
             $at,
             "]\n",
-            "prefetcht0 [",
+            "prefetcht0 [{",
             $tile,
-            " + ",
+            "} + {at} + ",
             $part,
             "*128 + ",
             $at,

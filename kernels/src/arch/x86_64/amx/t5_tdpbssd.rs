@@ -1,12 +1,10 @@
 //! `amx-t5-tdpbssd`: three trits in five bits, looked up into tiles of trits, which `tdpbssd` multiplies by tiles of activations. Tiles
 //! of sums are int32, so nothing can overflow, and nothing is to be corrected: trits and activations are both signed.
 //!
-//! A block of 32 rows is unpacked to the L1 cache and multiplied by all tokens, 32 at a time: two tiles of 16 tokens by two of 16 rows keep
-//! four tiles of sums, which go back to memory after each block. `tdpbssd` keeps a unit of its own busy for 16 cycles, so the vector units
-//! unpack the next block meanwhile, over what the last tokens have just read of this one.
-//!
-//! On a Xeon whose core does 3500 G multiply-adds a second this way, 2560 x 2560 by 128 tokens reaches 54 % of it: a load of a tile for each
-//! product leaves 84 %, activations from the L2 cache 80, sums that go back to memory 61, unpacking the rest.
+//! 32 rows are multiplied by 32 tokens from the first column to the last: two tiles of 16 tokens by two of 16 rows keep four tiles of sums,
+//! which go to memory once. `tdpbssd` keeps a unit of its own busy for 16 cycles, and the vector units have nothing else to do: while 192 columns
+//! are multiplied they unpack the next 192 to the L1 cache, for every 32 tokens anew. That costs nothing, where sums that wait in memory
+//! while more tokens meet the same trits do.
 //!
 //! Instructions on tiles are asm because their intrinsics are not stable. The compiler does not know of tiles, so they never outlive one
 //! block of asm: it takes a list of passes, from the configuration of the tiles to their release.
@@ -99,83 +97,57 @@ type Activations = [i8; TILE_TOKENS * TILE_COLUMNS];
 
 /// Tokens of a pass.
 const TOKENS: usize = 2 * TILE_TOKENS;
-/// Columns of two packed tiles, which are whole tiles of activations too.
-const PAIR: usize = 2 * t5::SHAPE.columns;
-/// Columns of a block, at most: 18 KB of trits. They share an L1 cache of 48 KB, which every CPU with AMX has, with as many bytes of
-/// activations, which go by from the L2 cache, and the sums. With 4 and 5 pairs a batch of 128 tokens took 1.03 and 1.16 of the time,
-/// with 2 pairs 1.13.
-const COLUMNS: usize = 3 * PAIR;
+/// Columns that are unpacked while as many are multiplied: of two packed tiles, which are whole tiles of activations too.
+const COLUMNS: usize = 2 * t5::SHAPE.columns;
 
-/// Bytes of activations that stay in the L2 cache, of 2 MB on every CPU with AMX, while others go by.
+/// Bytes of activations that stay in the L2 cache, of 2 MB on every CPU with AMX, while row tile after row tile goes by.
 const ACTIVATIONS: usize = 1 << 20;
 
-/// A block of trits, unpacked.
+/// Trits that are multiplied, and those that are unpacked meanwhile: 12 KB.
 #[repr(C, align(64))]
-struct Trits([Step; COLUMNS / 4]);
-
-/// Some columns of 32 rows.
-struct Block<'a> {
-    packed: &'a [Packed],
-    columns: Range<usize>,
-    /// Of the row tile, in the range that is computed.
-    index: usize,
-}
+struct Trits([[Step; COLUMNS / 4]; 2]);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let (n_rows, n_tiles) = (rows.len(), rows.len() / TILE_ROWS);
-    let n_pairs = w.k.div_ceil(PAIR);
-    let per_row = n_pairs.div_ceil(COLUMNS / PAIR);
-    let row_bytes = t5::SHAPE.row_tile(w.k, 0).len();
-    // Weights in their order, where all activations stay in the L2 cache; elsewhere all row tiles go by before the next columns.
-    let in_order = x.m * x.stride <= ACTIVATIONS;
-    let ahead = if in_order { 16 * 1024 } else { row_bytes };
-    let blocks = (0..per_row * n_tiles).map(|i| {
-        let (at, index) = if in_order { (i % per_row, i / per_row) } else { (i / n_tiles, i % n_tiles) };
-        let pairs = n_pairs * at / per_row..n_pairs * (at + 1) / per_row;
-        let row_tile = t5::SHAPE.row_tile(w.k, rows.start / TILE_ROWS + index);
-        let packed = w.data[row_tile].as_chunks().0;
-        let packed = &packed[2 * pairs.start..packed.len().min(2 * pairs.end)];
-        Block { packed, columns: pairs.start * PAIR..x.stride.min(pairs.end * PAIR), index }
-    });
-    let mut blocks = blocks.peekable();
-
-    let mut trits = Trits([[0; PLANE_BYTES]; COLUMNS / 4]);
-    let (trits, acc) = (trits.0.as_mut_ptr(), acc.as_mut_ptr());
+    let n_rows = rows.len();
+    let packed: &[Packed] = w.data.as_chunks().0;
+    let row_tile = w.k.div_ceil(t5::SHAPE.columns);
     let (config, rest) = (config_for(TOKENS), config_for(x.m % TOKENS));
-    let mut passes = Passes::new(n_rows);
-    // SAFETY: the CPU has AMX by the token that the caller holds. A block has at most `COLUMNS` columns, for which there are as many steps in
-    // `trits` and tiles of both groups of tokens in `x`; its sums are in `acc`, whose length was asserted, for as many tokens as the
-    // configuration has. Nothing else touches `trits` and `acc` before all passes have run.
-    unsafe {
-        passes.push(Pass::unpack(trits, blocks.peek().map_or(&[], |first| first.packed), ahead));
-        while let Some(Block { columns, index, .. }) = blocks.next() {
-            let next = blocks.peek().map_or(&[][..], |next| next.packed);
-            for token in (0..x.m).step_by(TOKENS) {
-                let is_last = token + TOKENS >= x.m;
-                let group = |token| x.tiles(token / TILE_TOKENS)[columns.start / TILE_COLUMNS..].as_ptr();
+    let together = (ACTIVATIONS / x.stride).max(1).next_multiple_of(TOKENS);
+    let mut passes = Passes::new(packed, row_tile, x.stride / TILE_COLUMNS, n_rows);
+    for first in (0..x.m).step_by(together) {
+        for (i, tile) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
+            for token in (first..x.m.min(first + together)).step_by(TOKENS) {
+                let group = |token| x.tiles(token / TILE_TOKENS).as_ptr();
                 let second = token + TILE_TOKENS;
-                passes.push(Pass {
-                    config: if token + TOKENS <= x.m { &config } else { &rest },
-                    x: [group(token), if second < x.m { group(second) } else { ptr::null() }],
-                    trits_end: trits.add(columns.len() / 4),
-                    acc: acc.add(token * n_rows + index * TILE_ROWS),
-                    more: columns.start > 0,
-                    ..Pass::unpack(trits, if is_last { next } else { &[] }, ahead)
-                });
+                let is_whole = token + TOKENS <= x.m;
+                // SAFETY: the CPU has AMX by the token that the caller holds. The row tile is one of the matrix, whose columns are as many as both
+                // groups of tokens in `x` have tiles for; its sums are in `acc`, whose length was asserted, for as many tokens as the configuration
+                // has. Nothing else touches `acc` before all passes have run.
+                unsafe {
+                    passes.push(Pass {
+                        config: if is_whole { &config } else { &rest },
+                        x: [group(token), if second < x.m { group(second) } else { ptr::null() }],
+                        packed: packed[tile * row_tile..].as_ptr(),
+                        next: ptr::null(),
+                        acc: acc[token * n_rows + i * TILE_ROWS..].as_mut_ptr(),
+                    });
+                }
             }
         }
-        passes.run();
     }
+    // SAFETY: as above.
+    unsafe { passes.run() };
 }
 
-/// Four tiles of sums, two of activations and two of trits, for so many tokens.
+/// Four tiles of sums, two of activations and two of trits, for so many tokens. Where a second tile of tokens is missing one takes its place, of
+/// which nothing is kept.
 fn config_for(n_tokens: usize) -> Config {
-    let (a, b) = (n_tokens.min(TILE_TOKENS), n_tokens.saturating_sub(TILE_TOKENS));
+    let (a, b) = (n_tokens.min(TILE_TOKENS), n_tokens.saturating_sub(TILE_TOKENS).max(1));
     Config::new([a, a, b, b, a, b, 16, 16].map(|rows| (rows, 64)))
 }
 
-/// Adds the products of a block and up to 32 tokens to their sums, and unpacks another block in its place. [`Passes::run`] reads this.
+/// The products of a row tile and up to 32 tokens. [`Passes::run`] reads this.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pass {
@@ -183,55 +155,38 @@ struct Pass {
     config: *const Config,
     /// Tiles of activations of 16 tokens, one for each step of 64 columns. The second is null where there are no more than 16 tokens.
     x: [*const Activations; 2],
-    /// Unpacked, 16 for each of these.
-    trits: *mut Step,
-    trits_end: *mut Step,
-    /// What to unpack.
+    /// The row tile.
     packed: *const Packed,
-    packed_end: *const Packed,
-    /// Bytes from there to what is asked for meanwhile.
-    ahead: usize,
+    /// That of the pass behind.
+    next: *const Packed,
     /// The first token's sum of the first row.
     acc: *mut i32,
-    /// Whether there are sums, to be added to.
-    more: bool,
 }
 
-impl Pass {
-    /// One that only unpacks.
-    fn unpack(trits: *mut Step, packed: &[Packed], ahead: usize) -> Self {
-        let Range { start, end } = packed.as_ptr_range();
-        Self {
-            config: ptr::null(),
-            x: [ptr::null(); 2],
-            trits,
-            trits_end: trits,
-            packed: start,
-            packed_end: end,
-            ahead,
-            acc: ptr::null_mut(),
-            more: false,
-        }
-    }
-}
+/// As many passes go by before tiles are released and configured again, which costs some 100 ns.
+const MOST: usize = 64;
 
-/// Passes to be done, one after the other.
-struct Passes {
-    list: [Pass; Self::MOST],
+/// Passes to be done, one after the other, over row tiles of a matrix.
+struct Passes<'a> {
+    list: [Pass; MOST],
     n: usize,
     /// Of the last of them.
     config: *const Config,
+    /// All row tiles.
+    packed: &'a [Packed],
+    /// Packed tiles of each.
+    row_tile: usize,
+    /// Steps of 64 columns.
+    n_steps: usize,
     /// Sums from one token to the next.
     stride: usize,
 }
 
-impl Passes {
-    /// As many go by before tiles are released and configured again, which costs some 100 ns.
-    const MOST: usize = 64;
-
-    fn new(stride: usize) -> Self {
-        let nothing = Pass::unpack(ptr::null_mut(), &[], 0);
-        Self { list: [nothing; Self::MOST], n: 0, config: ptr::null(), stride }
+impl<'a> Passes<'a> {
+    fn new(packed: &'a [Packed], row_tile: usize, n_steps: usize, stride: usize) -> Self {
+        let nothing =
+            Pass { config: ptr::null(), x: [ptr::null(); 2], packed: ptr::null(), next: ptr::null(), acc: ptr::null_mut() };
+        Self { list: [nothing; MOST], n: 0, config: ptr::null(), packed, row_tile, n_steps, stride }
     }
 
     /// Adds a pass, after those of a full list are done.
@@ -240,29 +195,41 @@ impl Passes {
     /// That of [`Self::run`], by which the pointers of `pass` have to be good until then.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     unsafe fn push(&mut self, pass: Pass) {
-        if self.n == Self::MOST {
+        if self.n == MOST {
             // SAFETY: by the contract.
             unsafe { self.run() };
         }
         let config = std::mem::replace(&mut self.config, pass.config);
-        self.list[self.n] = if config == pass.config { Pass { config: ptr::null(), ..pass } } else { pass };
+        let config = if config == pass.config { ptr::null() } else { pass.config };
+        if let Some(before) = self.list[..self.n].last_mut() {
+            before.next = pass.packed;
+        }
+        // Behind the last nothing follows, and something has to be unpacked.
+        self.list[self.n] = Pass { config, next: pass.packed, ..pass };
         self.n += 1;
     }
 
     /// Does all passes and forgets them.
     ///
     /// # Safety
-    /// The CPU has AMX, and this process may use it. Of every pass that was pushed since the last run: `config` is for as many tokens as there
-    /// are tiles in `x` and sums in `acc`, `self.stride` apart; of each of these tiles there is one for every 16 steps from `trits` to
-    /// `trits_end`; from `trits` on, at a multiple of 64 bytes, is room for both these and 24 steps for each tile from `packed` to
-    /// `packed_end`.
+    /// The CPU has AMX, and this process may use it. Of every pass that was pushed since the last run: `packed` is the first tile of a row tile of
+    /// `self.packed`, `config` is for as many tokens as there are tiles in `x` and sums in `acc`, `self.stride` apart; of each of these tiles
+    /// there is one for every step, at least one, and no more of them than the columns of a row tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     unsafe fn run(&mut self) {
-        if self.n == 0 {
-            return;
-        }
         let Range { start, end } = self.list[..self.n].as_ptr_range();
-        // SAFETY: by the contract, and because no pass has fewer tokens than its tiles have rows. Prefetches may go anywhere.
+        let Some(last) = self.packed.last().filter(|_| self.n > 0) else { return };
+        let mut trits = Trits([[[0; PLANE_BYTES]; COLUMNS / 4]; 2]);
+        let [trits, next] = &mut trits.0;
+        let shape = Shape {
+            n_pairs: self.n_steps.div_ceil(3),
+            n_cut: usize::from(!self.n_steps.is_multiple_of(3)),
+            n_left: self.n_steps % 3,
+            stride: self.stride * size_of::<i32>(),
+            last,
+        };
+        // SAFETY: by the contract, and because no pass has fewer tokens than its tiles have rows. What lies in the place of a second packed tile
+        // that a row tile has not is another one of the matrix, and its trits meet zeros. Prefetches may go anywhere.
         unsafe {
             asm!(
                 "vmovdqa64 zmm16, [{a}]",
@@ -270,15 +237,12 @@ impl Passes {
                 "vmovdqa64 zmm18, [{a} + 128]",
                 "vmovdqa64 zmm19, [{a} + 192]",
                 "mov {line:e}, 64",
+                "mov {packed}, [{pass} + {PACKED}]",
+                find_second!(),
+                unpack_pair!(),
+                "xchg {trits}, {next}",
 
                 "2:",
-                "mov {trits}, [{pass} + {TRITS}]",
-                "mov {next}, {trits}",
-                "mov {packed}, [{pass} + {PACKED}]",
-                "mov {ahead}, [{pass} + {AHEAD}]",
-                "cmp {trits}, [{pass} + {TRITS_END}]",
-                "je 8f",
-
                 "mov {a}, [{pass} + {CONFIG}]",
                 "test {a}, {a}",
                 "jz 3f",
@@ -286,97 +250,87 @@ impl Passes {
                 "3:",
                 "mov {x}, [{pass} + {X}]",
                 "mov {x2}, [{pass} + {X} + 8]",
-                // The sums of the first 16 tokens, and of the others.
-                "mov {a}, [{pass} + {ACC}]",
-                "mov {b}, {stride}",
-                "shl {b}, 4",
-                "add {b}, {a}",
-                "cmp byte ptr [{pass} + {MORE}], 0",
-                "je 4f",
-                "tileloadd tmm0, [{a} + {stride}]",
-                "tileloadd tmm1, [{a} + {stride} + 64]",
                 "test {x2}, {x2}",
-                "jz 5f",
-                "tileloadd tmm2, [{b} + {stride}]",
-                "tileloadd tmm3, [{b} + {stride} + 64]",
-                "jmp 5f",
-                "4:",
+                "cmovz {x2}, {x}",
+                "mov {packed}, [{pass} + {PACKED}]",
+                "mov {n}, [{shape} + {N_PAIRS}]",
                 "tilezero tmm0",
                 "tilezero tmm1",
-                "test {x2}, {x2}",
-                "jz 5f",
                 "tilezero tmm2",
                 "tilezero tmm3",
 
-                // 64 columns.
-                "5:",
-                "tileloadd tmm6, [{trits} + 2*{line}]",
-                "tileloadd tmm4, [{x} + {line}]",
-                "tileloadd tmm7, [{trits} + 2*{line} + 64]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "add {x}, 16*64",
-                "add {trits}, 16*128",
-                "test {x2}, {x2}",
-                "jz 6f",
-                "tileloadd tmm5, [{x2} + {line}]",
-                "tdpbssd tmm2, tmm5, tmm6",
-                "tdpbssd tmm3, tmm5, tmm7",
-                "add {x2}, 16*64",
-                "6:",
-                // Unpack a tile, if it only overwrites what has been read.
-                "cmp {packed}, [{pass} + {PACKED_END}]",
-                "je 7f",
-                "lea {b}, [{next} + 24*128]",
-                "cmp {b}, {trits}",
-                "ja 7f",
-                unpack_tile!(),
-                "7:",
-                "cmp {trits}, [{pass} + {TRITS_END}]",
-                "jne 5b",
+                // Pairs of three steps.
+                "4:",
+                "cmp {n}, [{shape} + {N_CUT}]",
+                "je 5f",
+                // Behind the last pair of the row tile comes the first that the next pass wants.
+                "add {packed}, 2*{TILE}",
+                "dec {n}",
+                "cmovz {packed}, [{pass} + {NEXT}]",
+                find_second!(),
+                three_steps!(),
+                "add {x}, 3*16*64",
+                "add {x2}, 3*16*64",
+                "xchg {trits}, {next}",
+                "jmp 4b",
 
-                "mov {b}, {stride}",
-                "shl {b}, 4",
-                "add {b}, {a}",
-                "tilestored [{a} + {stride}], tmm0",
-                "tilestored [{a} + {stride} + 64], tmm1",
-                "test {x2}, {x2}",
+                // A pair of which only one or two steps are left.
+                "5:",
+                "test {n}, {n}",
                 "jz 8f",
-                "tilestored [{b} + {stride}], tmm2",
-                "tilestored [{b} + {stride} + 64], tmm3",
+                "mov {packed}, [{pass} + {NEXT}]",
+                find_second!(),
+                "cmp qword ptr [{shape} + {N_LEFT}], 1",
+                "jne 6f",
+                one_step!(),
+                "jmp 7f",
+                "6:",
+                two_steps!(),
+                "7:",
+                "xchg {trits}, {next}",
 
                 "8:",
-                "cmp {packed}, [{pass} + {PACKED_END}]",
+                "mov {n}, [{shape} + {STRIDE}]",
+                "mov {a}, [{pass} + {ACC}]",
+                "tilestored [{a} + {n}], tmm0",
+                "tilestored [{a} + {n} + 64], tmm1",
+                "cmp qword ptr [{pass} + {X} + 8], 0",
                 "je 9f",
-                unpack_tile!(),
-                "jmp 8b",
+                "mov {second}, {n}",
+                "shl {second}, 4",
+                "add {a}, {second}",
+                "tilestored [{a} + {n}], tmm2",
+                "tilestored [{a} + {n} + 64], tmm3",
                 "9:",
                 "add {pass}, {PASS_BYTES}",
                 "cmp {pass}, {end}",
                 "jne 2b",
                 "tilerelease",
                 a = inout(reg) &raw const TABLES => _,
-                b = out(reg) _,
                 line = out(reg) _,
                 pass = inout(reg) start => _,
                 end = in(reg) end,
-                stride = in(reg) self.stride * size_of::<i32>(),
+                shape = in(reg) &raw const shape,
                 x = out(reg) _,
                 x2 = out(reg) _,
-                trits = out(reg) _,
+                trits = inout(reg) trits => _,
+                next = inout(reg) next => _,
                 packed = out(reg) _,
-                next = out(reg) _,
-                ahead = out(reg) _,
+                second = out(reg) _,
+                n = out(reg) _,
+                ahead = in(reg) self.row_tile * size_of::<Packed>(),
                 CONFIG = const offset_of!(Pass, config),
                 X = const offset_of!(Pass, x),
-                TRITS = const offset_of!(Pass, trits),
-                TRITS_END = const offset_of!(Pass, trits_end),
                 PACKED = const offset_of!(Pass, packed),
-                PACKED_END = const offset_of!(Pass, packed_end),
-                AHEAD = const offset_of!(Pass, ahead),
+                NEXT = const offset_of!(Pass, next),
                 ACC = const offset_of!(Pass, acc),
-                MORE = const offset_of!(Pass, more),
                 PASS_BYTES = const size_of::<Pass>(),
+                N_PAIRS = const offset_of!(Shape, n_pairs),
+                N_CUT = const offset_of!(Shape, n_cut),
+                N_LEFT = const offset_of!(Shape, n_left),
+                STRIDE = const offset_of!(Shape, stride),
+                LAST = const offset_of!(Shape, last),
+                TILE = const size_of::<Packed>(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 out("tmm7") _,
                 out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _,
@@ -389,7 +343,22 @@ impl Passes {
     }
 }
 
-/// What [`unpack_tile`] wants in `zmm16` to `zmm19`: the bits of a code that are its low ones, and the trits of each code.
+/// What all passes have in common. [`Passes::run`] reads this.
+#[repr(C)]
+struct Shape {
+    /// Pairs of packed tiles, with one that is cut off.
+    n_pairs: usize,
+    /// Pairs of fewer than three steps: none or one.
+    n_cut: usize,
+    /// Its steps.
+    n_left: usize,
+    /// Bytes from one token's sums to the next.
+    stride: usize,
+    /// The last packed tile of the matrix.
+    last: *const Packed,
+}
+
+/// What [`unpack`] wants in `zmm16` to `zmm19`: the bits of a code that are its low ones, and the trits of each code.
 #[repr(C, align(64))]
 struct Tables {
     nibble: [u8; 64],
@@ -410,52 +379,80 @@ static TABLES: Tables = {
     Tables { nibble: [15; 64], trits }
 };
 
-/// Text that unpacks the tile at `packed` to the 24 steps at `next` and goes on to those behind, as in `avx512vbmi-t5-dpbusd`.
-macro_rules! unpack_tile {
+/// Text that finds the second tile of the pair at `packed`. A row tile may end with the first; whatever lies behind it will do.
+macro_rules! find_second {
     () => {
-        concat!(unpack_rows!(0), unpack_rows!(64), "add {packed}, 5*128\n", "add {next}, 24*128\n",)
-    };
-}
-use unpack_tile;
-
-/// Text that unpacks half of the rows of a tile.
-macro_rules! unpack_rows {
-    ($at:literal) => {
         concat!(
-            "vmovdqu64 zmm20, [{packed} + 128*4 + ",
-            $at,
-            "]\n",
-            "prefetcht1 [{packed} + {ahead} + 128*4 + ",
-            $at,
-            "]\n",
-            unpack_plane!($at, 0, "vpsllw zmm22, zmm20, 4", "vpsllw zmm24, zmm20, 3"),
-            unpack_plane!($at, 1, "vpsllw zmm22, zmm20, 2", "vpsllw zmm24, zmm20, 1"),
-            unpack_plane!($at, 2, "vmovdqa64 zmm22, zmm20", "vpsrlw zmm24, zmm20, 1"),
-            unpack_plane!($at, 3, "vpsrlw zmm22, zmm20, 2", "vpsrlw zmm24, zmm20, 3"),
+            "lea {second}, [{packed} + {TILE}]\n",
+            "cmp {second}, [{shape} + {LAST}]\n",
+            "cmova {second}, [{shape} + {LAST}]\n",
         )
     };
 }
-use unpack_rows;
+use find_second;
 
-/// Text that unpacks two codes of half of the rows: `$even` and `$odd` bring their fifth bits, in `zmm20`, to bit 4.
-macro_rules! unpack_plane {
-    ($at:literal, $plane:literal, $even:literal, $odd:literal) => {
+/// Text that multiplies 64 columns, step `$i` of a pair, with other instructions behind each of the eight.
+macro_rules! step {
+    ($i:literal: $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr, $g:expr, $h:expr) => {
         concat!(
-            "vmovdqu64 zmm21, [{packed} + 128*",
-            $plane,
-            " + ",
-            $at,
-            "]\n",
-            "prefetcht1 [{packed} + {ahead} + 128*",
-            $plane,
-            " + ",
-            $at,
-            "]\n",
+            "tileloadd tmm6, [{trits} + 2*{line} + 16*128*", $i, "]\n", $a,
+            "tileloadd tmm4, [{x} + {line} + 16*64*", $i, "]\n", $b,
+            "tileloadd tmm7, [{trits} + 2*{line} + 16*128*", $i, " + 64]\n", $c,
+            "tdpbssd tmm0, tmm4, tmm6\n", $d,
+            "tdpbssd tmm1, tmm4, tmm7\n", $e,
+            "tileloadd tmm5, [{x2} + {line} + 16*64*", $i, "]\n", $f,
+            "tdpbssd tmm2, tmm5, tmm6\n", $g,
+            "tdpbssd tmm3, tmm5, tmm7\n", $h,
+        )
+    };
+}
+use step;
+
+/// Text that unpacks two codes of half of the rows of a tile of a pair: 6 of 96 stores. The fifth bits of a half stay in `zmm20`.
+macro_rules! unpack {
+    ($tile:tt $at:tt 0) => {
+        concat!(
+            load!(zmm20, $tile, 4, $at),
+            unpack_codes!($tile, $at, 0, "vpsllw zmm22, zmm20, 4\n", "vpsllw zmm24, zmm20, 3\n"),
+        )
+    };
+    ($tile:tt $at:tt 1) => {
+        unpack_codes!($tile, $at, 1, "vpsllw zmm22, zmm20, 2\n", "vpsllw zmm24, zmm20, 1\n")
+    };
+    ($tile:tt $at:tt 2) => {
+        unpack_codes!($tile, $at, 2, "vmovdqa64 zmm22, zmm20\n", "vpsrlw zmm24, zmm20, 1\n")
+    };
+    ($tile:tt $at:tt 3) => {
+        unpack_codes!($tile, $at, 3, "vpsrlw zmm22, zmm20, 2\n", "vpsrlw zmm24, zmm20, 3\n")
+    };
+}
+use unpack;
+
+/// Text that loads half of a plane, and asks for that of the next row tile.
+macro_rules! load {
+    ($to:tt, 0, $plane:tt, $at:tt) => {
+        load!($to, "{packed}", $plane, $at)
+    };
+    ($to:tt, 1, $plane:tt, $at:tt) => {
+        load!($to, "{second}", $plane, $at)
+    };
+    ($to:tt, $from:literal, $plane:tt, $at:tt) => {
+        concat!(
+            "vmovdqu64 ", stringify!($to), ", [", $from, " + 128*", $plane, " + ", $at, "]\n",
+            "prefetcht1 [", $from, " + {ahead} + 128*", $plane, " + ", $at, "]\n",
+        )
+    };
+}
+use load;
+
+/// `$even` and `$odd` bring the fifth bits of the codes, in `zmm20`, to bit 4.
+macro_rules! unpack_codes {
+    ($tile:tt, $at:tt, $plane:tt, $even:literal, $odd:literal) => {
+        concat!(
+            load!(zmm21, $tile, $plane, $at),
             $even,
-            "\n",
             "vpsrlw zmm23, zmm21, 4\n",
             $odd,
-            "\n",
             // Bits of the first where the third is set, of the second elsewhere.
             "vpternlogd zmm21, zmm22, zmm16, 0xE4\n",
             "vpternlogd zmm23, zmm24, zmm16, 0xE4\n",
@@ -465,37 +462,69 @@ macro_rules! unpack_plane {
             "vpermb zmm28, zmm23, zmm17\n",
             "vpermb zmm29, zmm23, zmm18\n",
             "vpermb zmm30, zmm23, zmm19\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            ") + ",
-            $at,
-            "], zmm25\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            " + 1) + ",
-            $at,
-            "], zmm26\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            " + 2) + ",
-            $at,
-            "], zmm27\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            " + 3) + ",
-            $at,
-            "], zmm28\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            " + 4) + ",
-            $at,
-            "], zmm29\n",
-            "vmovdqa64 [{next} + 128*(6*",
-            $plane,
-            " + 5) + ",
-            $at,
-            "], zmm30\n",
+            store!(0, zmm25, $tile, $at, $plane),
+            store!(1, zmm26, $tile, $at, $plane),
+            store!(2, zmm27, $tile, $at, $plane),
+            store!(3, zmm28, $tile, $at, $plane),
+            store!(4, zmm29, $tile, $at, $plane),
+            store!(5, zmm30, $tile, $at, $plane),
         )
     };
 }
-use unpack_plane;
+use unpack_codes;
+
+/// Text that stores four columns of half of the rows, of twelve that a plane has.
+macro_rules! store {
+    ($i:literal, $from:tt, $tile:tt, $at:tt, $plane:tt) => {
+        concat!(
+            "vmovdqa64 [{next} + 128*(24*", $tile, " + 6*", $plane, " + ", $i, ") + ", $at, "], ", stringify!($from), "\n",
+        )
+    };
+}
+use store;
+
+/// Text that unpacks the pair at `packed` and `second`.
+macro_rules! unpack_pair {
+    () => {
+        concat!(
+            unpack!(0 0 0), unpack!(0 0 1), unpack!(0 0 2), unpack!(0 0 3),
+            unpack!(0 64 0), unpack!(0 64 1), unpack!(0 64 2), unpack!(0 64 3),
+            unpack!(1 0 0), unpack!(1 0 1), unpack!(1 0 2), unpack!(1 0 3),
+            unpack!(1 64 0), unpack!(1 64 1), unpack!(1 64 2), unpack!(1 64 3),
+        )
+    };
+}
+use unpack_pair;
+
+/// Text that multiplies a pair and unpacks the next.
+macro_rules! three_steps {
+    () => {
+        concat!(
+            step!(0: unpack!(0 0 0), "", unpack!(0 0 1), unpack!(0 0 2), "", unpack!(0 0 3), unpack!(0 64 0), ""),
+            step!(1: unpack!(0 64 1), unpack!(0 64 2), "", unpack!(0 64 3), unpack!(1 0 0), "", unpack!(1 0 1), unpack!(1 0 2)),
+            step!(2: "", unpack!(1 0 3), unpack!(1 64 0), "", unpack!(1 64 1), unpack!(1 64 2), "", unpack!(1 64 3)),
+        )
+    };
+}
+use three_steps;
+
+/// [`three_steps`] of a pair that has two.
+macro_rules! two_steps {
+    () => {
+        concat!(
+            step!(0: unpack!(0 0 0), unpack!(0 0 1), unpack!(0 0 2), unpack!(0 0 3),
+                unpack!(0 64 0), unpack!(0 64 1), unpack!(0 64 2), unpack!(0 64 3)),
+            step!(1: unpack!(1 0 0), unpack!(1 0 1), unpack!(1 0 2), unpack!(1 0 3),
+                unpack!(1 64 0), unpack!(1 64 1), unpack!(1 64 2), unpack!(1 64 3)),
+        )
+    };
+}
+use two_steps;
+
+/// [`three_steps`] of a pair that has one.
+macro_rules! one_step {
+    () => {
+        concat!(step!(0: "", "", "", "", "", "", "", ""), unpack_pair!())
+    };
+}
+use one_step;

@@ -27,7 +27,7 @@ pub struct Segment<'a, C = KvCache> {
 
 /// Tokens of a long sequence that go through the layers together: what is kept of them between two matrices stays in the L3 cache, and a
 /// matrix is unpacked often enough. On Emerald Rapids 512 tokens at once were 4 to 7 % slower; 128 are as fast.
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 128;
 
 impl<C> Segment<'_, C> {
     /// The first [`TOGETHER`] tokens as a segment of their own, where there are more and nobody asks for their logits.

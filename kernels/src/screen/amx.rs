@@ -1,18 +1,15 @@
 //! The score of many inputs by tiles, of whole inputs and of rows as bytes (see [`super`]).
 //!
-//! 32 rows are unpacked and multiplied by the two parts of 16 inputs at a time: four tiles of sums. On a Xeon whose core reads 18 GB/s, 32
-//! inputs take 38 ms for 128,256 x 2560, nearly half of it unpacking; without tiles 54. What would keep more in the L1 cache, blocks of
-//! 512 columns whose sums go to memory and back, takes as long.
+//! 16 rows are multiplied by the two parts of 32 inputs from the first column to the last, in four tiles of sums. While `tdpbssd` multiplies 64
+//! columns, vector units, which have nothing else to do, unpack those that are two steps ahead.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
+use std::mem::offset_of;
 use std::ops::Range;
 
-use super::avx512::{codes_of_two, scales_of_two};
 use super::rows::{GROUP_ROWS, Rows, TILE_BYTES};
-use super::{BLOCK, Found, Queries, QueryTiles, Score, TILE_COLUMNS, TILE_INPUTS, finish};
+use super::{CHUNK, Found, Queries, QueryTiles, Score, TILE_COLUMNS, TILE_INPUTS, finish};
 use crate::arch::x86_64::amx::Config;
-use crate::arch::x86_64::prefetch;
 use crate::isa::{AmxInt8, Token};
 
 /// The function, where the CPU can run it.
@@ -24,156 +21,316 @@ pub fn score() -> Option<Score> {
     AmxInt8::detect().map(|_| score as Score)
 }
 
-/// Groups of rows that are taken at once.
-const GROUPS: usize = 4;
-/// Their rows: two tiles of 16.
-const ROWS: usize = GROUPS * GROUP_ROWS;
-/// Lines that are asked for while 64 columns are multiplied, at most.
-const ASKED: usize = 4;
+/// Groups of rows of a tile.
+const GROUPS: usize = 2;
+/// Tiles of rows that are multiplied in one go: configuring tiles costs some 100 ns.
+const ROW_TILES: usize = CHUNK / GROUPS;
 
-/// 4 columns of 32 rows, of which a tile takes 16.
+/// For each of 16 inputs the sums with 16 rows: of first parts, and of second ones.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Quad([[i8; 64]; 2]);
+struct Sums([[[i32; GROUPS * GROUP_ROWS]; TILE_INPUTS]; 2]);
 
-/// For each of 16 inputs the sums of first parts, and of second ones, with 32 rows.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Sums([[[i32; ROWS]; 2]; TILE_INPUTS]);
+/// Of two tiles of inputs.
+type SumsOfTwo = [Sums; 2];
 
 /// # Safety
 /// The CPU has AMX, and this process may use it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let n_inputs = queries.all.len();
-    let mut sums = vec![Sums([[[0; ROWS]; 2]; TILE_INPUTS]); n_inputs.div_ceil(TILE_INPUTS)];
-    let n_steps = queries.tiles.len() / sums.len();
+    let n_steps = queries.tiles.len() / n_inputs.div_ceil(TILE_INPUTS);
     assert!(n_steps > 0, "the inputs are not quantised whole");
-    // Behind an odd number of blocks, zeros.
-    let mut quads = vec![Quad([[0; 64]; 2]); n_steps * TILE_COLUMNS / 4];
-    for first in groups.clone().step_by(GROUPS) {
-        let n_groups = GROUPS.min(groups.end - first);
-        // Behind the last group, that one again.
-        let tiles: [_; GROUPS] = std::array::from_fn(|g| rows.group(first + g.min(n_groups - 1)).0);
-        // Behind them lie the next: what unpacking leaves of their lines is asked for while tiles are multiplied.
-        let mut ahead = tiles[GROUPS - 1].as_ptr_range().end.cast::<u8>();
-        let n_blocks = GROUPS * tiles[0].len();
-        let (n_lines, turns) = (n_blocks * TILE_BYTES / 64, n_steps * sums.len());
-        let asked = (n_lines / turns).min(ASKED);
-        let n_lines = (n_lines - asked * turns).div_ceil(n_blocks / 2);
-        for (half, [a, b]) in tiles.as_chunks().0.iter().enumerate() {
-            for ((a, b), quads) in a.iter().zip(*b).zip(quads.as_chunks_mut().0) {
-                unpack(a, b, half, quads);
-                for _ in 0..n_lines {
-                    prefetch::<_MM_HINT_T1>(ahead);
-                    ahead = ahead.wrapping_add(64);
-                }
-            }
+    let zero = [Sums([[[0; _]; _]; 2]); 2];
+    let mut sums = vec![[zero; ROW_TILES]; n_inputs.div_ceil(2 * TILE_INPUTS)];
+    for first in groups.clone().step_by(CHUNK) {
+        let of_chunk = first..groups.end.min(first + CHUNK);
+        for ((i, inputs), sums) in queries.tiles.chunks(2 * n_steps).enumerate().zip(&mut sums) {
+            let n_inputs = n_inputs - i * 2 * TILE_INPUTS;
+            // SAFETY: the CPU has AMX, as this function's caller knows.
+            unsafe { multiply(rows, of_chunk.clone(), n_inputs.min(2 * TILE_INPUTS), inputs, n_steps, sums) };
         }
-        // SAFETY: the CPU has AMX, as this function's caller knows. There are 16 quads for every step, of which there is one at least (asserted),
-        // and a pair of tiles for every step of each of `sums`, by the division.
-        unsafe { multiply(&quads, n_steps, &queries.tiles, &mut sums, ahead, asked) };
-        for group in first..first + n_groups {
+        for group in of_chunk {
             let factors = rows.group(group).1.of_bytes();
+            let (row_tile, of_tile) = ((group - first) / GROUPS, (group - first) % GROUPS);
             for ((i, query), least) in queries.all.iter().enumerate().zip(&mut *least) {
-                let [first_parts, second_parts] = &sums[i / TILE_INPUTS].0[i % TILE_INPUTS];
-                let of_group = |sums: &[i32; ROWS]| sums.as_chunks().0[group - first];
-                let of_rows = query.of_parts(&of_group(first_parts), &of_group(second_parts));
-                finish(rows, group, &factors, (i, query), &of_rows, least, found);
+                let Sums(parts) = &sums[i / (2 * TILE_INPUTS)][row_tile][i / TILE_INPUTS % 2];
+                let [first, second] = parts.each_ref().map(|part| &part[i % TILE_INPUTS].as_chunks().0[of_tile]);
+                finish(rows, group, &factors, (i, query), &query.of_parts(first, second), least, found);
             }
         }
     }
 }
 
-/// Puts a block of two groups, as bytes, in its half of the quads.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn unpack(a: &[u8; TILE_BYTES], b: &[u8; TILE_BYTES], half: usize, quads: &mut [Quad; BLOCK / 4]) {
-    let scales = scales_of_two(a, b);
-    // Four times the scale, for both halves of a row's dword: with 256 times a code, `vpmulhrsw` gives what `rows::byte` does.
-    let scales = _mm512_or_si512(_mm512_slli_epi32::<2>(scales), _mm512_slli_epi32::<18>(scales));
-    // Of the upper byte of every 16 bits.
-    let of = |codes| {
-        let codes = _mm512_and_si512(codes, _mm512_set1_epi16(31 << 8));
-        _mm512_mulhrs_epi16(_mm512_sub_epi16(codes, _mm512_set1_epi16(16 << 8)), scales)
-    };
-    for (codes, quad) in codes_of_two(a, b).into_iter().zip(quads) {
-        let (even, odd) = (of(_mm512_slli_epi16::<8>(codes)), of(codes));
-        // Bits of the first where the third is set, of the second elsewhere.
-        let mask = _mm512_set1_epi16(255);
-        let bytes = _mm512_ternarylogic_epi32::<0b1110_0100>(even, _mm512_slli_epi16::<8>(odd), mask);
-        // SAFETY: the array holds the 64 bytes that are written; the store needs no alignment.
-        unsafe { _mm512_storeu_si512(quad.0[half].as_mut_ptr().cast(), bytes) };
-    }
+/// What is to be multiplied. The asm of [`multiply`] reads and counts here.
+#[repr(C)]
+struct Job {
+    config: Config,
+    /// The tiles of 16 inputs, and of 16 others or the same.
+    inputs: [*const QueryTiles; 2],
+    /// Of 64 columns.
+    n_steps: usize,
+    /// Row tiles that are left.
+    n_row_tiles: usize,
+    /// The first group of the row tile that is unpacked.
+    group: *const u8,
+    /// Bytes from group to group.
+    stride: usize,
+    /// The last group of the matrix, and its last tile of 32 columns: in the place of one behind comes this one.
+    last_group: *const u8,
+    last_tile: *const u8,
+    /// The highest bits of a code that is in two vectors, the middle one of that in three, and in every 16 bits: a code in the upper byte, 16
+    /// there, the lower byte.
+    masks: [u32; 5],
 }
 
-/// The sums of products of both parts of all inputs with 32 rows. Meanwhile lines from `ahead` on are asked for, `asked` in
-/// a step.
+/// The sums of products of both parts of up to 32 inputs with the rows of a chunk of groups.
 ///
 /// # Safety
-/// The CPU has AMX, and this process may use it. There are `n_steps`, at least one, times 16 `quads`, and `n_steps` pairs of `inputs` for each of
-/// `sums`, of which there is one at least.
+/// The CPU has AMX, and this process may use it.
 unsafe fn multiply(
-    quads: &[Quad],
-    n_steps: usize,
+    rows: &Rows,
+    groups: Range<usize>,
+    n_inputs: usize,
     inputs: &[QueryTiles],
-    sums: &mut [Sums],
-    ahead: *const u8,
-    asked: usize,
+    n_steps: usize,
+    sums: &mut [SumsOfTwo; ROW_TILES],
 ) {
-    const { assert!(ASKED == 4, "as the text of the instructions has it") };
-    static CONFIG: Config = Config::new([(16, 64); 8]);
-    // SAFETY: by the contract; requests may go anywhere.
+    let n_row_tiles = groups.len().div_ceil(GROUPS);
+    let n_input_tiles = n_inputs.div_ceil(TILE_INPUTS);
+    assert!((1..=ROW_TILES).contains(&n_row_tiles) && (1..=2).contains(&n_input_tiles));
+    assert!(n_steps > 0 && inputs.len() == n_input_tiles * n_steps, "an input has {n_steps} steps");
+    let first = rows.group(groups.start).0;
+    let last = rows.group(rows.n_groups() - 1).0;
+    assert_eq!(last.len().div_ceil(2), n_steps, "rows have as many columns as inputs");
+    // Where a second tile of inputs is missing one of them takes its place, of which nothing is kept.
+    let (a, b) = (n_inputs.min(TILE_INPUTS), n_inputs.saturating_sub(TILE_INPUTS).max(1));
+    let mut job = Job {
+        config: Config::new([a, a, b, b, a, a, b, 16].map(|rows| (rows, 64))),
+        inputs: [inputs.as_ptr(), inputs[(n_input_tiles - 1) * n_steps..].as_ptr()],
+        n_steps,
+        n_row_tiles,
+        group: first.as_ptr().cast(),
+        stride: rows.group_bytes(),
+        last_group: last.as_ptr().cast(),
+        last_tile: last[last.len() - 1].as_ptr(),
+        masks: [0x1c1c_1c1c, 0x0202_0202, 0x1f00_1f00, 0x1000_1000, 0x00ff_00ff],
+    };
+    let mut ring = Ring([[[0; 64]; TILE_COLUMNS / 4]; STEPS]);
+    // SAFETY: by the contract. There is a tile of each part for every step of the inputs, and room for the sums of as many row tiles as there are
+    // (asserted). Unpacked are tiles of 32 columns up to the last of the matrix, by the comparisons with it, and a step may take one that is not
+    // its own only behind an odd number of them, where the inputs are zeros. Requests may go anywhere.
     unsafe {
         asm!(
-            "ldtilecfg [{config}]",
+            "ldtilecfg [{job}]",
+            "vpbroadcastd zmm16, [{job} + {MASKS}]",
+            "vpbroadcastd zmm17, [{job} + {MASKS} + 4]",
+            "vpbroadcastd zmm18, [{job} + {MASKS} + 8]",
+            "vpbroadcastd zmm19, [{job} + {MASKS} + 12]",
+            "vpbroadcastd zmm20, [{job} + {MASKS} + 16]",
+            "mov {line:e}, 64",
+            // Two steps ahead; of a single one, both.
+            "xor {left:e}, {left:e}",
+            "mov {n:e}, 2",
             "2:",
+            next_step!(),
+            unpack_block!(0),
+            second_block!(),
+            unpack_block!(8),
+            "add {next}, 1024",
+            "dec {n}",
+            "jnz 2b",
+
+            "3:",
+            "mov {x}, [{job} + {INPUTS}]",
+            "mov {x2}, [{job} + {INPUTS} + 8]",
+            "mov {n}, [{job} + {N_STEPS}]",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "mov {quad}, {quads}",
-            "mov {n}, {n_steps}",
-            "3:",
-            "tileloadd tmm6, [{quad} + 2*{line}]",
-            "tileloadd tmm4, [{inputs} + {line}]",
-            "tileloadd tmm7, [{quad} + 2*{line} + 64]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{inputs} + {line} + 1024]",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
-            "prefetcht1 [{ahead}]",
-            "prefetcht1 [{ahead} + 64]",
-            "prefetcht1 [{ahead} + 128]",
-            "prefetcht1 [{ahead} + 192]",
-            "add {ahead}, {asked}",
-            "add {inputs}, 2048",
-            "add {quad}, 16*128",
+
+            "4:",
+            next_step!(),
+            "tileloadd tmm7, [{step} + {line}]",
+            "tileloadd tmm4, [{x} + {line}]",
+            "tdpbssd tmm0, tmm4, tmm7",
+            "tileloadd tmm5, [{x} + {line} + 1024]",
+            "tdpbssd tmm1, tmm5, tmm7",
+            unpack_block!(0),
+            second_block!(),
+            "tileloadd tmm6, [{x2} + {line}]",
+            "tdpbssd tmm2, tmm6, tmm7",
+            "tileloadd tmm6, [{x2} + {line} + 1024]",
+            "tdpbssd tmm3, tmm6, tmm7",
+            unpack_block!(8),
+            "add {x}, 2048",
+            "add {x2}, 2048",
+            // The ring lies at a multiple of twice its 4096 bytes.
+            "add {step}, 1024",
+            "btr {step}, 12",
+            "add {next}, 1024",
+            "btr {next}, 12",
             "dec {n}",
-            "jnz 3b",
-            "tilestored [{sums} + 4*{line}], tmm0",
-            "tilestored [{sums} + 4*{line} + 64], tmm1",
-            "tilestored [{sums} + 4*{line} + 128], tmm2",
-            "tilestored [{sums} + 4*{line} + 192], tmm3",
+            "jnz 4b",
+
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2",
+            "tilestored [{sums} + {line} + 3072], tmm3",
             "add {sums}, 4096",
-            "cmp {sums}, {end}",
-            "jne 2b",
+            "dec qword ptr [{job} + {N_ROW_TILES}]",
+            "jnz 3b",
             "tilerelease",
-            config = in(reg) &raw const CONFIG,
-            quads = in(reg) quads.as_ptr(),
-            quad = out(reg) _,
-            n_steps = in(reg) n_steps,
-            n = out(reg) _,
-            inputs = inout(reg) inputs.as_ptr() => _,
+            job = in(reg) &raw mut job,
+            step = inout(reg) ring.0.as_mut_ptr() => _,
+            next = inout(reg) ring.0.as_mut_ptr() => _,
             sums = inout(reg) sums.as_mut_ptr() => _,
-            end = in(reg) sums.as_ptr_range().end,
-            ahead = inout(reg) ahead => _,
-            asked = in(reg) 64 * asked,
-            line = in(reg) 64usize,
+            a = inout(reg) 0usize => _,
+            b = inout(reg) 0usize => _,
+            ahead = in(reg) GROUPS * job.stride,
+            left = out(reg) _,
+            n = out(reg) _,
+            x = out(reg) _,
+            x2 = out(reg) _,
+            line = out(reg) _,
+            INPUTS = const offset_of!(Job, inputs),
+            N_STEPS = const offset_of!(Job, n_steps),
+            N_ROW_TILES = const offset_of!(Job, n_row_tiles),
+            GROUP = const offset_of!(Job, group),
+            STRIDE = const offset_of!(Job, stride),
+            LAST_GROUP = const offset_of!(Job, last_group),
+            LAST_TILE = const offset_of!(Job, last_tile),
+            MASKS = const offset_of!(Job, masks),
+            TILE = const TILE_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             out("tmm7") _,
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _,
+            out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm16") _, out("zmm17") _,
+            out("zmm18") _, out("zmm19") _, out("zmm20") _,
             options(nostack),
         );
     }
 }
+
+/// Steps that are unpacked before the first of them is overwritten. What was stored less than two steps before is waited for.
+const STEPS: usize = 4;
+
+/// 4 columns of 16 rows, 16 times for each step.
+#[repr(C, align(8192))]
+struct Ring([[[i8; 64]; TILE_COLUMNS / 4]; STEPS]);
+
+/// Text that leaves in `a` and `b` the tiles of two groups that begin the next step, those of the next row tile behind the last.
+macro_rules! next_step {
+    () => {
+        concat!(
+            "add {a}, {TILE}\n",
+            "add {b}, {TILE}\n",
+            "test {left}, {left}\n",
+            "jnz 5f\n",
+            "mov {a}, [{job} + {GROUP}]\n",
+            "mov {b}, {a}\n",
+            "add {b}, [{job} + {STRIDE}]\n",
+            "mov {left}, {b}\n",
+            "add {left}, [{job} + {STRIDE}]\n",
+            "mov [{job} + {GROUP}], {left}\n",
+            "cmp {a}, [{job} + {LAST_GROUP}]\n",
+            "cmova {a}, [{job} + {LAST_GROUP}]\n",
+            "cmp {b}, [{job} + {LAST_GROUP}]\n",
+            "cmova {b}, [{job} + {LAST_GROUP}]\n",
+            "mov {left}, [{job} + {N_STEPS}]\n",
+            "5:\n",
+            "dec {left}\n",
+        )
+    };
+}
+use next_step;
+
+/// Text that goes on to the second half of a step.
+macro_rules! second_block {
+    () => {
+        concat!(
+            "add {a}, {TILE}\n",
+            "cmp {a}, [{job} + {LAST_TILE}]\n",
+            "cmova {a}, [{job} + {LAST_TILE}]\n",
+            "add {b}, {TILE}\n",
+            "cmp {b}, [{job} + {LAST_TILE}]\n",
+            "cmova {b}, [{job} + {LAST_TILE}]\n",
+        )
+    };
+}
+use second_block;
+
+/// Text that unpacks 32 columns of two groups, as bytes, to quads `$first` and those behind it of the step at `next`. As `codes_of_two` for AVX-512
+/// alone.
+macro_rules! unpack_block {
+    ($first:literal) => {
+        concat!(
+            load_two!(0, "0"),
+            load_two!(1, "32"),
+            load_two!(2, "64"),
+            load_two!(3, "96"),
+            load_two!(4, "128"),
+            // Four times the scale, for both halves of a row's dword: with 256 times a code, `vpmulhrsw` gives what `rows::byte` does.
+            "vmovq xmm8, [{a} + 160]\n",
+            "vpinsrq xmm8, xmm8, [{b} + 160], 1\n",
+            "vpmovzxbd zmm8, xmm8\n",
+            "vpslld zmm9, zmm8, 2\n",
+            "vpslld zmm8, zmm8, 18\n",
+            "vpord zmm8, zmm8, zmm9\n",
+            // Bits of the first where the third is set, of the second elsewhere.
+            "vpsrlw zmm5, zmm0, 3\n",
+            "vpsrlw zmm9, zmm2, 6\n",
+            "vpternlogd zmm5, zmm9, zmm16, 0xE4\n",
+            "vpsrlw zmm6, zmm1, 3\n",
+            "vpsrlw zmm9, zmm3, 6\n",
+            "vpternlogd zmm6, zmm9, zmm16, 0xE4\n",
+            "vpsrlw zmm7, zmm3, 4\n",
+            "vpsrlw zmm9, zmm2, 5\n",
+            "vpternlogd zmm7, zmm9, zmm17, 0xE4\n",
+            "vpsrlw zmm9, zmm4, 3\n",
+            "vpternlogd zmm7, zmm9, zmm16, 0xD8\n",
+            store_bytes!(0, $first),
+            store_bytes!(1, $first),
+            store_bytes!(2, $first),
+            store_bytes!(3, $first),
+            store_bytes!(4, $first),
+            store_bytes!(5, $first),
+            store_bytes!(6, $first),
+            store_bytes!(7, $first),
+        )
+    };
+}
+use unpack_block;
+
+/// Text that loads a vector of two groups, and asks for what lies in its place in the next row tile.
+macro_rules! load_two {
+    ($vector:literal, $at:literal) => {
+        concat!(
+            "vmovdqu ymm", $vector, ", [{a} + ", $at, "]\n",
+            "vinserti64x4 zmm", $vector, ", zmm", $vector, ", [{b} + ", $at, "], 1\n",
+            "prefetcht1 [{a} + {ahead} + ", $at, "]\n",
+            "prefetcht1 [{b} + {ahead} + ", $at, "]\n",
+        )
+    };
+}
+use load_two;
+
+/// Text that makes bytes of a quad's codes.
+macro_rules! store_bytes {
+    ($quad:literal, $first:literal) => {
+        concat!(
+            "vpsllw zmm10, zmm", $quad, ", 8\n",
+            "vpandd zmm10, zmm10, zmm18\n",
+            "vpandd zmm11, zmm", $quad, ", zmm18\n",
+            "vpsubw zmm10, zmm10, zmm19\n",
+            "vpsubw zmm11, zmm11, zmm19\n",
+            "vpmulhrsw zmm10, zmm10, zmm8\n",
+            "vpmulhrsw zmm11, zmm11, zmm8\n",
+            "vpsllw zmm11, zmm11, 8\n",
+            "vpternlogd zmm10, zmm11, zmm20, 0xE4\n",
+            "vmovdqa64 [{next} + 64*(", $first, " + ", $quad, ")], zmm10\n",
+        )
+    };
+}
+use store_bytes;

@@ -123,10 +123,15 @@ impl Rows {
         self.n.div_ceil(GROUP_ROWS)
     }
 
+    /// Bytes from one group to the next.
+    pub fn group_bytes(&self) -> usize {
+        self.n_tiles * TILE_BYTES + 4 * FACTORS
+    }
+
     /// The tiles of a group, and its floats. Inlined where more CPU features are enabled.
     #[inline(always)]
     pub fn group(&self, group: usize) -> (&[[u8; TILE_BYTES]], Factors) {
-        let len = self.n_tiles * TILE_BYTES + 4 * FACTORS;
+        let len = self.group_bytes();
         let (tiles, factors) = self.data[group * len..][..len].split_at(self.n_tiles * TILE_BYTES);
         let [scale, residual, norm, byte_residual] = bytemuck::pod_read_unaligned(factors);
         (tiles.as_chunks().0, Factors { scale, residual, norm, byte_residual })

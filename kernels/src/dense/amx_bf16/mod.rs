@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use self::passes::{Pass, config_for, multiply, multiply_split, split_and_multiply};
+use self::passes::{Pass, config_for, multiply, multiply_split, split_and_multiply, split_and_multiply_pairs};
 use super::avx512_bf16::rounded;
 use super::method::{Method, info};
 use super::{Activations, DenseInfo, DenseMatrix, DenseType, for_each_tile};
@@ -282,7 +282,7 @@ unsafe fn multiply_rows<S: Parts>(
     assert!(group <= SIDE && (m <= group || group == SIDE) && w.ty().block_bytes() == 2, "no groups of {m} tokens");
     assert!(x.len() >= n_groups * n_steps * step_pairs, "the input was prepared for another k");
     let per_block = if n_groups == 1 { n_steps } else { BLOCK_STEPS / S::PARTS };
-    let tile_sums = n_groups * ROWS * SIDE;
+    let tile_sums = n_groups.next_multiple_of(2) * ROWS * SIDE;
     buffers.weights.ensure_len(2 * SECOND);
     buffers.sums.resize(rows.len().div_ceil(ROWS) * tile_sums);
     let config = config_for(group);
@@ -310,6 +310,7 @@ unsafe fn multiply_rows<S: Parts>(
                     // Stored as they are multiplied.
                     (true, 1) => S::multiply(&pass),
                     (true, _) if n_groups == 1 => split_and_multiply(&pass),
+                    (true, _) => split_and_multiply_pairs(&mut pass),
                     _ => {
                         for start in block.clone().step_by(ROOM_STEPS) {
                             let steps = start..block.end.min(start + ROOM_STEPS);
@@ -357,7 +358,7 @@ unsafe fn unpack<S: Parts>(w: &DenseMatrix, rows: Range<usize>, steps: Range<usi
 #[target_feature(enable = "avx512f")]
 fn store(sums: &[f32], m: usize, n_rows: usize, rows: Range<usize>, y: &mut [f32]) {
     let tiles: &[[[f32; SIDE]; SIDE]] = sums.as_chunks().0.as_chunks().0;
-    let row_tiles = rows.clone().step_by(ROWS).zip(tiles.chunks_exact(2 * m.div_ceil(SIDE)));
+    let row_tiles = rows.clone().step_by(ROWS).zip(tiles.chunks_exact(2 * m.div_ceil(SIDE).next_multiple_of(2)));
     for (i, (row, tile)) in row_tiles.flat_map(|(row, tiles)| tiles.iter().map(move |tile| (row, tile)).enumerate()) {
         let (tokens, row) = (i / 2 * SIDE..m.min((i / 2 + 1) * SIDE), row + i % 2 * SIDE);
         let n = rows.end.saturating_sub(row).min(SIDE);

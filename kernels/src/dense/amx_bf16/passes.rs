@@ -262,10 +262,10 @@ pub unsafe fn split_and_multiply(pass: &Pass) {
             "mov {b}, {weights}",
             "mov {x2:e}, 8",
             "3:",
-            split_row!("{b}", 0),
-            split_row!("{b} + {stored_bytes}", 64),
-            split_row!("{b} + 2*{stored_bytes}", 128),
-            split_row!("{b} + {stored_bytes_3}", 192),
+            split_row!("{b}", "{a}", "0"),
+            split_row!("{b} + {stored_bytes}", "{a}", "64"),
+            split_row!("{b} + 2*{stored_bytes}", "{a}", "128"),
+            split_row!("{b} + {stored_bytes_3}", "{a}", "192"),
             "lea {b}, [{b} + 4*{stored_bytes}]",
             "add {a}, 256",
             "dec {x2}",
@@ -312,7 +312,7 @@ pub unsafe fn split_and_multiply(pass: &Pass) {
 
 /// Text that writes the parts of 32 weights of a row to its place in two tiles, as [`OfF16::load`] makes them.
 macro_rules! split_row {
-    ($row:literal, $at:literal) => {
+    ($row:literal, $to:literal, $at:expr) => {
         concat!(
             "vcvtph2ps zmm16, [",
             $row,
@@ -326,13 +326,182 @@ macro_rules! split_row {
             "vsubps zmm17, zmm17, zmm19\n",
             "vpermt2w zmm18, zmm31, zmm19\n",
             "vpermt2w zmm16, zmm31, zmm17\n",
-            "vmovdqa64 [{a} + ",
+            "vmovdqa64 [",
+            $to,
+            " + ",
             $at,
             "], zmm18\n",
-            "vmovdqa64 [{a} + ",
+            "vmovdqa64 [",
+            $to,
+            " + ",
             $at,
             " + 18432], zmm16\n",
         )
     };
 }
 use split_row;
+
+/// [`multiply_split`] of weights as they are stored, two groups at a time, of which there are two at least: while a step is multiplied the next is
+/// split, between the products. Behind an odd number of groups there is room for the sums of one more.
+///
+/// # Safety
+/// That of [`split_and_multiply`], but for the first step and the group.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn split_and_multiply_pairs(pass: &mut Pass) {
+    // SAFETY: by the contract.
+    unsafe {
+        asm!(
+            "mov {a}, [{pass} + {CONFIG}]",
+            "ldtilecfg [{a}]",
+            "mov {line:e}, 64",
+            "2:",
+            "mov {x}, [{pass} + {X}]",
+            "mov {x2}, {x}",
+            "add {x2}, [{pass} + {GROUP_BYTES}]",
+            // The last of an odd number goes with itself.
+            "cmp qword ptr [{pass} + {N_GROUPS}], 1",
+            "cmove {x2}, {x}",
+            "mov {a}, [{pass} + {SUMS}]",
+            "cmp byte ptr [{pass} + {MORE}], 0",
+            "je 3f",
+            "tileloadd tmm0, [{a} + {line}]",
+            "tileloadd tmm1, [{a} + {line} + 1024]",
+            "tileloadd tmm2, [{a} + {line} + 2048]",
+            "tileloadd tmm3, [{a} + {line} + 3072]",
+            "jmp 4f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+
+            "4:",
+            "mov {weights}, [{pass} + {WEIGHTS}]",
+            "mov {n}, [{pass} + {N_STEPS}]",
+            "mov {b}, {weights}",
+            split_four!("0"),
+            split_four!("256"),
+            split_four!("512"),
+            split_four!("768"),
+            split_four!("1024"),
+            split_four!("1280"),
+            split_four!("1536"),
+            split_four!("1792"),
+            "xchg {step}, {next}",
+            "5:",
+            "dec {n}",
+            "jz 6f",
+            "add {weights}, 64",
+            "mov {b}, {weights}",
+            two_split_and!(
+                split_four!("0"),
+                split_four!("256"),
+                split_four!("512"),
+                split_four!("768"),
+                split_four!("1024"),
+                split_four!("1280"),
+                split_four!("1536"),
+                split_four!("1792")
+            ),
+            "add {x}, 2048",
+            "add {x2}, 2048",
+            "xchg {step}, {next}",
+            "jmp 5b",
+            "6:",
+            two_split_and!("", "", "", "", "", "", "", ""),
+
+            "mov {a}, [{pass} + {SUMS}]",
+            "tilestored [{a} + {line}], tmm0",
+            "tilestored [{a} + {line} + 1024], tmm1",
+            "tilestored [{a} + {line} + 2048], tmm2",
+            "tilestored [{a} + {line} + 3072], tmm3",
+            "add {a}, 4096",
+            "mov [{pass} + {SUMS}], {a}",
+            "mov {a}, [{pass} + {GROUP_BYTES}]",
+            "add [{pass} + {X}], {a}",
+            "add [{pass} + {X}], {a}",
+            "sub qword ptr [{pass} + {N_GROUPS}], 2",
+            "ja 2b",
+            "tilerelease",
+            pass = in(reg) pass,
+            a = out(reg) _,
+            b = out(reg) _,
+            n = out(reg) _,
+            step = inout(reg) pass.room => _,
+            next = inout(reg) pass.room.wrapping_add(2048) => _,
+            weights = out(reg) _,
+            stored_bytes = in(reg) pass.row_bytes,
+            x = out(reg) _,
+            x2 = out(reg) _,
+            line = out(reg) _,
+            CONFIG = const offset_of!(Pass, config),
+            WEIGHTS = const offset_of!(Pass, weights),
+            N_STEPS = const offset_of!(Pass, n_steps),
+            X = const offset_of!(Pass, x),
+            GROUP_BYTES = const offset_of!(Pass, group_bytes),
+            N_GROUPS = const offset_of!(Pass, n_groups),
+            SUMS = const offset_of!(Pass, sums),
+            MORE = const offset_of!(Pass, more),
+            in("zmm30") _mm512_set1_epi32(!0xffff),
+            in("zmm31") _mm512_loadu_si512(UPPER.as_ptr().cast()),
+            out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Text that splits four rows of a step to their place at `next`, and goes on to the rows behind.
+macro_rules! split_four {
+    ($at:literal) => {
+        concat!(
+            split_row!("{b}", "{next}", $at),
+            split_row!("{b} + {stored_bytes}", "{next}", concat!($at, " + 64")),
+            "lea {b}, [{b} + 2*{stored_bytes}]\n",
+            split_row!("{b}", "{next}", concat!($at, " + 128")),
+            split_row!("{b} + {stored_bytes}", "{next}", concat!($at, " + 192")),
+            "lea {b}, [{b} + 2*{stored_bytes}]\n",
+        )
+    };
+}
+use split_four;
+
+/// Text of a step of two groups, of two parts, with other instructions between the first products.
+macro_rules! two_split_and {
+    ($a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr, $g:expr, $h:expr) => {
+        concat!(
+            "tileloadd tmm4, [{step} + {line}]\n",
+            "tileloadd tmm6, [{x} + {line}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            $a,
+            "tileloadd tmm5, [{step} + {line} + 1024]\n",
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            $b,
+            "tileloadd tmm7, [{x2} + {line}]\n",
+            "tdpbf16ps tmm2, tmm4, tmm7\n",
+            $c,
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            $d,
+            "tileloadd tmm6, [{x} + {line} + 1024]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            $e,
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            $f,
+            "tileloadd tmm7, [{x2} + {line} + 1024]\n",
+            "tdpbf16ps tmm2, tmm4, tmm7\n",
+            $g,
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            $h,
+            "tileloadd tmm4, [{step} + {line} + 18432]\n",
+            "tileloadd tmm6, [{x} + {line}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [{step} + {line} + 1024 + 18432]\n",
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            "tileloadd tmm7, [{x2} + {line}]\n",
+            "tdpbf16ps tmm2, tmm4, tmm7\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+use two_split_and;

@@ -1,7 +1,8 @@
 //! The score of many inputs by tiles, of whole inputs and of rows as bytes (see [`super`]).
 //!
 //! 16 rows are multiplied by the two parts of 32 inputs from the first column to the last, in four tiles of sums. While `tdpbssd` multiplies 64
-//! columns, vector units, which have nothing else to do, unpack those that are two steps ahead.
+//! columns, vector units, which have nothing else to do, unpack those that are two steps ahead. On an Emerald Rapids 32 inputs of 128,256 x 2560
+//! take 30 ms, of which 26 are here; only unpacking takes 16, which is what its memory takes in one stream, only multiplying 14.
 
 use std::arch::asm;
 use std::mem::offset_of;
@@ -307,10 +308,24 @@ use unpack_block;
 macro_rules! load_two {
     ($vector:literal, $at:literal) => {
         concat!(
-            "vmovdqu ymm", $vector, ", [{a} + ", $at, "]\n",
-            "vinserti64x4 zmm", $vector, ", zmm", $vector, ", [{b} + ", $at, "], 1\n",
-            "prefetcht1 [{a} + {ahead} + ", $at, "]\n",
-            "prefetcht1 [{b} + {ahead} + ", $at, "]\n",
+            "vmovdqu ymm",
+            $vector,
+            ", [{a} + ",
+            $at,
+            "]\n",
+            "vinserti64x4 zmm",
+            $vector,
+            ", zmm",
+            $vector,
+            ", [{b} + ",
+            $at,
+            "], 1\n",
+            "prefetcht1 [{a} + {ahead} + ",
+            $at,
+            "]\n",
+            "prefetcht1 [{b} + {ahead} + ",
+            $at,
+            "]\n",
         )
     };
 }
@@ -320,16 +335,24 @@ use load_two;
 macro_rules! store_bytes {
     ($quad:literal, $first:literal) => {
         concat!(
-            "vpsllw zmm10, zmm", $quad, ", 8\n",
+            "vpsllw zmm10, zmm",
+            $quad,
+            ", 8\n",
             "vpandd zmm10, zmm10, zmm18\n",
-            "vpandd zmm11, zmm", $quad, ", zmm18\n",
+            "vpandd zmm11, zmm",
+            $quad,
+            ", zmm18\n",
             "vpsubw zmm10, zmm10, zmm19\n",
             "vpsubw zmm11, zmm11, zmm19\n",
             "vpmulhrsw zmm10, zmm10, zmm8\n",
             "vpmulhrsw zmm11, zmm11, zmm8\n",
             "vpsllw zmm11, zmm11, 8\n",
             "vpternlogd zmm10, zmm11, zmm20, 0xE4\n",
-            "vmovdqa64 [{next} + 64*(", $first, " + ", $quad, ")], zmm10\n",
+            "vmovdqa64 [{next} + 64*(",
+            $first,
+            " + ",
+            $quad,
+            ")], zmm10\n",
         )
     };
 }

@@ -4,7 +4,8 @@
 //! input becomes such a sum, of 16 bits where llama.cpp leaves it 11; of their four products that of both second parts is left out.
 //!
 //! 32 rows are multiplied by 32 tokens at a time, which keep four tiles of sums, or by up to 16. BF16 is read as it lies, a cache line of each
-//! row a step. F16 is split into the L1 cache, block by block for all tokens, and for few tokens step by step.
+//! row a step (copied to the L1 cache first, as F16 is, 128 tokens took 1.08 times as long). F16 is split into the L1 cache a step ahead, for
+//! every 32 tokens anew; only rows and columns at the edges of a matrix are split block by block for all tokens.
 //!
 //! A product of 32 columns begins with nothing, adds up the even and the odd ones in order, and is added to the sum (Intel, Instruction Set
 //! Extensions, `TDPBF16PS`): the bits of a result depend neither on the batch nor on blocks. The instruction rounds to nearest, ties

@@ -3,8 +3,12 @@
 //!
 //! 32 rows are multiplied by 32 tokens from the first column to the last: two tiles of 16 tokens by two of 16 rows keep four tiles of sums,
 //! which go to memory once. `tdpbssd` keeps a unit of its own busy for 16 cycles, and the vector units have nothing else to do: while 192 columns
-//! are multiplied they unpack the next 192 to the L1 cache, for every 32 tokens anew. That costs nothing, where sums that wait in memory
-//! while more tokens meet the same trits do.
+//! are multiplied they unpack the next 192 to the L1 cache, for every 32 tokens anew. That costs little, while sums that wait in memory until
+//! more tokens have met the same trits cost a quarter of the time.
+//!
+//! On an Emerald Rapids whose core does 2960 G multiply-adds a second this way, 2560 x 2560 by 128 tokens reaches 58 % of it from the cache. A
+//! loop that only loads a tile for each product reaches 80, with activations from the L2 cache 73, and 66 with the unpacking beside it, since
+//! tiles go through the ports of vectors too: a load takes some nine turns there, a product six.
 //!
 //! Instructions on tiles are asm because their intrinsics are not stable. The compiler does not know of tiles, so they never outlive one
 //! block of asm: it takes a list of passes, from the configuration of the tiles to their release.
@@ -184,8 +188,13 @@ struct Passes<'a> {
 
 impl<'a> Passes<'a> {
     fn new(packed: &'a [Packed], row_tile: usize, n_steps: usize, stride: usize) -> Self {
-        let nothing =
-            Pass { config: ptr::null(), x: [ptr::null(); 2], packed: ptr::null(), next: ptr::null(), acc: ptr::null_mut() };
+        let nothing = Pass {
+            config: ptr::null(),
+            x: [ptr::null(); 2],
+            packed: ptr::null(),
+            next: ptr::null(),
+            acc: ptr::null_mut(),
+        };
         Self { list: [nothing; MOST], n: 0, config: ptr::null(), packed, row_tile, n_steps, stride }
     }
 
@@ -395,14 +404,30 @@ use find_second;
 macro_rules! step {
     ($i:literal: $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr, $g:expr, $h:expr) => {
         concat!(
-            "tileloadd tmm6, [{trits} + 2*{line} + 16*128*", $i, "]\n", $a,
-            "tileloadd tmm4, [{x} + {line} + 16*64*", $i, "]\n", $b,
-            "tileloadd tmm7, [{trits} + 2*{line} + 16*128*", $i, " + 64]\n", $c,
-            "tdpbssd tmm0, tmm4, tmm6\n", $d,
-            "tdpbssd tmm1, tmm4, tmm7\n", $e,
-            "tileloadd tmm5, [{x2} + {line} + 16*64*", $i, "]\n", $f,
-            "tdpbssd tmm2, tmm5, tmm6\n", $g,
-            "tdpbssd tmm3, tmm5, tmm7\n", $h,
+            "tileloadd tmm6, [{trits} + 2*{line} + 16*128*",
+            $i,
+            "]\n",
+            $a,
+            "tileloadd tmm4, [{x} + {line} + 16*64*",
+            $i,
+            "]\n",
+            $b,
+            "tileloadd tmm7, [{trits} + 2*{line} + 16*128*",
+            $i,
+            " + 64]\n",
+            $c,
+            "tdpbssd tmm0, tmm4, tmm6\n",
+            $d,
+            "tdpbssd tmm1, tmm4, tmm7\n",
+            $e,
+            "tileloadd tmm5, [{x2} + {line} + 16*64*",
+            $i,
+            "]\n",
+            $f,
+            "tdpbssd tmm2, tmm5, tmm6\n",
+            $g,
+            "tdpbssd tmm3, tmm5, tmm7\n",
+            $h,
         )
     };
 }
@@ -438,8 +463,22 @@ macro_rules! load {
     };
     ($to:tt, $from:literal, $plane:tt, $at:tt) => {
         concat!(
-            "vmovdqu64 ", stringify!($to), ", [", $from, " + 128*", $plane, " + ", $at, "]\n",
-            "prefetcht1 [", $from, " + {ahead} + 128*", $plane, " + ", $at, "]\n",
+            "vmovdqu64 ",
+            stringify!($to),
+            ", [",
+            $from,
+            " + 128*",
+            $plane,
+            " + ",
+            $at,
+            "]\n",
+            "prefetcht1 [",
+            $from,
+            " + {ahead} + 128*",
+            $plane,
+            " + ",
+            $at,
+            "]\n",
         )
     };
 }
@@ -477,7 +516,17 @@ use unpack_codes;
 macro_rules! store {
     ($i:literal, $from:tt, $tile:tt, $at:tt, $plane:tt) => {
         concat!(
-            "vmovdqa64 [{next} + 128*(24*", $tile, " + 6*", $plane, " + ", $i, ") + ", $at, "], ", stringify!($from), "\n",
+            "vmovdqa64 [{next} + 128*(24*",
+            $tile,
+            " + 6*",
+            $plane,
+            " + ",
+            $i,
+            ") + ",
+            $at,
+            "], ",
+            stringify!($from),
+            "\n",
         )
     };
 }

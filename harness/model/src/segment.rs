@@ -80,12 +80,12 @@ mod tests {
     fn heads_are_taken_until_somebody_asks_for_logits() {
         let tokens: Vec<u32> = (0..600).collect();
         for (logits, heads, left) in [
-            (Logits::Last, 2, Logits::Last),
-            (Logits::None, 2, Logits::None),
+            (Logits::Last, 4, Logits::Last),
+            (Logits::None, 4, Logits::None),
             (Logits::From(0), 0, Logits::From(0)),
-            (Logits::From(255), 0, Logits::From(255)),
-            (Logits::From(256), 1, Logits::From(0)),
-            (Logits::From(599), 2, Logits::From(87)),
+            (Logits::From(127), 0, Logits::From(127)),
+            (Logits::From(128), 1, Logits::From(0)),
+            (Logits::From(599), 4, Logits::From(87)),
         ] {
             let mut segment = Segment { cache: &mut (), tokens: &tokens, logits };
             let mut taken = Vec::new();

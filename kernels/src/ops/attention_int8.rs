@@ -9,8 +9,6 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
 
-use std::ops::Range;
-
 use super::attention::{Weights, at_once, tile_of};
 use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, TO_INTEGER};
@@ -334,12 +332,13 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     }
 }
 
-/// Adds the values of a run of blocks to the sums, which begin with the first block, in `P` panels of dimensions, from number `panel` on.
+/// Adds the values of a run of blocks to the sums, which begin with the first run, in `P` panels of dimensions, from number `panel` on.
 #[inline(always)]
 fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
     blocks: Blocks<'_>,
-    run: Range<usize>,
+    run: impl Iterator<Item = usize>,
+    is_first: bool,
     panel: usize,
     out: &mut [i32],
     out_stride: usize,
@@ -347,7 +346,7 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     const HEIGHT: usize = POSITIONS / 2;
     let at = |q: usize, p: usize| q * out_stride + (panel + p) * LANES..q * out_stride + (panel + p + 1) * LANES;
     let mut sums = Sums::<Q, P>::zeros();
-    if run.start > 0 {
+    if !is_first {
         for q in 0..Q {
             for p in 0..P {
                 sums.sums[q][p].copy_from_slice(&out[at(q, p)]);
@@ -382,27 +381,32 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let n_blocks = blocks.all.len();
     // Many queries have their sums in registers from the first block to the last. A few wait for memory, which this reads nearly in its order,
-    // where they do not wait for instructions.
-    let step = if Q > 4 {
-        n_blocks.max(1)
-    } else if WIDE {
-        2
-    } else {
-        8
+    // with AVX-512, where they do not wait for instructions, at four places of a chunk: 0.85 of the time of two neighbours at once.
+    const PLACES: usize = 4;
+    let n_blocks = blocks.all.len();
+    let n_runs = match () {
+        () if Q > 4 => 1,
+        () if WIDE => n_blocks.div_ceil(PLACES),
+        () => n_blocks.div_ceil(8),
+    };
+    let run = |i: usize| {
+        if WIDE {
+            (i..n_blocks).step_by(n_runs)
+        } else {
+            (i * n_blocks / n_runs..(i + 1) * n_blocks / n_runs).step_by(1)
+        }
     };
     let sums: &mut [i32] = bytemuck::cast_slice_mut(out);
-    for start in (0..n_blocks).step_by(step) {
-        let run = start..(start + step).min(n_blocks);
+    for i in 0..n_runs {
         let whole = n_panels - n_panels % P;
         for panel in (0..whole).step_by(P) {
-            value::<Q, P, FMA, WIDE, VNNI>(weights, blocks, run.clone(), panel, sums, out_stride);
+            value::<Q, P, FMA, WIDE, VNNI>(weights, blocks, run(i), i == 0, panel, sums, out_stride);
         }
         for panel in whole..n_panels {
             for q in 0..Q {
                 let (weights, sums) = (std::array::from_ref(&weights[q]), &mut sums[q * out_stride..]);
-                value::<1, 1, FMA, WIDE, VNNI>(weights, blocks, run.clone(), panel, sums, out_stride);
+                value::<1, 1, FMA, WIDE, VNNI>(weights, blocks, run(i), i == 0, panel, sums, out_stride);
             }
         }
     }

@@ -36,8 +36,8 @@ struct Sums([[[i32; GROUPS * GROUP_ROWS]; TILE_INPUTS]; 2]);
 type SumsOfTwo = [Sums; 2];
 
 /// # Safety
-/// The CPU has AMX, and this process may use it.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+/// The CPU has AMX, which this process may use, and AVX-512 F, BW and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least: &mut [f32], found: &mut Found<'_>) {
     let n_inputs = queries.all.len();
     let n_steps = queries.tiles.len() / n_inputs.div_ceil(TILE_INPUTS);
@@ -48,7 +48,7 @@ unsafe fn score_many(rows: &Rows, queries: &Queries, groups: Range<usize>, least
         let of_chunk = first..groups.end.min(first + CHUNK);
         for ((i, inputs), sums) in queries.tiles.chunks(2 * n_steps).enumerate().zip(&mut sums) {
             let n_inputs = n_inputs - i * 2 * TILE_INPUTS;
-            // SAFETY: the CPU has AMX, as this function's caller knows.
+            // SAFETY: by this function's contract.
             unsafe { multiply(rows, of_chunk.clone(), n_inputs.min(2 * TILE_INPUTS), inputs, n_steps, sums) };
         }
         for group in of_chunk {
@@ -88,7 +88,8 @@ struct Job {
 /// The sums of products of both parts of up to 32 inputs with the rows of a chunk of groups.
 ///
 /// # Safety
-/// The CPU has AMX, and this process may use it.
+/// The CPU has AMX, which this process may use, and AVX-512 F, BW and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn multiply(
     rows: &Rows,
     groups: Range<usize>,
@@ -101,9 +102,9 @@ unsafe fn multiply(
     let n_input_tiles = n_inputs.div_ceil(TILE_INPUTS);
     assert!((1..=ROW_TILES).contains(&n_row_tiles) && (1..=2).contains(&n_input_tiles));
     assert!(n_steps > 0 && inputs.len() == n_input_tiles * n_steps, "an input has {n_steps} steps");
-    let first = rows.group(groups.start).0;
-    let last = rows.group(rows.n_groups() - 1).0;
-    assert_eq!(last.len().div_ceil(2), n_steps, "rows have as many columns as inputs");
+    let (last, n_tiles) = (rows.n_groups() - 1, rows.group(groups.start).0.len());
+    assert_eq!(n_tiles.div_ceil(2), n_steps, "rows have as many columns as inputs");
+    let group = |group: usize| rows.packed()[group * rows.group_bytes()..].as_ptr();
     // Where a second tile of inputs is missing one of them takes its place, of which nothing is kept.
     let (a, b) = (n_inputs.min(TILE_INPUTS), n_inputs.saturating_sub(TILE_INPUTS).max(1));
     let mut job = Job {
@@ -111,16 +112,18 @@ unsafe fn multiply(
         inputs: [inputs.as_ptr(), inputs[(n_input_tiles - 1) * n_steps..].as_ptr()],
         n_steps,
         n_row_tiles,
-        group: first.as_ptr().cast(),
+        group: group(groups.start),
         stride: rows.group_bytes(),
-        last_group: last.as_ptr().cast(),
-        last_tile: last[last.len() - 1].as_ptr(),
+        last_group: group(last),
+        last_tile: rows.packed()[last * rows.group_bytes() + (n_tiles - 1) * TILE_BYTES..].as_ptr(),
         masks: [0x1c1c_1c1c, 0x0202_0202, 0x1f00_1f00, 0x1000_1000, 0x00ff_00ff],
     };
     let mut ring = Ring([[[0; 64]; TILE_COLUMNS / 4]; STEPS]);
+    let ring = ring.0.as_mut_ptr();
+    debug_assert!(ring.addr().is_multiple_of(align_of::<Ring>()), "the asm finds the end of the ring by its address");
     // SAFETY: by the contract. There is a tile of each part for every step of the inputs, and room for the sums of as many row tiles as there are
-    // (asserted). Unpacked are tiles of 32 columns up to the last of the matrix, by the comparisons with it, and a step may take one that is not
-    // its own only behind an odd number of them, where the inputs are zeros. Requests may go anywhere.
+    // (asserted). What is unpacked begins nowhere behind the last tile of 32 columns of the matrix, by the comparisons with it; behind an odd
+    // number of them a step takes whatever lies there, which meets zeros. Requests may go anywhere.
     unsafe {
         asm!(
             "ldtilecfg [{job}]",
@@ -184,8 +187,8 @@ unsafe fn multiply(
             "jnz 3b",
             "tilerelease",
             job = in(reg) &raw mut job,
-            step = inout(reg) ring.0.as_mut_ptr() => _,
-            next = inout(reg) ring.0.as_mut_ptr() => _,
+            step = inout(reg) ring => _,
+            next = inout(reg) ring => _,
             sums = inout(reg) sums.as_mut_ptr() => _,
             a = inout(reg) 0usize => _,
             b = inout(reg) 0usize => _,

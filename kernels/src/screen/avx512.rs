@@ -218,7 +218,7 @@ fn unpack(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES], v: usize, unpacke
 /// The codes of two groups, the same columns, a quad in a register, in the lowest five bits of every byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub fn codes_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> [__m512i; 8] {
+fn codes_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> [__m512i; 8] {
     let mut vectors = [_mm512_setzero_si512(); 5];
     for (i, vector) in vectors.iter_mut().enumerate() {
         let first = _mm512_castsi256_si512(load_half(first, 32 * i));
@@ -242,7 +242,7 @@ pub fn codes_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> [__m
 /// The scales of the rows of two groups.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn scales_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> __m512i {
+fn scales_of_two(first: &[u8; TILE_BYTES], second: &[u8; TILE_BYTES]) -> __m512i {
     _mm512_cvtepu8_epi32(_mm_set_epi64x(scale_bytes(second), scale_bytes(first)))
 }
 

@@ -71,7 +71,7 @@ impl Rows {
         let mut data = AlignedBytes::zeroed(Self::bytes_for(w.n(), w.k()));
         let legal = AtomicBool::new(true);
         let quantize_row = fastest();
-        let group_bytes = n_tiles * TILE_BYTES + 4 * FACTORS;
+        let group_bytes = group_bytes_for(n_tiles);
         data.par_chunks_exact_mut(group_bytes).enumerate().for_each_init(
             || vec![0f32; w.k().next_multiple_of(BLOCK)],
             |row, (group, bytes)| {
@@ -105,7 +105,7 @@ impl Rows {
 
     /// Bytes of `n` rows of `k` columns.
     pub fn bytes_for(n: usize, k: usize) -> usize {
-        n.div_ceil(GROUP_ROWS) * (k.div_ceil(BLOCK) * TILE_BYTES + 4 * FACTORS)
+        n.div_ceil(GROUP_ROWS) * group_bytes_for(k.div_ceil(BLOCK))
     }
 
     /// Bytes held.
@@ -125,7 +125,7 @@ impl Rows {
 
     /// Bytes from one group to the next.
     pub fn group_bytes(&self) -> usize {
-        self.n_tiles * TILE_BYTES + 4 * FACTORS
+        group_bytes_for(self.n_tiles)
     }
 
     /// The tiles of a group, and its floats. Inlined where more CPU features are enabled.
@@ -136,6 +136,11 @@ impl Rows {
         let [scale, residual, norm, byte_residual] = bytemuck::pod_read_unaligned(factors);
         (tiles.as_chunks().0, Factors { scale, residual, norm, byte_residual })
     }
+}
+
+/// Bytes of a group of so many tiles.
+fn group_bytes_for(n_tiles: usize) -> usize {
+    n_tiles * TILE_BYTES + 4 * FACTORS
 }
 
 /// See [`quantize_row`].

@@ -5,7 +5,7 @@
 //!
 //! 32 rows are multiplied by 32 tokens at a time, which keep four tiles of sums, or by up to 16. BF16 is read as it lies, a cache line of each
 //! row a step (copied to the L1 cache first, as F16 is, 128 tokens took 1.08 times as long). F16 is split into the L1 cache a step ahead, for
-//! every 32 tokens anew; only rows and columns at the edges of a matrix are split block by block for all tokens.
+//! every 32 tokens anew. Rows and columns at the end of a range or a matrix are copied or split block by block for all tokens.
 //!
 //! A product of 32 columns begins with nothing, adds up the even and the odd ones in order, and is added to the sum (Intel, Instruction Set
 //! Extensions, `TDPBF16PS`): the bits of a result depend neither on the batch nor on blocks. The instruction rounds to nearest, ties
@@ -147,7 +147,7 @@ pub struct Tiles<S>(PhantomData<S>);
 struct Buffers {
     /// A block of weights, copied or split: the first parts of 32 rows, then the second ones.
     weights: AlignedBytes,
-    /// For every 32 rows and 16 tokens two tiles: rows one after the other, with a sum of each token beside each other.
+    /// For every 32 rows [`tiles_of`] all tokens, for 16 of them two: rows one after the other, with a sum of each token beside each other.
     sums: Aligned<f32>,
 }
 
@@ -283,7 +283,7 @@ unsafe fn multiply_rows<S: Parts>(
     assert!(group <= SIDE && (m <= group || group == SIDE) && w.ty().block_bytes() == 2, "no groups of {m} tokens");
     assert!(x.len() >= n_groups * n_steps * step_pairs, "the input was prepared for another k");
     let per_block = if n_groups == 1 { n_steps } else { BLOCK_STEPS / S::PARTS };
-    let tile_sums = n_groups.next_multiple_of(2) * ROWS * SIDE;
+    let tile_sums = tiles_of(m) * SIDE * SIDE;
     buffers.weights.ensure_len(2 * SECOND);
     buffers.sums.resize(rows.len().div_ceil(ROWS) * tile_sums);
     let config = config_for(group);
@@ -355,11 +355,16 @@ unsafe fn unpack<S: Parts>(w: &DenseMatrix, rows: Range<usize>, steps: Range<usi
     }
 }
 
+/// Tiles of sums of 32 rows with `m` tokens: two for each group of 16, and for one more where the last group of several has none beside it.
+fn tiles_of(m: usize) -> usize {
+    2 * if m > SIDE { m.div_ceil(SIDE).next_multiple_of(2) } else { 1 }
+}
+
 /// Moves the sums of rows, which are these of the `n_rows` of an output, to the outputs of `m` tokens.
 #[target_feature(enable = "avx512f")]
 fn store(sums: &[f32], m: usize, n_rows: usize, rows: Range<usize>, y: &mut [f32]) {
     let tiles: &[[[f32; SIDE]; SIDE]] = sums.as_chunks().0.as_chunks().0;
-    let row_tiles = rows.clone().step_by(ROWS).zip(tiles.chunks_exact(2 * m.div_ceil(SIDE).next_multiple_of(2)));
+    let row_tiles = rows.clone().step_by(ROWS).zip(tiles.chunks_exact(tiles_of(m)));
     for (i, (row, tile)) in row_tiles.flat_map(|(row, tiles)| tiles.iter().map(move |tile| (row, tile)).enumerate()) {
         let (tokens, row) = (i / 2 * SIDE..m.min((i / 2 + 1) * SIDE), row + i % 2 * SIDE);
         let n = rows.end.saturating_sub(row).min(SIDE);

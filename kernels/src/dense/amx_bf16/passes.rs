@@ -21,7 +21,7 @@ pub fn config_for(group: usize) -> Config {
 pub struct Pass {
     /// [`config_for`] the tokens of a group.
     pub config: *const Config,
-    /// The first parts of the first row; second ones lie [`SECOND`] bytes behind. For [`split_and_multiply`] the row as it is stored.
+    /// The first parts of the first row; second ones lie [`SECOND`] bytes behind. For [`split_and_multiply`] and [`split_and_multiply_pairs`] the row as it is stored.
     pub weights: *const u8,
     /// From row to row.
     pub row_bytes: usize,
@@ -35,11 +35,11 @@ pub struct Pass {
     pub stride: usize,
     /// Of up to 16 tokens, at least one. Where there are more, all are of 16.
     pub n_groups: usize,
-    /// For every group two tiles.
+    /// For every group two tiles; see [`split_and_multiply_pairs`].
     pub sums: *mut f32,
     /// Whether there are sums, to be added to.
     pub more: bool,
-    /// For [`split_and_multiply`]: twice two tiles of first parts, and [`SECOND`] bytes behind of second ones.
+    /// For those that split: twice two tiles of first parts, and [`SECOND`] bytes behind of second ones.
     pub room: *mut u8,
 }
 
@@ -342,7 +342,8 @@ macro_rules! split_row {
 use split_row;
 
 /// [`multiply_split`] of weights as they are stored, two groups at a time, of which there are two at least: while a step is multiplied the next is
-/// split, between the products. Behind an odd number of groups there is room for the sums of one more.
+/// split, between the products. Behind an odd number of groups there is room for the sums of one more. `x`, `sums` and `n_groups` are not the same
+/// afterwards.
 ///
 /// # Safety
 /// That of [`split_and_multiply`], but for the first step and the group.

@@ -118,23 +118,25 @@ fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) 
     let row_tile = w.k.div_ceil(t5::SHAPE.columns);
     let (config, rest) = (config_for(TOKENS), config_for(x.m % TOKENS));
     let together = (ACTIVATIONS / x.stride).max(1).next_multiple_of(TOKENS);
+    assert!(rows.end / TILE_ROWS * row_tile <= packed.len(), "the matrix has no {rows:?}");
     let mut passes = Passes::new(packed, row_tile, x.stride / TILE_COLUMNS, n_rows);
+    let acc = acc.as_mut_ptr();
     for first in (0..x.m).step_by(together) {
         for (i, tile) in (rows.start / TILE_ROWS..rows.end / TILE_ROWS).enumerate() {
             for token in (first..x.m.min(first + together)).step_by(TOKENS) {
                 let group = |token| x.tiles(token / TILE_TOKENS).as_ptr();
                 let second = token + TILE_TOKENS;
                 let is_whole = token + TOKENS <= x.m;
-                // SAFETY: the CPU has AMX by the token that the caller holds. The row tile is one of the matrix, whose columns are as many as both
-                // groups of tokens in `x` have tiles for; its sums are in `acc`, whose length was asserted, for as many tokens as the configuration
-                // has. Nothing else touches `acc` before all passes have run.
+                // SAFETY: the CPU has AMX by the token that the caller holds. The row tile is one of the matrix (asserted), whose columns are as many
+                // as both groups of tokens in `x` have tiles for; its sums are in `acc`, whose length was asserted, for as many tokens as the
+                // configuration has. Nothing else touches `acc` before all passes have run.
                 unsafe {
                     passes.push(Pass {
                         config: if is_whole { &config } else { &rest },
                         x: [group(token), if second < x.m { group(second) } else { ptr::null() }],
                         packed: packed[tile * row_tile..].as_ptr(),
                         next: ptr::null(),
-                        acc: acc[token * n_rows + i * TILE_ROWS..].as_mut_ptr(),
+                        acc: acc.add(token * n_rows + i * TILE_ROWS),
                     });
                 }
             }
@@ -223,14 +225,14 @@ impl<'a> Passes<'a> {
     /// # Safety
     /// The CPU has AMX, and this process may use it. Of every pass that was pushed since the last run: `packed` is the first tile of a row tile of
     /// `self.packed`, `config` is for as many tokens as there are tiles in `x` and sums in `acc`, `self.stride` apart; of each of these tiles
-    /// there is one for every step, at least one, and no more of them than the columns of a row tile.
+    /// there is one for every step of 64 columns, at least one, and `self.row_tile` is for as many columns as they are, or for up to 63 fewer.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     unsafe fn run(&mut self) {
         let Range { start, end } = self.list[..self.n].as_ptr_range();
         let Some(last) = self.packed.last().filter(|_| self.n > 0) else { return };
         let mut trits = Trits([[[0; PLANE_BYTES]; COLUMNS / 4]; 2]);
-        let [trits, next] = &mut trits.0;
-        let shape = Shape {
+        let [trits, slot] = &mut trits.0;
+        let common = Common {
             n_pairs: self.n_steps.div_ceil(3),
             n_cut: usize::from(!self.n_steps.is_multiple_of(3)),
             n_left: self.n_steps % 3,
@@ -249,7 +251,7 @@ impl<'a> Passes<'a> {
                 "mov {packed}, [{pass} + {PACKED}]",
                 find_second!(),
                 unpack_pair!(),
-                "xchg {trits}, {next}",
+                "xchg {trits}, {slot}",
 
                 "2:",
                 "mov {a}, [{pass} + {CONFIG}]",
@@ -262,7 +264,7 @@ impl<'a> Passes<'a> {
                 "test {x2}, {x2}",
                 "cmovz {x2}, {x}",
                 "mov {packed}, [{pass} + {PACKED}]",
-                "mov {n}, [{shape} + {N_PAIRS}]",
+                "mov {n}, [{common} + {N_PAIRS}]",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
@@ -270,7 +272,7 @@ impl<'a> Passes<'a> {
 
                 // Pairs of three steps.
                 "4:",
-                "cmp {n}, [{shape} + {N_CUT}]",
+                "cmp {n}, [{common} + {N_CUT}]",
                 "je 5f",
                 // Behind the last pair of the row tile comes the first that the next pass wants.
                 "add {packed}, 2*{TILE}",
@@ -280,7 +282,7 @@ impl<'a> Passes<'a> {
                 three_steps!(),
                 "add {x}, 3*16*64",
                 "add {x2}, 3*16*64",
-                "xchg {trits}, {next}",
+                "xchg {trits}, {slot}",
                 "jmp 4b",
 
                 // A pair of which only one or two steps are left.
@@ -289,17 +291,17 @@ impl<'a> Passes<'a> {
                 "jz 8f",
                 "mov {packed}, [{pass} + {NEXT}]",
                 find_second!(),
-                "cmp qword ptr [{shape} + {N_LEFT}], 1",
+                "cmp qword ptr [{common} + {N_LEFT}], 1",
                 "jne 6f",
                 one_step!(),
                 "jmp 7f",
                 "6:",
                 two_steps!(),
                 "7:",
-                "xchg {trits}, {next}",
+                "xchg {trits}, {slot}",
 
                 "8:",
-                "mov {n}, [{shape} + {STRIDE}]",
+                "mov {n}, [{common} + {STRIDE}]",
                 "mov {a}, [{pass} + {ACC}]",
                 "tilestored [{a} + {n}], tmm0",
                 "tilestored [{a} + {n} + 64], tmm1",
@@ -319,11 +321,11 @@ impl<'a> Passes<'a> {
                 line = out(reg) _,
                 pass = inout(reg) start => _,
                 end = in(reg) end,
-                shape = in(reg) &raw const shape,
+                common = in(reg) &raw const common,
                 x = out(reg) _,
                 x2 = out(reg) _,
                 trits = inout(reg) trits => _,
-                next = inout(reg) next => _,
+                slot = inout(reg) slot => _,
                 packed = out(reg) _,
                 second = out(reg) _,
                 n = out(reg) _,
@@ -334,11 +336,11 @@ impl<'a> Passes<'a> {
                 NEXT = const offset_of!(Pass, next),
                 ACC = const offset_of!(Pass, acc),
                 PASS_BYTES = const size_of::<Pass>(),
-                N_PAIRS = const offset_of!(Shape, n_pairs),
-                N_CUT = const offset_of!(Shape, n_cut),
-                N_LEFT = const offset_of!(Shape, n_left),
-                STRIDE = const offset_of!(Shape, stride),
-                LAST = const offset_of!(Shape, last),
+                N_PAIRS = const offset_of!(Common, n_pairs),
+                N_CUT = const offset_of!(Common, n_cut),
+                N_LEFT = const offset_of!(Common, n_left),
+                STRIDE = const offset_of!(Common, stride),
+                LAST = const offset_of!(Common, last),
                 TILE = const size_of::<Packed>(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 out("tmm7") _,
@@ -354,7 +356,7 @@ impl<'a> Passes<'a> {
 
 /// What all passes have in common. [`Passes::run`] reads this.
 #[repr(C)]
-struct Shape {
+struct Common {
     /// Pairs of packed tiles, with one that is cut off.
     n_pairs: usize,
     /// Pairs of fewer than three steps: none or one.
@@ -393,8 +395,8 @@ macro_rules! find_second {
     () => {
         concat!(
             "lea {second}, [{packed} + {TILE}]\n",
-            "cmp {second}, [{shape} + {LAST}]\n",
-            "cmova {second}, [{shape} + {LAST}]\n",
+            "cmp {second}, [{common} + {LAST}]\n",
+            "cmova {second}, [{common} + {LAST}]\n",
         )
     };
 }
@@ -516,7 +518,7 @@ use unpack_codes;
 macro_rules! store {
     ($i:literal, $from:tt, $tile:tt, $at:tt, $plane:tt) => {
         concat!(
-            "vmovdqa64 [{next} + 128*(24*",
+            "vmovdqa64 [{slot} + 128*(24*",
             $tile,
             " + 6*",
             $plane,

@@ -36,8 +36,7 @@ pub struct T5Tdpbssd {
     proof: AmxInt8,
 }
 
-/// From this many tokens on tiles are worth unpacking for: three take 0.7 of the time by them, two as long, one took 1.6 times as long before it was
-/// read from four places without.
+/// From this many tokens on tiles are worth unpacking for: three take 0.9 of the time by them, two as long, and one is read from four places without.
 const TILES_FROM: usize = 3;
 
 impl T5Tdpbssd {

@@ -6,7 +6,7 @@ usage() {
   cat <<'END'
 usage: scripts/test-arm.sh [--all | --setup | --build] [CARGO TEST ARGUMENTS...]
 
-Builds tests of ternbench-kernels for aarch64 and runs them under qemu: the conformance tests of the aarch64 kernels, ternary and
+Builds tests of ternbench-kernels for aarch64 and runs them under qemu: the conformance and guard tests of the aarch64 kernels, ternary and
 dense, on a CPU that has all they need (max). A kernel that the CPU should run and does not is a failure. On an aarch64 machine it
 runs them natively.
 
@@ -34,7 +34,7 @@ END
 die() { echo "test-arm.sh: error: $*" >&2; exit 1; }
 
 mode=run
-which=(--test conformance --test dense)
+which=(--test conformance --test dense --test guard)
 cpus=max
 kernels=neon,dotprod,i8mm
 case ${1:-} in

@@ -385,11 +385,8 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     // with AVX-512, where they do not wait for instructions, at four places of a chunk: 0.85 of the time of two neighbours at once.
     const PLACES: usize = 4;
     let n_blocks = blocks.all.len();
-    let n_runs = match () {
-        () if Q > 4 => 1,
-        () if WIDE => n_blocks.div_ceil(PLACES),
-        () => n_blocks.div_ceil(8),
-    };
+    let together = if WIDE { PLACES } else { 8 };
+    let n_runs = if Q > 4 { 1 } else { n_blocks.div_ceil(together) };
     let run = |i: usize| {
         if WIDE {
             (i..n_blocks).step_by(n_runs)

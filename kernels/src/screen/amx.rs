@@ -133,7 +133,7 @@ unsafe fn multiply(
             "vpbroadcastd zmm19, [{job} + {MASKS} + 12]",
             "vpbroadcastd zmm20, [{job} + {MASKS} + 16]",
             "mov {line:e}, 64",
-            // Two steps ahead; of a single one, both.
+            // The first two steps; where there is one, that of the next row tile too.
             "xor {left:e}, {left:e}",
             "mov {n:e}, 2",
             "2:",

@@ -1,4 +1,5 @@
-//! Memory that nobody may touch lies right behind the weights and the sums of every kernel. Sanitizers do not see what asm reads.
+//! Memory that nobody may touch lies right behind the weights and the sums of every kernel, and behind the blocks of a KV cache. Sanitizers do
+//! not see what asm reads.
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 use ternbench_kernels::dense::{Activations, DENSE_KERNELS, kernel_for};
+use ternbench_kernels::ops::{self, Blocks, IntWeights, LANES, Scores};
 use ternbench_kernels::screen::SearchBuffers;
 use ternbench_kernels::verify::{Random, activations, legal, matrix};
 use ternbench_kernels::{AlignedBytes, Bytes, DenseMatrix, PackedMatrix, Pool, Prepared, Screen, Team, oracle};
@@ -125,5 +127,42 @@ fn the_screen_stays_within_its_copy() {
             };
             assert_eq!(best(&screen), best(&made), "{n} x {k}, {m} inputs");
         }
+    }
+}
+
+#[test]
+fn attention_in_int8_stays_within_blocks_and_answers() {
+    let mut random = Random::new(34);
+    for (n_blocks, head_dim, n_queries) in [(1, 16, 1), (3, 64, 4), (16, 128, 16), (5, 96, 33), (2, 48, 17)] {
+        let mut blocks = || -> Vec<Guarded> {
+            let mut block = || {
+                let mut block = Guarded::zeroed(LANES * (head_dim + size_of::<f32>()));
+                let (numbers, units) = block.split_at_mut(LANES * head_dim);
+                numbers.fill_with(|| legal(random.below(255)) as u8);
+                bytemuck::cast_slice_mut(units).fill(0.5f32);
+                block
+            };
+            (0..n_blocks).map(|_| block()).collect()
+        };
+        let (keys, values) = (blocks(), blocks());
+        let [keys, values] = [&keys, &values].map(|blocks| blocks.iter().map(|block| &block[..]).collect::<Vec<_>>());
+        let mut queries = vec![IntWeights::default(); n_queries];
+        for query in &mut queries {
+            query.set_query(&(0..head_dim).map(|_| random.float()).collect::<Vec<_>>());
+        }
+        let mut scores = Guarded::zeroed(n_queries * size_of::<Scores>());
+        let scores: &mut [Scores] = bytemuck::cast_slice_mut::<_, f32>(&mut scores).as_chunks_mut().0;
+        ops::scores_i8(&queries, Blocks { all: &keys, next: &values }, head_dim / 2, scores);
+        let mut weights = vec![IntWeights::default(); n_queries];
+        for (scores, weights) in scores.iter().zip(&mut weights) {
+            ops::quantize_weights(&scores[..n_blocks * LANES], &values, weights);
+        }
+        let stride = head_dim + 2;
+        let mut answers = Guarded::zeroed(4 * n_queries * stride);
+        let answers: &mut [f32] = bytemuck::cast_slice_mut(&mut answers);
+        ops::values_i8(&weights, Blocks { all: &values, next: &[] }, head_dim / LANES, answers, stride);
+        let held = scores.iter().flat_map(|scores| &scores[..n_blocks * LANES]).chain(&*answers);
+        assert!(held.copied().all(f32::is_finite), "{n_blocks} blocks of {head_dim}, {n_queries} queries");
+        assert!(answers.iter().any(|x| *x != 0.0));
     }
 }

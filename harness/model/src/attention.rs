@@ -16,9 +16,9 @@ use crate::kv_cache::KvCache;
 use crate::panels::{BLOCK, CHUNK, Panels, Queries, common};
 use crate::segment::Segment;
 
-/// Queries (a head of a token) that one work item answers: they share keys and values while those are near. Two times the 12 that go together
-/// with AVX-512.
-const QUERIES: usize = 24;
+/// Queries (a head of a token) that one work item answers: they share keys and values while those are near. Four times the 12 that go together
+/// with AVX-512, three times the 16 of an AMX tile.
+const QUERIES: usize = 48;
 
 /// Work items per thread from which on no item is split into chunks.
 const ENOUGH: usize = 8;
@@ -45,15 +45,15 @@ pub(crate) fn attend(
     let mut row = 0;
     for segment in segments {
         let n_tokens = (QUERIES / together).max(1);
-        for start in (0..segment.tokens.len()).step_by(n_tokens) {
-            let n_tokens = n_tokens.min(segment.tokens.len() - start);
-            items.extend((0..n_heads).step_by(together).map(|first_head| Item {
+        // One KV head after the other: what it has stays near for all tokens.
+        for first_head in (0..n_heads).step_by(together) {
+            items.extend((0..segment.tokens.len()).step_by(n_tokens).map(|start| Item {
                 cache: &*segment.cache,
                 layer,
                 kv_head: first_head / group,
                 position: segment.cache.len() + start,
                 window,
-                n_tokens,
+                n_tokens: n_tokens.min(segment.tokens.len() - start),
                 n_heads: together,
                 at: ((row + start) * n_heads + first_head) * head_dim,
                 token_stride: n_heads * head_dim,
@@ -191,7 +191,7 @@ struct Scratch {
 
 #[derive(Default)]
 struct ChunkScratch {
-    scores: Vec<ops::Weights>,
+    scores: Vec<ops::Scores>,
     ints: Vec<ops::IntWeights>,
     seen: Vec<Range<usize>>,
     answers: Vec<f32>,

@@ -8,7 +8,7 @@ use std::ops::{Deref, Range};
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use ternbench_kernels::ops::{self, IntWeights, LANES, Weights};
+use ternbench_kernels::ops::{self, IntWeights, LANES, Query, Scores};
 
 use crate::config::{MAX_HEAD_DIM, ModelConfig};
 
@@ -24,9 +24,8 @@ pub fn blocks_for(n: usize) -> usize {
 /// Positions of the blocks that [`Panels`] are made of, at most.
 pub(crate) const CHUNK: usize = 16 * BLOCK;
 
-/// Weights that a query has room for: the numbers of a head, or the positions of a chunk.
-const WEIGHTS: usize = size_of::<Weights>() / size_of::<f32>();
-const _: () = assert!(MAX_HEAD_DIM <= WEIGHTS && CHUNK <= WEIGHTS);
+const _: () = assert!(MAX_HEAD_DIM <= size_of::<Query>() / size_of::<f32>());
+const _: () = assert!(CHUNK <= size_of::<Scores>() / size_of::<f32>());
 const _: () = assert!(MAX_HEAD_DIM <= IntWeights::MAX_NUMBERS && CHUNK <= IntWeights::MAX_POSITIONS);
 
 /// Bytes of the units of a block's positions.
@@ -134,7 +133,7 @@ impl KvType {
 /// Queries as they are multiplied with keys: one of these is empty.
 #[derive(Default)]
 pub(crate) struct Queries {
-    floats: Vec<Weights>,
+    floats: Vec<Query>,
     /// Of int8 keys.
     ints: Vec<IntWeights>,
 }
@@ -210,7 +209,7 @@ impl<'c> Panels<'c> {
 
     /// The scores of keys: their products with queries, for all positions of the blocks, those that are not held among them, which mean
     /// nothing. `next` will be read after them.
-    pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Weights], next: Option<&Panels<'_>>) {
+    pub(crate) fn scores(&self, queries: &Queries, scores: &mut [Scores], next: Option<&Panels<'_>>) {
         let blocks = self.blocks(next);
         match self.ty {
             KvType::F32 => ops::scores_f32(&queries.floats, blocks, self.head_dim, scores),
@@ -223,7 +222,7 @@ impl<'c> Panels<'c> {
     /// them for each token, whose queries follow each other. Weights of what is not seen may be set to 0. `next` will be read after them.
     pub(crate) fn add_values(
         &self,
-        weights: &mut [Weights],
+        weights: &mut [Scores],
         seen: &[Range<usize>],
         ints: &mut Vec<IntWeights>,
         sums: &mut [f32],

@@ -8,9 +8,13 @@ use half::slice::HalfBitsSliceExt;
 use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, madd};
 
-/// The weights of a query. Every query has room for the same number, so that those of several are at fixed distances from one address; they
-/// are no multiple of 4 KB, at which caches take them for each other.
-pub type Weights = [f32; 1040];
+/// A query. Every one has room for the same number, so that those of several are at fixed distances from one address; they are no multiple of
+/// 4 KB, at which caches take them for each other.
+pub type Query = [f32; 1040];
+
+/// What a query makes of the positions of a chunk, at most 256: its scores, or what softmax made of them. Closer together than queries: with a page
+/// for each, addresses of pages run out before caches do.
+pub type Scores = [f32; 272];
 
 /// What a cache is made of.
 trait Number: Copy + 'static {
@@ -115,8 +119,8 @@ type Sums<const Q: usize, const P: usize> = [[[f32; LANES]; P]; Q];
 
 /// Adds the products of the queries' weights, from number `from` on, with rows of panels, one row after the other.
 #[inline(always)]
-fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights; Q],
+fn add_rows<N: Number, const L: usize, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
+    weights: &[[f32; L]; Q],
     from: usize,
     panels: [&[[N; LANES]]; P],
     ahead: [Ahead; P],
@@ -161,11 +165,11 @@ fn add_rows<N: Number, const Q: usize, const P: usize, const FMA: bool, const WI
 /// The scores of blocks `i` to `i + P` of keys.
 #[inline(always)]
 fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    queries: &[Weights; Q],
+    queries: &[Query; Q],
     blocks: Blocks<'_>,
     i: usize,
     head_dim: usize,
-    out: &mut [Weights; Q],
+    out: &mut [Scores; Q],
 ) {
     let (mut panels, mut ahead): ([&[[N; LANES]]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
@@ -173,7 +177,7 @@ fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
         ahead[p] = blocks.ahead(i + p, P);
     }
     let mut sums = [[[0f32; LANES]; P]; Q];
-    add_rows::<N, Q, P, FMA, WIDE>(queries, 0, panels, ahead, &mut sums);
+    add_rows::<N, _, Q, P, FMA, WIDE>(queries, 0, panels, ahead, &mut sums);
     for q in 0..Q {
         for p in 0..P {
             out[q][(i + p) * LANES..][..LANES].copy_from_slice(&sums[q][p]);
@@ -184,10 +188,10 @@ fn score<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
 /// [`score`] for all blocks, `P` at a time.
 #[inline(always)]
 fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    queries: &[Weights; Q],
+    queries: &[Query; Q],
     blocks: Blocks<'_>,
     head_dim: usize,
-    out: &mut [Weights; Q],
+    out: &mut [Scores; Q],
 ) {
     let mut i = 0;
     while i + P <= blocks.all.len() {
@@ -204,7 +208,7 @@ fn scores_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const W
 /// the first block to the last.
 #[inline(always)]
 fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights; Q],
+    weights: &[Scores; Q],
     blocks: Blocks<'_>,
     positions: Range<usize>,
     panel: usize,
@@ -226,7 +230,7 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
         for p in 0..P {
             rows[p] = &block[(panel + p) * LANES..][..LANES][within.start - first..within.end - first];
         }
-        add_rows::<N, Q, P, FMA, WIDE>(weights, within.start, rows, [blocks.ahead(i, 1); P], &mut sums);
+        add_rows::<N, _, Q, P, FMA, WIDE>(weights, within.start, rows, [blocks.ahead(i, 1); P], &mut sums);
     }
     for q in 0..Q {
         for p in 0..P {
@@ -238,7 +242,7 @@ fn value<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE:
 /// [`value`] for all panels, `P` at a time; what is left of them is added for one query after the other.
 #[inline(always)]
 fn values_of<N: Number, const Q: usize, const P: usize, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights; Q],
+    weights: &[Scores; Q],
     blocks: Blocks<'_>,
     positions: Range<usize>,
     out: &mut [f32],
@@ -295,10 +299,10 @@ pub(super) use tile_of;
 /// [`scores_f32`] of any numbers.
 #[inline(always)]
 fn scores<N: Number, const FMA: bool, const WIDE: bool>(
-    queries: &[Weights],
+    queries: &[Query],
     blocks: Blocks<'_>,
     head_dim: usize,
-    out: &mut [Weights],
+    out: &mut [Scores],
 ) {
     let mut first = 0;
     while first < queries.len() {
@@ -318,7 +322,7 @@ fn scores<N: Number, const FMA: bool, const WIDE: bool>(
 /// [`add_values_f32`] of any numbers.
 #[inline(always)]
 fn values<N: Number, const FMA: bool, const WIDE: bool>(
-    weights: &[Weights],
+    weights: &[Scores],
     blocks: Blocks<'_>,
     seen: &[Range<usize>],
     out: &mut [f32],
@@ -364,12 +368,12 @@ fn values<N: Number, const FMA: bool, const WIDE: bool>(
 
 per_isa! {
     /// `out[q][16 i + l] = Σ_d query[q][d] · key[d]` for key `l` of block `i`; `blocks` are `[head_dim][16 keys]`.
-    pub fn scores_f32(queries: &[Weights], blocks: Blocks<'_>, head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f32(queries: &[Query], blocks: Blocks<'_>, head_dim: usize, out: &mut [Scores]) {
         scores::<f32, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
     /// [`scores_f32`] with keys in half precision, which are widened in registers.
-    pub fn scores_f16(queries: &[Weights], blocks: Blocks<'_>, head_dim: usize, out: &mut [Weights]) {
+    pub fn scores_f16(queries: &[Query], blocks: Blocks<'_>, head_dim: usize, out: &mut [Scores]) {
         scores::<f16, FMA, WIDE>(queries, blocks, head_dim, out);
     }
 
@@ -379,14 +383,14 @@ per_isa! {
     ///
     /// `blocks` are `[dimensions / 16][16 values][16]`; the sums of query `q` are at `out[q · out_stride..]`.
     pub fn add_values_f32(
-        weights: &[Weights], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
+        weights: &[Scores], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
         values::<f32, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
 
     /// [`add_values_f32`] with values in half precision.
     pub fn add_values_f16(
-        weights: &[Weights], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
+        weights: &[Scores], blocks: Blocks<'_>, seen: &[Range<usize>], out: &mut [f32], out_stride: usize,
     ) {
         values::<f16, FMA, WIDE>(weights, blocks, seen, out, out_stride);
     }
@@ -403,8 +407,8 @@ mod tests {
         (0..n).map(|i| (i * 7 % modulus) as f32 - 5.0).collect()
     }
 
-    /// Room for as many queries as there are rows of weights.
-    fn weights_of(rows: &[f32], n: usize) -> Vec<Weights> {
+    /// Rows of `n` numbers, each with room for more.
+    fn rows_of<const L: usize>(rows: &[f32], n: usize) -> Vec<[f32; L]> {
         let mut all = vec![[f32::NAN; _]; rows.len() / n];
         all.iter_mut().zip(rows.chunks_exact(n)).for_each(|(all, row)| all[..n].copy_from_slice(row));
         all
@@ -434,8 +438,8 @@ mod tests {
             [(1, 128, 4), (16, 128, 16), (3, 7, 3), (2, 5, 7), (5, 16, 11), (9, 20, 1), (7, 9, 37), (4, 16, 2)]
         {
             let keys = numbers(n_blocks * head_dim * LANES, 11);
-            let queries = weights_of(&numbers(n_queries * head_dim, 13), head_dim);
-            let mut expected: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
+            let queries = rows_of(&numbers(n_queries * head_dim, 13), head_dim);
+            let mut expected: Vec<Scores> = vec![[f32::NAN; _]; n_queries];
             for (query, expected) in queries.iter().zip(&mut expected) {
                 for (keys, expected) in keys.chunks_exact(head_dim * LANES).zip(expected.chunks_exact_mut(LANES)) {
                     for (lane, expected) in expected.iter_mut().enumerate() {
@@ -444,7 +448,7 @@ mod tests {
                 }
             }
             let len = head_dim * LANES;
-            let mut out: Vec<Weights> = vec![[f32::NAN; _]; n_queries];
+            let mut out: Vec<Scores> = vec![[f32::NAN; _]; n_queries];
             let mut out_f16 = out.clone();
             scores_f32(&queries, blocks(&blocks_of(&keys, len)), head_dim, &mut out);
             let halves = halves_of(&keys);
@@ -480,7 +484,7 @@ mod tests {
             let n_queries = seen.len() * n_heads;
             let stride = n_panels * LANES + 2;
             let values = numbers(n_blocks * n_panels * LANES * LANES, 11);
-            let mut weights = weights_of(&numbers(n_queries * n_blocks * LANES, 13), n_blocks * LANES);
+            let mut weights = rows_of(&numbers(n_queries * n_blocks * LANES, 13), n_blocks * LANES);
             let start = numbers(n_queries * stride - 2, 17);
             let mut expected = start.clone();
             for (q, weights) in weights.iter_mut().enumerate() {
@@ -510,8 +514,8 @@ mod tests {
     fn halves_of_every_kind_widen_as_the_library_has_it() {
         // One query whose only number is 1: the score is the key.
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        for halves in halves.chunks(1024) {
-            let mut wide: [Weights; 1] = [[0.0; _]];
+        for halves in halves.chunks(16 * LANES) {
+            let mut wide: [Scores; 1] = [[0.0; _]];
             scores_f16(&[[1.0; _]], blocks(&half_blocks_of(halves, LANES)), 1, &mut wide);
             for (half, wide) in halves.iter().zip(&wide[0]) {
                 assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{half:?}: {wide}");
@@ -523,12 +527,13 @@ mod tests {
     fn sums_depend_neither_on_the_queries_beside_them_nor_on_pieces() {
         let numbers: Vec<f32> = (0..2 * 3 * LANES * LANES).map(|i| (i as f32 * 0.37).sin()).collect();
         let all = blocks_of(&numbers, 3 * LANES * LANES);
-        let weights = weights_of(&(0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect::<Vec<_>>(), 32);
+        let rows: Vec<f32> = (0..21 * 32).map(|i| (i as f32 * 0.73).cos()).collect();
+        let (queries, weights) = (rows_of(&rows, 32), rows_of(&rows, 32));
         let mut together = vec![0.0; 21 * 48];
-        let mut scores: Vec<Weights> = vec![[0.0; _]; 21];
+        let mut scores: Vec<Scores> = vec![[0.0; _]; 21];
         let seen: Vec<Range<usize>> = (0..7).map(|token| 3 * token / 2..25 + token).collect();
         add_values_f32(&weights, blocks(&all), &seen, &mut together, 48);
-        scores_f32(&weights, blocks(&all), 32, &mut scores);
+        scores_f32(&queries, blocks(&all), 32, &mut scores);
         for q in 0..21 {
             let mut alone = vec![0.0; 48];
             let seen = &seen[q / 3];
@@ -536,8 +541,8 @@ mod tests {
                 add_values_f32(&weights[q..=q], blocks(&all), &[positions], &mut alone, 48);
             }
             assert_eq!(alone, together[q * 48..][..48]);
-            let mut alone: [Weights; 1] = [[0.0; _]];
-            scores_f32(&weights[q..=q], blocks(&all), 32, &mut alone);
+            let mut alone: [Scores; 1] = [[0.0; _]];
+            scores_f32(&queries[q..=q], blocks(&all), 32, &mut alone);
             assert_eq!(alone[0][..32], scores[q][..32]);
         }
     }

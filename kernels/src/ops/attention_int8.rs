@@ -4,14 +4,18 @@
 //! exactly, in any order, and with 32 multiply-adds an instruction where floats have 16 and have to be made first. The weights of a chunk have
 //! one unit. Rounding 256 of them moves an answer by at most 128 / 32767 of what the largest adds to it, and the int8 value that this one
 //! belongs to was off by as much, half of a step of 127.
-//! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`). The units of a block's 16 positions are its last 16 floats.
+//! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`); many queries go by AMX tiles (module `tiles`). The units of a block's 16 positions are its last 16 floats.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
 
-use super::attention::{Weights, at_once, tile_of};
+use super::attention::{Scores, at_once, tile_of};
 use super::blocks::{Ahead, Blocks, LINE, ask};
 use super::{LANES, TO_INTEGER};
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{AmxInt8, Token};
 
 /// Two rows of 16 numbers, interleaved.
 type RowPair = [i8; 2 * LANES];
@@ -259,7 +263,7 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     blocks: Blocks<'_>,
     (i, spacing): (usize, usize),
     height: usize,
-    out: &mut [Weights; Q],
+    out: &mut [Scores; Q],
 ) {
     let (mut panels, mut ahead): ([&[RowPair]; P], _) = ([&[]; P], [Ahead::default(); P]);
     for p in 0..P {
@@ -298,7 +302,7 @@ fn scores_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     queries: &[IntWeights; Q],
     blocks: Blocks<'_>,
     height: usize,
-    out: &mut [Weights; Q],
+    out: &mut [Scores; Q],
 ) {
     let spacing = blocks.all.len() / P;
     for i in 0..spacing {
@@ -315,7 +319,7 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     queries: &[IntWeights],
     blocks: Blocks<'_>,
     height: usize,
-    out: &mut [Weights],
+    out: &mut [Scores],
 ) {
     let mut first = 0;
     while first < queries.len() {
@@ -439,10 +443,18 @@ fn values<const FMA: bool, const WIDE: bool, const VNNI: bool>(
     }
 }
 
+/// Proof that the CPU has tiles, where so many queries are worth them: 12 take as long as by vectors, 48 two thirds of that.
+#[cfg(target_arch = "x86_64")]
+fn tiles_for(n: usize) -> Option<AmxInt8> {
+    const FROM: usize = 16;
+    static TILES: LazyLock<Option<AmxInt8>> = LazyLock::new(AmxInt8::detect);
+    if n >= FROM { *TILES } else { None }
+}
+
 /// [`scores`] with AVX-512 VNNI.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn scores_vnni(queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Weights]) {
+fn scores_vnni(queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Scores]) {
     scores::<true, true, true>(queries, blocks, height, out);
 }
 
@@ -492,12 +504,17 @@ per_isa! {
     ///
     /// `blocks` are `[pair of dimensions][16 positions][2]`, at least `height` pairs, and the units.
     pub fn scores_i8(
-        queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Weights],
+        queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Scores],
     ) {
         #[cfg(target_arch = "x86_64")]
         if WIDE && is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the CPU has VNNI, just tested (a cached load), and `WIDE` says that it has the rest.
-            return unsafe { scores_vnni(queries, blocks, height, out) };
+            return unsafe {
+                match tiles_for(queries.len()) {
+                    Some(amx) => tiles::scores(amx, queries, blocks, height, out),
+                    None => scores_vnni(queries, blocks, height, out),
+                }
+            };
         }
         scores::<FMA, WIDE, false>(queries, blocks, height, out);
     }
@@ -512,7 +529,12 @@ per_isa! {
         #[cfg(target_arch = "x86_64")]
         if WIDE && is_x86_feature_detected!("avx512vnni") {
             // SAFETY: as for the scores.
-            return unsafe { values_vnni(weights, blocks, n_panels, out, out_stride) };
+            return unsafe {
+                match tiles_for(weights.len()) {
+                    Some(amx) if n_panels.is_multiple_of(2) => tiles::values(amx, weights, blocks, n_panels, out, out_stride),
+                    _ => values_vnni(weights, blocks, n_panels, out, out_stride),
+                }
+            };
         }
         values::<FMA, WIDE, false>(weights, blocks, n_panels, out, out_stride);
     }
@@ -520,3 +542,5 @@ per_isa! {
 
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;

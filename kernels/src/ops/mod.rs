@@ -51,7 +51,7 @@ mod blocks;
 mod products;
 mod softmax;
 
-pub use attention::{Weights, add_values_f16, add_values_f32, scores_f16, scores_f32};
+pub use attention::{Query, Scores, add_values_f16, add_values_f32, scores_f16, scores_f32};
 pub use attention_int8::{IntWeights, quantize_i16, quantize_weights, scores_i8, values_i8};
 pub use blocks::{Blocks, ask_for_lines};
 pub use products::{Gate, Products, Sums, add_scaled, gelu_gate, relu2_gate, silu_gate, store};

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::attention::Weights;
+use super::attention::Scores;
 use super::{LANES, exp, madd, max_of, sum_lanes};
 
 /// Vectors of [`LANES`] scores whose exponentials are taken side by side: each is a chain of some twenty operations. On Zen 3 256 scores
@@ -27,7 +27,7 @@ per_isa! {
     /// Of each query's scores those that it sees become `e^(score - max)`, and the last two numbers of its `stride` in `answers` become
     /// `max` and `Σ e^(score - max)`: `-∞` and 0 where it sees none. The other scores mean nothing, neither before nor after. `seen` has the
     /// positions for each token, of which there is one at least; their queries, as many for each, follow each other.
-    pub fn exponentials(scores: &mut [Weights], seen: &[Range<usize>], answers: &mut [f32], stride: usize) {
+    pub fn exponentials(scores: &mut [Scores], seen: &[Range<usize>], answers: &mut [f32], stride: usize) {
         let n_heads = scores.len() / seen.len();
         // Whole registers to the end: -∞ is never the largest, and adds nothing.
         let whole = |seen: &Range<usize>| seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(exponentials_of(&bad, 5..9).2, 4.0);
 
         // Two heads a token, and room in front of what is answered.
-        let mut scores: Vec<Weights> = vec![[0.0; _]; 2 * all_seen.len()];
+        let mut scores: Vec<Scores> = vec![[0.0; _]; 2 * all_seen.len()];
         for (q, scores) in scores.iter_mut().enumerate() {
             (0..48).for_each(|i| scores[i] = old[(i + q) % 48]);
         }

@@ -50,6 +50,9 @@ fn scores_are_sums_of_integers() {
         (7, 20, 2),
         (2, 1024, 9),
         (1, 256, 37),
+        (16, 128, 48),
+        (5, 22, 33),
+        (3, 80, 12),
     ] {
         for largest in [false, true] {
             let height = head_dim.div_ceil(2);
@@ -63,9 +66,9 @@ fn scores_are_sums_of_integers() {
             let units: Vec<f32> = (0..n_blocks * LANES).map(|i| 1.0 + i as f32 / 3.0).collect();
             let blocks = blocks_of(&all, len, &units);
             let blocks = bytes_of(&blocks);
-            type Way = fn(&[IntWeights], Blocks<'_>, usize, &mut [Weights]);
+            type Way = fn(&[IntWeights], Blocks<'_>, usize, &mut [Scores]);
             let scores_by = |way: Way| {
-                let mut out: Vec<Weights> = vec![[0.0; _]; n_queries];
+                let mut out: Vec<Scores> = vec![[0.0; _]; n_queries];
                 way(&queries, Blocks { all: &blocks, next: &[] }, height, &mut out);
                 out
             };
@@ -80,8 +83,19 @@ fn scores_are_sums_of_integers() {
                 if is_x86_feature_detected!("avx512bw") {
                     others.push(scores_by(scores::<true, true, false>));
                 }
+                if AmxInt8::detect().is_some() {
+                    others.push(scores_by(|queries, blocks, height, out| {
+                        tiles::scores(AmxInt8::detect().expect("just was"), queries, blocks, height, out);
+                    }));
+                    // SAFETY: no CPU has AMX without these.
+                    others.push(scores_by(|queries, blocks, height, out| unsafe {
+                        scores_vnni(queries, blocks, height, out);
+                    }));
+                }
             }
-            assert!(others.iter().all(|other| *other == out), "all ways sum the same integers");
+            let held =
+                |scores: &[Scores]| scores.iter().map(|row| row[..n_blocks * LANES].to_vec()).collect::<Vec<_>>();
+            assert!(others.iter().all(|other| held(other) == held(&out)), "all ways sum the same integers");
             for (q, ints) in queries.iter().enumerate() {
                 assert!(largest || ints.unit > 0.0 && ints.pairs[..height].iter().any(|pair| pair[0] != 0));
                 for (i, block) in all.chunks_exact(len).enumerate() {
@@ -101,7 +115,18 @@ fn scores_are_sums_of_integers() {
 
 #[test]
 fn values_are_weighed_in_a_unit_a_chunk() {
-    for (n_blocks, n_panels, n_queries) in [(1, 1, 1), (3, 8, 4), (16, 8, 5), (2, 3, 16), (4, 5, 3), (2, 8, 9)] {
+    for (n_blocks, n_panels, n_queries) in [
+        (1, 1, 1),
+        (3, 8, 4),
+        (16, 8, 5),
+        (2, 3, 16),
+        (4, 5, 3),
+        (2, 8, 9),
+        (16, 8, 48),
+        (3, 2, 17),
+        (5, 16, 33),
+        (1, 4, 12),
+    ] {
         let len = n_panels * LANES * LANES;
         let all = numbers(n_blocks * len, false);
         let n = n_blocks * POSITIONS;
@@ -124,7 +149,38 @@ fn values_are_weighed_in_a_unit_a_chunk() {
                 assert!((f32::from(rounded[i]) * unit - exact).abs() <= 0.501 * unit, "{i}: {exact} in {unit}");
             }
         }
-        values_i8(&ints, Blocks { all: &blocks, next: &[] }, n_panels, &mut out, stride);
+        type Way = fn(&[IntWeights], Blocks<'_>, usize, &mut [f32], usize);
+        let mut others: Vec<(&str, Way)> = vec![("portable", values::<false, false, false>)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                others.push(("AVX2", values::<true, false, false>));
+            }
+            if is_x86_feature_detected!("avx512bw") {
+                others.push(("AVX-512", values::<true, true, false>));
+            }
+            if AmxInt8::detect().is_some() {
+                // SAFETY: no CPU has AMX without these.
+                others.push(("VNNI", |ints, blocks, n, out, stride| unsafe {
+                    values_vnni(ints, blocks, n, out, stride)
+                }));
+                if n_panels.is_multiple_of(2) {
+                    others.push(("tiles", |ints, blocks, n, out, stride| {
+                        tiles::values(AmxInt8::detect().expect("just was"), ints, blocks, n, out, stride);
+                    }));
+                }
+            }
+        }
+        let all_blocks = Blocks { all: &blocks, next: &[] };
+        values_i8(&ints, all_blocks, n_panels, &mut out, stride);
+        for (name, way) in others {
+            let mut other = vec![1.0; n_queries * stride];
+            way(&ints, all_blocks, n_panels, &mut other, stride);
+            assert!(
+                other == out,
+                "{name} sums the same integers: {n_blocks} blocks, {n_panels} panels, {n_queries} queries"
+            );
+        }
         for (q, ints) in ints.iter().enumerate() {
             assert_eq!(out[q * stride + n_panels * LANES..][..2], [1.0; 2], "left alone");
             for d in 0..n_panels * LANES {

@@ -12,8 +12,8 @@ use super::{LANES, madd};
 /// 4 KB, at which caches take them for each other.
 pub type Query = [f32; 1040];
 
-/// What a query makes of the positions of a chunk, at most 256: its scores, or what softmax made of them. Closer together than queries: with a page
-/// for each, addresses of pages run out before caches do.
+/// What a query makes of the positions of a chunk, at most 256: its scores, or what softmax made of them. Closer together than queries: on
+/// Emerald Rapids the scores of 24 queries by tiles took 1.1 times as long with a page of memory for each.
 pub type Scores = [f32; 272];
 
 /// What a cache is made of.

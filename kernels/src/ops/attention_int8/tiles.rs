@@ -15,7 +15,7 @@ use crate::bytes::{Aligned, AlignedBytes};
 use crate::isa::AmxInt8;
 use crate::ops::LANES;
 use crate::ops::attention::Scores;
-use crate::ops::blocks::{Blocks, LINE, ask};
+use crate::ops::blocks::{Ahead, Blocks, LINE, ask};
 
 /// Rows, and columns, of a tile.
 const SIDE: usize = 16;
@@ -41,14 +41,14 @@ thread_local! {
 }
 
 /// [`scores_i8`](super::scores_i8).
-pub fn scores(_: AmxInt8, queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Scores]) {
+pub fn scores(amx: AmxInt8, queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Scores]) {
     // SAFETY: an `AmxInt8` proves that the CPU has these parts of AVX-512.
-    ROOM.with_borrow_mut(|room| unsafe { scores_in(room, queries, blocks, height, out) });
+    ROOM.with_borrow_mut(|room| unsafe { scores_in(amx, room, queries, blocks, height, out) });
 }
 
 /// [`values_i8`](super::values_i8), of an even number of panels.
 pub fn values(
-    _: AmxInt8,
+    amx: AmxInt8,
     weights: &[IntWeights],
     blocks: Blocks<'_>,
     n_panels: usize,
@@ -56,13 +56,20 @@ pub fn values(
     out_stride: usize,
 ) {
     // SAFETY: as for the scores.
-    ROOM.with_borrow_mut(|room| unsafe { values_in(room, weights, blocks, n_panels, out, out_stride) });
+    ROOM.with_borrow_mut(|room| unsafe { values_in(amx, room, weights, blocks, n_panels, out, out_stride) });
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn scores_in(room: &mut Room, queries: &[IntWeights], blocks: Blocks<'_>, height: usize, out: &mut [Scores]) {
+fn scores_in(
+    amx: AmxInt8,
+    room: &mut Room,
+    queries: &[IntWeights],
+    blocks: Blocks<'_>,
+    height: usize,
+    out: &mut [Scores],
+) {
     let (n_steps, n_pairs) = ((2 * height).div_ceil(STEP), blocks.all.len().div_ceil(2));
-    room.make(queries, 2 * height, n_steps, n_pairs);
+    room.prepare(queries, 2 * height, n_steps, n_pairs);
     for (i, block) in blocks.all.iter().enumerate() {
         let ahead = blocks.ahead(i, 1);
         ask_for_units(block, ahead);
@@ -71,18 +78,16 @@ fn scores_in(room: &mut Room, queries: &[IntWeights], blocks: Blocks<'_>, height
         let lines = &block.as_chunks::<LINE>().0[..height.div_ceil(2)];
         for (step, lines) in lines.chunks(SIDE).enumerate() {
             let tile = (i / 2 * n_steps + step) * 2 + i % 2;
-            for (line, out) in lines.iter().zip(room.columns[tile * TILE..].as_chunks_mut().0) {
-                ask(line, ahead);
-                *out = fours(line);
-            }
+            lay_out_lines(lines, ahead, &mut room.columns[tile * TILE..]);
         }
     }
     const STRIDE: usize = size_of::<Scores>() / size_of::<f32>();
-    room.multiply(queries.len(), n_steps, n_pairs, out.as_flattened_mut(), STRIDE);
+    room.multiply(amx, queries.len(), n_steps, n_pairs, out.as_flattened_mut(), STRIDE);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn values_in(
+    amx: AmxInt8,
     room: &mut Room,
     weights: &[IntWeights],
     blocks: Blocks<'_>,
@@ -92,7 +97,7 @@ fn values_in(
 ) {
     let n = blocks.all.len() * POSITIONS;
     let (n_steps, n_pairs) = (n.div_ceil(STEP), n_panels / 2);
-    room.make(weights, n, n_steps, n_pairs);
+    room.prepare(weights, n, n_steps, n_pairs);
     for (i, block) in blocks.all.iter().enumerate() {
         let ahead = blocks.ahead(i, 1);
         ask_for_units(block, ahead);
@@ -100,21 +105,18 @@ fn values_in(
         for (panel, lines) in panels.enumerate() {
             let tile = (panel / 2 * n_steps + i * PANEL_LINES / SIDE) * 2 + panel % 2;
             let at = tile * TILE + i * PANEL_LINES % SIDE * LINE;
-            for (line, out) in lines.iter().zip(room.columns[at..].as_chunks_mut().0) {
-                ask(line, ahead);
-                *out = fours(line);
-            }
+            lay_out_lines(lines, ahead, &mut room.columns[at..]);
         }
     }
     // Those of positions are in the weights.
     room.column_units.fill(1.0);
-    room.multiply(weights.len(), n_steps, n_pairs, out, out_stride);
+    room.multiply(amx, weights.len(), n_steps, n_pairs, out, out_stride);
 }
 
 impl Room {
     /// Makes room for columns, and lays out rows of `n` numbers.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn make(&mut self, rows: &[IntWeights], n: usize, n_steps: usize, n_pairs: usize) {
+    fn prepare(&mut self, rows: &[IntWeights], n: usize, n_steps: usize, n_pairs: usize) {
         self.columns.ensure_len(n_pairs * n_steps * 2 * TILE);
         self.column_units.resize(n_pairs * 2 * SIDE);
         self.sums.ensure_len(2 * 4 * TILE);
@@ -122,13 +124,21 @@ impl Room {
         self.row_units.extend(rows.iter().map(|row| row.unit));
         self.rows.ensure_len(rows.len().div_ceil(SIDE) * n_steps * 2 * TILE);
         for (rows, out) in rows.chunks(SIDE).zip(self.rows.chunks_exact_mut(n_steps * 2 * TILE)) {
-            lay_out(rows, n, out);
+            lay_out_rows(rows, n, out);
         }
     }
 
     /// The products of rows and columns as floats.
     #[target_feature(enable = "avx512f")]
-    fn multiply(&mut self, n_rows: usize, n_steps: usize, n_pairs: usize, out: &mut [f32], out_stride: usize) {
+    fn multiply(
+        &mut self,
+        _: AmxInt8,
+        n_rows: usize,
+        n_steps: usize,
+        n_pairs: usize,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
         const WHOLE: (usize, usize) = (SIDE, LINE);
         static CONFIG: Config = Config::new([WHOLE; 8]);
         if n_rows == 0 || n_pairs == 0 {
@@ -139,7 +149,7 @@ impl Room {
         assert!(out.len() >= (n_rows - 1) * out_stride + columns, "room for every row");
         assert!(self.rows.len() >= n_rows.div_ceil(SIDE) * n_steps * 2 * TILE && self.sums.len() >= 2 * 4 * TILE);
         assert!(self.columns.len() >= n_pairs * n_steps * 2 * TILE && self.column_units.len() >= columns);
-        // SAFETY: an `AmxInt8` was at hand, and there are as many of all as asserted.
+        // SAFETY: `AmxInt8` proves that there are tiles, and there are as many of all as asserted.
         unsafe {
             multiply(&mut Pass {
                 config: &CONFIG,
@@ -156,6 +166,16 @@ impl Room {
                 sums: self.sums.as_mut_ptr(),
             });
         }
+    }
+}
+
+/// Lays out lines of a block, one after the other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn lay_out_lines(lines: &[[u8; LINE]], ahead: Ahead, out: &mut [u8]) {
+    for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+        ask(line, ahead);
+        *out = fours(line);
     }
 }
 
@@ -181,7 +201,7 @@ fn fours(line: &[u8; LINE]) -> [u8; LINE] {
 
 /// Lays out the first `n` numbers of up to 16 rows, and zeros behind them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn lay_out(rows: &[IntWeights], n: usize, out: &mut [u8]) {
+fn lay_out_rows(rows: &[IntWeights], n: usize, out: &mut [u8]) {
     for (r, row) in rows.iter().enumerate() {
         let numbers = &row.pairs.as_flattened()[..n];
         for (step, tiles) in out.chunks_exact_mut(2 * TILE).enumerate() {

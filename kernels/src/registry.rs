@@ -88,7 +88,7 @@ kernels! {
     #[cfg(target_arch = "x86_64")]
     x86_64::avx2::i2s_maddubs::I2sMaddubs;
     #[cfg(target_arch = "x86_64")]
-    x86_64::avx2::tl1_vlut::Tl1Vlut;
+    x86_64::avx2::bitplane_vlut::BitplaneVlut;
     #[cfg(target_arch = "x86_64")]
     x86_64::avxvnni::i2s_dpbusd::I2sDpbusd;
     #[cfg(target_arch = "x86_64")]

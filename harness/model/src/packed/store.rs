@@ -23,7 +23,7 @@ use crate::weights::output::PartialFile;
 
 const MAGIC: &[u8; 8] = b"TERNPACK";
 /// Raised when the file's format or a packed layout changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const PREFIX: usize = 24;
 const LARGEST_HEADER: usize = 16 << 20;
 /// What a thread reads at once: whole huge pages, few enough to share between threads.

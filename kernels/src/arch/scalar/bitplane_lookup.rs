@@ -28,9 +28,10 @@ impl Method for Loops {
             for token in 0..x.m {
                 let tables = tables::of::<2>(x, token);
                 let mut sums = [0; TILE_ROWS];
-                for (step, table) in steps.iter().zip(tables) {
-                    for (sum, byte) in sums.iter_mut().zip(step) {
-                        *sum += tables::entry(table, byte & 15) - tables::entry(table, byte >> 4);
+                for (step, [low, high]) in steps.iter().zip(tables.as_chunks().0) {
+                    let look = |plane: u8| tables::entry(low, plane & 15) + tables::entry(high, plane >> 4);
+                    for (sum, [plus, minus]) in sums.iter_mut().zip(step.as_chunks().0) {
+                        *sum += look(*plus) - look(*minus);
                     }
                 }
                 acc[token * n_rows + tile * TILE_ROWS..][..TILE_ROWS].copy_from_slice(&sums);

@@ -1,18 +1,18 @@
-//! `neon-bitplane-tbl`: a nibble per four bits of a plane, looked up for 16 rows at once by `tbl`; the plane of +1 is added,
-//! the plane of -1 subtracted.
+//! `neon-bitplane-tbl`: a nibble per four bits of a plane, looked up for both planes of 8 rows at once by `tbl`; what the plane of
+//! -1 gave is subtracted at the end.
 //!
-//! A column counts in one plane at most, so the two entries of a step differ by at most 4·127 = 508, and an int16 holds the sum of
-//! 64 such differences (32,512 of 32,767). [`super::lookup`] says how they are added up.
+//! A column counts in one plane at most, so the two entries of a group differ by at most 4·127 = 508, and an int16 holds the sum of
+//! 64 such differences (32,512 of 32,767), whatever the two sums do modulo 2^16. [`super::lookup`] says how they are added up.
 
 use std::ops::Range;
 
 use crate::arch::lookup::{Bitplane, Lookup, Method};
 use crate::isa::Neon;
 use crate::kernel::{PackedMatrix, Prepared};
-use crate::layout::bitplane::{self, Step, TILE_ROWS};
+use crate::layout::bitplane::{self, GROUPS, Step, TILE_ROWS};
 use crate::tables::{self, Table};
 
-use super::lookup::{ROWS, Sums, load_quarter, look, nibbles};
+use super::lookup::{Sums, load, look, nibbles};
 
 /// The kernel.
 pub type BitplaneTbl = Lookup<Tbl, 2>;
@@ -21,7 +21,7 @@ pub type BitplaneTbl = Lookup<Tbl, 2>;
 pub struct Tbl;
 
 /// Steps between two widenings.
-const BLOCK: usize = 64;
+const BLOCK: usize = 64 / GROUPS;
 
 impl Method for Tbl {
     type Proof = Neon;
@@ -37,7 +37,7 @@ impl Method for Tbl {
         for row in rows.clone().step_by(TILE_ROWS) {
             for (block, steps) in bitplane::tile(w, row / TILE_ROWS).chunks(BLOCK).enumerate() {
                 for token in 0..x.m {
-                    let tables = &tables::of::<2>(x, token)[block * BLOCK..][..steps.len()];
+                    let tables = &tables::of::<2>(x, token).as_chunks().0[block * BLOCK..][..steps.len()];
                     if let Some(acc) = acc[token * n_rows + row - rows.start..].first_chunk_mut() {
                         add_block(steps, tables, acc);
                     }
@@ -47,18 +47,18 @@ impl Method for Tbl {
     }
 }
 
-/// 64 rows over at most [`BLOCK`] steps.
+/// 16 rows over at most [`BLOCK`] steps.
 #[target_feature(enable = "neon")]
-fn add_block(steps: &[Step], tables: &[Table<2>], acc: &mut [i32; TILE_ROWS]) {
-    let mut sums = [Sums::new(); TILE_ROWS / ROWS];
-    for (step, table) in steps.iter().zip(tables) {
-        for (quarter, sums) in sums.iter_mut().enumerate() {
-            let [plus, minus] = nibbles(load_quarter(step, quarter));
-            sums.add(look(table, plus));
-            sums.sub(look(table, minus));
+fn add_block(steps: &[Step], tables: &[[Table<2>; GROUPS]], acc: &mut [i32; TILE_ROWS]) {
+    let mut sums = [Sums::new(); 2];
+    for (step, tables) in steps.iter().zip(tables) {
+        for (half, sums) in step.as_chunks().0.iter().zip(&mut sums) {
+            for (table, codes) in tables.iter().zip(nibbles(load(half))) {
+                sums.add(look(table, codes));
+            }
         }
     }
     for (sums, acc) in sums.iter().zip(acc.as_chunks_mut().0) {
-        sums.widen::<2>(steps.len(), acc);
+        sums.widen_differences(acc);
     }
 }

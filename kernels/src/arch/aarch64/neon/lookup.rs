@@ -72,16 +72,6 @@ impl Sums {
         }
     }
 
-    /// Subtracts an entry from every row.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    pub(crate) fn sub(&mut self, bytes: Bytes) {
-        let entries = bytes.joined();
-        for i in 0..2 {
-            self.0[i] = vsubq_s16(self.0[i], entries[i]);
-        }
-    }
-
     /// Widens the sums of `n_groups` entries and adds them to `acc`. Tables of one byte are biased (see [`crate::tables`]).
     #[inline]
     #[target_feature(enable = "neon")]
@@ -91,6 +81,14 @@ impl Sums {
             // A lossy sum with its bias may pass int16; modulo 2^16 the difference is right.
             add_to(acc, vsubq_s16(sums, bias));
         }
+    }
+
+    /// Widens, of every two rows' sums, the first minus the second, and adds these differences to `acc`.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(crate) fn widen_differences(self, acc: &mut [i32; ROWS / 2]) {
+        let [a, b] = self.0;
+        add_to(acc, vsubq_s16(vuzp1q_s16(a, b), vuzp2q_s16(a, b)));
     }
 }
 

@@ -1,19 +1,20 @@
-//! `avx2-bitplane-pshufb`: a nibble per four bits of a plane, looked up for 32 rows at once by `vpshufb`; the plane of
-//! +1 is added, the plane of -1 subtracted.
+//! `avx2-bitplane-pshufb`: a nibble per four bits of a plane, looked up for both planes of 16 rows at once by `vpshufb`. What
+//! they gave lies side by side, and `vpmaddubsw` by 1 and -1 subtracts the plane of -1 from that of +1.
 //!
-//! A column counts in one plane at most, so the two entries of a step differ by at most 4·127 = 508, and an int16 holds
-//! the sum of 64 such differences (32,512 of 32,767). [`super::lookup`] says how they are added up.
+//! A column counts in one plane at most, so the two entries of a group differ by at most 4·127 = 508, and an int16 holds
+//! the sum of 64 such differences (32,512 of 32,767). Halves of entries are added up apart: `low + 256 · high`, modulo 2^16.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::arch::lookup::{Bitplane, Lookup, Method};
 use crate::isa::Avx2;
-use crate::kernel::{PackedMatrix, Prepared};
-use crate::layout::bitplane::{self, Step, TILE_K, TILE_ROWS};
+use crate::kernel::{PackedMatrix, Prepared, STREAMS};
+use crate::layout::bitplane::{self, GROUPS, Step, TILE_ROWS};
 use crate::tables::{self, Table};
 
-use super::lookup::{self, Sums, load_half, look};
+use super::interleaved::load;
+use super::lookup::{add_rows, look};
 
 /// The kernel.
 pub type BitplanePshufb = Lookup<Pshufb, 2>;
@@ -22,9 +23,7 @@ pub type BitplanePshufb = Lookup<Pshufb, 2>;
 pub struct Pshufb;
 
 /// Steps between two widenings.
-const BLOCK: usize = 64;
-/// Tokens that share the unpacking of nibbles.
-const TOKENS: usize = 4;
+const BLOCK: usize = 64 / GROUPS;
 
 impl Method for Pshufb {
     type Proof = Avx2;
@@ -35,40 +34,70 @@ impl Method for Pshufb {
     #[target_feature(enable = "avx2")]
     unsafe fn compute<const H: usize>(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
         const { assert!(H == 2, "the bias of lossy tables is not that of a difference") };
-        let (first, n_rows) = (rows.start / TILE_ROWS, rows.len());
+        let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
         acc.fill(0);
-        for job in lookup::jobs(n_rows / TILE_ROWS, w.k.div_ceil(TILE_K), BLOCK, x.m, TOKENS) {
-            let steps = &bitplane::tile(w, first + job.tile)[job.steps.clone()];
-            let tables = |token: usize| &tables::of::<2>(x, token)[job.steps.clone()];
-            let acc = &mut acc[job.token * n_rows + job.tile * TILE_ROWS..];
-            if job.n_tokens == TOKENS {
-                block::<TOKENS>(steps, std::array::from_fn(|t| tables(job.token + t)), acc, n_rows);
-            } else {
-                block::<1>(steps, [tables(job.token)], acc, n_rows);
+        for tile in 0..n_tiles.div_ceil(STREAMS) {
+            let (at, tiles) = apart(w, first, n_tiles, tile);
+            for start in (0..tiles[0].len()).step_by(BLOCK) {
+                let mut block = tiles;
+                for steps in &mut block {
+                    *steps = &steps[start..steps.len().min(start + BLOCK)];
+                }
+                for token in 0..x.m {
+                    let tables = &tables::of::<2>(x, token).as_chunks().0[start..][..block[0].len()];
+                    let acc = &mut acc[token * rows.len()..][..rows.len()].as_chunks_mut().0;
+                    for (at, sums) in at.into_iter().zip(look_up(block, tables)) {
+                        if let Some(acc) = at.and_then(|at| acc.get_mut(at)) {
+                            add_rows(acc, sums);
+                        }
+                    }
+                }
             }
         }
     }
 }
 
-/// 64 rows x `T` tokens over at most [`BLOCK`] steps. Token `t`'s sums start at `t * stride`.
+/// Where row tiles `tile` of each quarter of a range lie, and their steps. The last quarters may hold fewer tiles or none: they read the
+/// last tile again, for nothing.
+pub(super) fn apart(
+    w: &PackedMatrix,
+    first: usize,
+    n_tiles: usize,
+    tile: usize,
+) -> ([Option<usize>; STREAMS], [&[Step]; STREAMS]) {
+    let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([None; STREAMS], [&[]; STREAMS]);
+    for s in 0..STREAMS {
+        let here = tile + s * n_tiles.div_ceil(STREAMS);
+        at[s] = (here < n_tiles).then_some(here);
+        tiles[s] = bitplane::tile(w, first + here.min(n_tiles - 1));
+    }
+    (at, tiles)
+}
+
+/// The sums of at most [`BLOCK`] steps, int16.
+#[inline]
 #[target_feature(enable = "avx2")]
-fn block<const T: usize>(steps: &[Step], tables: [&[Table<2>]; T], acc: &mut [i32], stride: usize) {
-    let nibble = _mm256_set1_epi8(15);
-    for half in 0..2 {
-        let mut sums = [Sums::zero(); T];
-        for (i, step) in steps.iter().enumerate() {
-            let codes = load_half(step, half);
-            let plus = _mm256_and_si256(codes, nibble);
-            let minus = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
-            for t in 0..T {
-                sums[t].add(look(&tables[t][i], plus));
-                sums[t].sub(look(&tables[t][i], minus));
-            }
-        }
-        for t in 0..T {
-            if let Some(acc) = acc[t * stride + 32 * half..].first_chunk_mut() {
-                sums[t].widen::<2>(steps.len(), acc);
+fn look_up(tiles: [&[Step]; STREAMS], tables: &[[Table<2>; GROUPS]]) -> [__m256i; STREAMS] {
+    let (nibble, signs) = (_mm256_set1_epi8(15), _mm256_set1_epi16(SIGNS));
+    let zero = _mm256_setzero_si256();
+    let (mut low, mut high) = ([zero; STREAMS], [zero; STREAMS]);
+    let tiles = tiles.map(|steps| &steps[..tables.len()]);
+    for (i, tables) in tables.iter().enumerate() {
+        for t in 0..STREAMS {
+            let planes = load(&tiles[t][i]);
+            let codes = [_mm256_and_si256(planes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(planes), nibble)];
+            for g in 0..GROUPS {
+                let entries = look(&tables[g], codes[g]);
+                low[t] = _mm256_add_epi16(low[t], _mm256_maddubs_epi16(entries.low, signs));
+                high[t] = _mm256_add_epi16(high[t], _mm256_maddubs_epi16(entries.high, signs));
             }
         }
     }
+    for t in 0..STREAMS {
+        low[t] = _mm256_add_epi16(low[t], _mm256_slli_epi16::<8>(high[t]));
+    }
+    low
 }
+
+/// The signs of the planes, +1 in the lower byte.
+pub(super) const SIGNS: i16 = i16::from_le_bytes([1, -1i8 as u8]);

@@ -61,8 +61,8 @@ pub fn jobs(
 /// The bytes of 32 rows' entries: the low halves, and the high ones where there are any.
 #[derive(Clone, Copy)]
 pub struct Bytes {
-    low: __m256i,
-    high: __m256i,
+    pub(super) low: __m256i,
+    pub(super) high: __m256i,
 }
 
 /// Looks up 32 nibbles. Bits 4 to 6 of a byte are ignored, bit 7 must be 0.
@@ -128,15 +128,6 @@ impl Sums {
         self.high = _mm256_add_epi8(self.high, bytes.high);
     }
 
-    /// Subtracts an entry from every row.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(crate) fn sub(&mut self, bytes: Bytes) {
-        self.all = _mm256_sub_epi16(self.all, bytes.low);
-        self.odd = _mm256_sub_epi16(self.odd, _mm256_srli_epi16::<8>(bytes.low));
-        self.high = _mm256_sub_epi8(self.high, bytes.high);
-    }
-
     /// Widens the sums of `n_groups` entries and adds them to `acc`. Tables of one byte are biased (see [`crate::tables`]).
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -165,6 +156,16 @@ pub(crate) fn add_to(acc: &mut [i32; 8], values: __m128i) {
     let new = _mm256_add_epi32(old, _mm256_cvtepi16_epi32(values));
     // SAFETY: the array holds the 32 bytes that are written; the store needs no alignment.
     unsafe { _mm256_storeu_si256(acc.as_mut_ptr().cast(), new) };
+}
+
+/// Adds 16 int16 to 16 int32.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn add_rows(acc: &mut [i32; 16], values: __m256i) {
+    if let [first, second] = acc.as_chunks_mut().0 {
+        add_to(first, _mm256_castsi256_si128(values));
+        add_to(second, _mm256_extracti128_si256::<1>(values));
+    }
 }
 
 /// Half `half` of 64 bytes.

@@ -1,9 +1,9 @@
-//! `avx2-tl1-vlut`: tokens as lanes, as in `arch/vlut.rs`, on nibbles: one packed copy serves a few tokens, by `vpshufb` (see
-//! [`super::tl1_few`]), and many, by tables of vectors. One `vpaddw` from such a table is 64 multiply-adds, twice what `vpmaddubsw` and
+//! `avx2-bitplane-vlut`: tokens as lanes, as in `arch/vlut.rs`, on planes of bits: one packed copy serves a few tokens, by `vpshufb` (see
+//! [`super::bitplane_few`]), and many, by tables of vectors. One `vpaddw` from such a table is 64 multiply-adds, twice what `vpmaddubsw` and
 //! `vpaddw` are together.
 //!
 //! A slice is 32 columns: 8 tables of 81 entries, 21 KB for 16 tokens, stay in the L1 cache while all rows stream by, and a row adds 8
-//! entries between loading and storing its sums. The codes of a slice become offsets into the tables once for 64 tokens, so that a
+//! entries between loading and storing its sums. The planes of a slice become offsets into the tables once for 64 tokens, so that a
 //! row's additions need no more than a load, a move and a shift for each of them.
 //!
 //! The limit is the two 32-byte loads that a core does per cycle: 128 multiply-adds. Loads and stores of sums, the moves and shifts leave 82 of
@@ -13,38 +13,39 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::bitplane_few;
 use super::interleaved::{load, store_bytes};
-use super::tl1_few;
 use super::vlut_add::{self, Vector};
 use crate::activation::QuantizedActivations;
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
 use crate::kernel::{Exactness, KernelInfo, PackedMatrix, Prepared, STREAMS, TernaryKernel};
 use crate::lanes::{self, Column, LANES};
-use crate::layout::tl1::{self, Step, TILE_ROWS};
-use crate::layout::vlut::{GROUP, N_CODES};
+use crate::layout::balanced;
+use crate::layout::bitplane::{self, GROUP, Step, TILE_K, TILE_ROWS};
+use crate::layout::vlut::N_CODES;
 use crate::team::Team;
 use crate::trit::TernaryMatrix;
 
 /// The kernel.
-pub struct Tl1Vlut(#[allow(dead_code, reason = "the proof of support")] Avx2);
+pub struct BitplaneVlut(#[allow(dead_code, reason = "the proof of support")] Avx2);
 
 /// Whether `m` tokens fill two thirds of the lanes: a full vector takes as long as 10 to 12 tokens one by one.
 fn worth_tables(m: usize) -> bool {
     3 * m >= 2 * m.next_multiple_of(TOKENS)
 }
 
-impl Tl1Vlut {
+impl BitplaneVlut {
     /// What it is.
     pub const INFO: &'static KernelInfo = &KernelInfo {
-        name: "avx2-tl1-vlut",
+        name: "avx2-bitplane-vlut",
         summary: "tokens as lanes, a vpaddw from a table per 4 weights and 16 tokens; few by vpshufb from tables of one byte an entry",
         features: Avx2::FEATURES,
-        layout: "tl1",
+        layout: "bitplane",
         bits_per_weight: 2.0,
         row_tile: TILE_ROWS,
         exactness: Exactness::Exact,
-        source: "Vec-LUT (arXiv 2512.06443) on bitnet.cpp TL1",
+        source: "Vec-LUT (arXiv 2512.06443) on planes of +1 and -1",
     };
 
     /// The kernel, where the CPU has AVX2.
@@ -53,7 +54,7 @@ impl Tl1Vlut {
     }
 }
 
-impl TernaryKernel for Tl1Vlut {
+impl TernaryKernel for BitplaneVlut {
     fn info(&self) -> &'static KernelInfo {
         Self::INFO
     }
@@ -63,7 +64,7 @@ impl TernaryKernel for Tl1Vlut {
     }
 
     fn pack(&self, w: &TernaryMatrix) -> PackedMatrix {
-        tl1::pack(w)
+        bitplane::pack(w)
     }
 
     fn prepare(&self, team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
@@ -71,7 +72,7 @@ impl TernaryKernel for Tl1Vlut {
             lanes::fill(team, x, SLICE, out);
         } else {
             // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-            unsafe { tl1_few::prepare(team, x, out) };
+            unsafe { bitplane_few::prepare(team, x, out) };
         }
     }
 
@@ -80,7 +81,7 @@ impl TernaryKernel for Tl1Vlut {
         assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end.is_multiple_of(TILE_ROWS), "{rows:?} cuts a tile");
         if !worth_tables(x.m) {
             // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-            return unsafe { tl1_few::compute(w, x, rows, acc) };
+            return unsafe { bitplane_few::compute(w, x, rows, acc) };
         }
         assert_eq!(x.stride, w.k.next_multiple_of(SLICE) * LANES, "the input was prepared for another k");
         acc.fill(0);
@@ -115,14 +116,14 @@ const TOGETHER: usize = 4;
 /// Of them make a chunk of the prepared form.
 const VECTORS_OF_CHUNK: usize = LANES / TOKENS;
 
-/// Offsets into the tables of [`QUAD`] steps, in bytes, 16 bits each.
+/// Offsets into the tables of four groups, counted from the entry of four zero trits, in bytes, int16 each.
 type Offsets = u64;
 /// Steps whose offsets make a word.
-const QUAD: usize = GROUPS / 2;
-/// Entries of the tables of a slice, one table after the other, and as many more as nibbles that are no codes could reach.
-const ENTRIES: usize = (GROUPS - 1) * N_CODES + MAX_CODE + 1;
-/// `15 + 9·15`.
-const MAX_CODE: usize = 150;
+const PAIR: usize = 2;
+/// The entry of four zero trits, in the middle of a table.
+const ZEROS: usize = N_CODES / 2;
+/// Entries of the tables of a slice, one table after the other.
+const ENTRIES: usize = GROUPS * N_CODES;
 
 /// What a thread works with.
 #[repr(C, align(64))]
@@ -202,55 +203,59 @@ fn largest(sums: &[[Vector; 1]]) -> i32 {
 /// Where a row's entries lie, for all rows of a slice; asks for those of the next.
 #[target_feature(enable = "avx2")]
 fn unpack(w: &PackedMatrix, slice: usize, rows: Range<usize>, offsets: &mut [[Offsets; ROWS]; 2]) {
+    const STEPS: usize = SLICE / TILE_K;
     for (index, first) in rows.step_by(TILE_ROWS).enumerate() {
-        let steps = &tl1::tile(w, first / TILE_ROWS)[slice * GROUPS..];
+        let steps = &bitplane::tile(w, first / TILE_ROWS)[slice * STEPS..];
         // The next slice of this tile lies behind this one.
-        for line in 0..GROUPS * size_of::<Step>() / 64 {
-            prefetch::<_MM_HINT_T1>(steps.as_ptr().cast::<u8>().wrapping_add(GROUPS * size_of::<Step>() + 64 * line));
+        for line in 0..STEPS * size_of::<Step>() / 64 {
+            prefetch::<_MM_HINT_T1>(steps.as_ptr().cast::<u8>().wrapping_add(STEPS * size_of::<Step>() + 64 * line));
         }
         for (half, offsets) in offsets.iter_mut().enumerate() {
             let out = offsets.as_chunks_mut().0.get_mut(index).expect("no more than ROWS");
-            let steps = steps.get(half * QUAD..).unwrap_or_default();
-            // Behind the last column all entries are zero, wherever an offset leads.
-            let mut last = [[0; TILE_ROWS]; QUAD];
-            let quad = steps.first_chunk().unwrap_or_else(|| {
+            let steps = steps.get(half * PAIR..).unwrap_or_default();
+            let mut last = [[0; 2 * TILE_ROWS]; PAIR];
+            let pair = steps.first_chunk().unwrap_or_else(|| {
                 last[..steps.len()].copy_from_slice(steps);
                 &last
             });
-            unpack_quad(quad, out);
+            unpack_pair(pair, out);
         }
     }
 }
 
-/// The offsets of four steps: `32 · (low nibble + 9 · high nibble)`, the number of four trits in balanced ternary plus 40.
+/// The offsets of two steps: `32 · Σ trit · 3^i`, by the numbers of the bits of each plane, `Σ bit · 3^i`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack_quad(steps: &[Step; QUAD], out: &mut [Offsets; TILE_ROWS]) {
-    const SIZE_BITS: i32 = size_of::<Vector>().ilog2() as i32;
-    let zero = _mm256_setzero_si256();
-    let mut codes = [zero; QUAD];
-    for i in 0..QUAD {
-        let bytes = load(&steps[i]);
-        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
-        // `bytes` has the high nibble 16-fold, 7 times too often. The shift does not reach into the next byte.
-        codes[i] = _mm256_sub_epi8(_mm256_add_epi8(bytes, high), _mm256_slli_epi16::<3>(high));
-    }
-    // Rows 8 i .. 8 i + 4 of each 16 in vector 2 i, the next four in 2 i + 1: four bytes of each, widened.
-    let pairs = [
-        [_mm256_unpacklo_epi8(codes[0], codes[1]), _mm256_unpacklo_epi8(codes[2], codes[3])],
-        [_mm256_unpackhi_epi8(codes[0], codes[1]), _mm256_unpackhi_epi8(codes[2], codes[3])],
-    ];
-    let (low, high) = out.split_at_mut(16);
-    let (low, high) = (low.as_chunks_mut::<4>().0, high.as_chunks_mut::<4>().0);
-    for (i, [first, second]) in pairs.into_iter().enumerate() {
-        for (j, quads) in
-            [_mm256_unpacklo_epi16(first, second), _mm256_unpackhi_epi16(first, second)].into_iter().enumerate()
-        {
-            let a = _mm256_slli_epi16::<SIZE_BITS>(_mm256_unpacklo_epi8(quads, zero));
-            let b = _mm256_slli_epi16::<SIZE_BITS>(_mm256_unpackhi_epi8(quads, zero));
-            store_bytes(bytemuck::cast_mut(&mut low[2 * i + j]), _mm256_permute2x128_si256::<0x20>(a, b));
-            store_bytes(bytemuck::cast_mut(&mut high[2 * i + j]), _mm256_permute2x128_si256::<0x31>(a, b));
+fn unpack_pair(steps: &[Step; PAIR], out: &mut [Offsets; TILE_ROWS]) {
+    const NUMBERS: [u8; 32] = {
+        let (mut numbers, mut i) = ([0; 32], 0);
+        while i < 32 {
+            numbers[i] = balanced::number(&bitplane::CODES[i % 16]) as u8;
+            i += 1;
         }
+        numbers
+    };
+    const SIZE: i8 = size_of::<Vector>() as i8;
+    let (nibble, numbers) = (_mm256_set1_epi8(15), load(&NUMBERS));
+    let difference = _mm256_set1_epi16(i16::from_le_bytes([SIZE as u8, -SIZE as u8]));
+    let zero = _mm256_setzero_si256();
+    let mut of = [[zero; bitplane::GROUPS]; PAIR];
+    for i in 0..PAIR {
+        let planes = load(&steps[i]);
+        let nibbles = [_mm256_and_si256(planes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(planes), nibble)];
+        for (of, nibbles) in of[i].iter_mut().zip(nibbles) {
+            *of = _mm256_maddubs_epi16(_mm256_shuffle_epi8(numbers, nibbles), difference);
+        }
+    }
+    let [[a, b], [c, d]] = of;
+    // Rows 8 i .. 8 i + 4 are in half i of the first, the next four in that of the second.
+    let (first, second) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+    let (third, fourth) = (_mm256_unpacklo_epi16(c, d), _mm256_unpackhi_epi16(c, d));
+    let out = out.as_chunks_mut::<4>().0;
+    for (i, (left, right)) in [(first, third), (second, fourth)].into_iter().enumerate() {
+        let (a, b) = (_mm256_unpacklo_epi32(left, right), _mm256_unpackhi_epi32(left, right));
+        store_bytes(bytemuck::cast_mut(&mut out[i]), _mm256_permute2x128_si256::<0x20>(a, b));
+        store_bytes(bytemuck::cast_mut(&mut out[i + 2]), _mm256_permute2x128_si256::<0x31>(a, b));
     }
 }
 
@@ -263,15 +268,15 @@ fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1];
         ($offsets:literal, $first:literal) => {
             concat!(
                 "mov {offset}, [{offsets} + ", $offsets, "]\n",
-                half!(@ $first, 0), "shr {offset}, 16\n",
-                half!(@ $first, 1), "shr {offset}, 16\n",
-                half!(@ $first, 2), "shr {offset}, 16\n",
+                half!(@ $first, 0), "sar {offset}, 16\n",
+                half!(@ $first, 1), "sar {offset}, 16\n",
+                half!(@ $first, 2), "sar {offset}, 16\n",
                 "vpaddw {sum}, {sum}, [{tables} + {offset} + {table} * (", $first, " + 3)]"
             )
         };
         (@ $first:literal, $group:literal) => {
             concat!(
-                "movzx {low:e}, {offset:x}\n",
+                "movsx {low}, {offset:x}\n",
                 "vpaddw {sum}, {sum}, [{tables} + {low} + {table} * (", $first, " + ", $group, ")]\n"
             )
         };
@@ -293,7 +298,7 @@ fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1];
                 offsets = inout(reg) offsets.as_ptr() => _,
                 sums = inout(reg) sums.as_mut_ptr() => _,
                 rows = inout(reg) sums.len() => _,
-                tables = in(reg) tables.as_ptr(),
+                tables = in(reg) &tables[ZEROS],
                 offset = out(reg) _,
                 low = out(reg) _,
                 sum = out(ymm_reg) _,
@@ -302,8 +307,8 @@ fn add<const FIRST: bool>(offsets: &[[Offsets; ROWS]; 2], tables: &[[Vector; 1];
         };
     }
     // SAFETY: there are as many sums as rows, offsets for more, and they begin with cache lines, as `Scratch` does. `unpack` is the only
-    // one to write offsets, and nibbles make none above that of MAX_CODE, so that the 32 bytes there lie within ENTRIES, whatever the
-    // group.
+    // one to write offsets, which are those of 40 entries to both sides at most, whatever the bytes, so that the 32 bytes there lie within
+    // the table of their group.
     unsafe { if FIRST { rows!("vpxor {sum}, {sum}, {sum}") } else { rows!("vmovdqa {sum}, [{sums}]") } }
 }
 
@@ -315,7 +320,7 @@ mod tests {
 
     #[test]
     fn more_rows_tokens_and_columns_than_are_kept_at_once() {
-        let Some(kernel) = Tl1Vlut::new() else { return };
+        let Some(kernel) = BitplaneVlut::new() else { return };
         let (n, k, m) = (ROWS + 33, 1040, TOGETHER * TOKENS + 7);
         let mut random = Random::new(1);
         let w = matrix(n, k, |_, _| random.below(3) as i8 - 1);

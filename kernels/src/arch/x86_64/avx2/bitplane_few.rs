@@ -1,24 +1,25 @@
-//! A few tokens on `tl1`: nibbles looked up by `vpshufb` in tables of one byte an entry, exact on every input.
+//! A few tokens on `bitplane`: nibbles looked up by `vpshufb` in tables of one byte an entry, exact on every input.
 //!
-//! An entry `w0 x0 + w1 x1` fits into a byte where `|x0| + |x1| <= 127`, as it does for most pairs: absmax quantisation scales a token's
-//! largest value to 127, and most others are much smaller. A pair that is larger is split: its step has `w0 x0` in its table and is looked
-//! up once more, for `w1 x1`, at the end of its block. Of inputs of a normal distribution, 2560 values a token, 2 to 3 % of the pairs are
-//! larger, 5 to 6 % of the steps; the worst input (all ±127) takes twice the time.
+//! An entry is the sum of some of 4 activations. Counted from the smallest of the 16, which cancels where the plane of -1 is subtracted from
+//! that of +1, it fits into a byte where `Σ |x| <= 255`, as it does for nearly all groups: absmax quantisation scales a token's largest
+//! value to 127, and most others are much smaller. A group that is larger is split: its step has two columns of it in its table and is
+//! looked up once more, for the other two, at the end of its block. Of inputs of a normal distribution, 2560 values a token, 1 group in 400 is
+//! larger; the worst input (all ±127) takes twice the time.
 //!
-//! [`super::lookup`] says how entries are added up, biased ones here as there. A block ends where the token's `Σ |x|` over it would
-//! exceed int16, as a sum could: after 256 columns at worst, and after 256 steps at best, whose numbers are bytes. A vector of nibbles costs
-//! a shuffle, a shift and two additions: with their extraction 11 instructions for 128 weights, where `vpmaddubsw` on 2-bit codes takes 13
-//! and tables of two bytes an entry 15.
+//! The two entries of a row lie side by side, so that `vpmaddubsw` subtracts them and leaves int16: with the extraction of nibbles 9
+//! instructions for 128 weights. On 2-bit codes it takes 13; tables of pairs of weights take 11, because entries of different rows lie side by
+//! side, and a pair needs as much room for both signs as 4 columns of a plane. A block ends where the token's `Σ |x|` over it would
+//! exceed int16, as a sum could: after 256 columns at worst, and after 256 steps at best, whose numbers are bytes.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::bitplane_pshufb::{SIGNS, apart};
 use super::interleaved::{load, store_bytes};
-use super::lookup::Sums;
+use super::lookup::add_rows;
 use crate::activation::QuantizedActivations;
 use crate::kernel::{PackedMatrix, Prepared, STREAMS};
-use crate::layout::tl1::{self, Step, TILE_K, TILE_ROWS};
-use crate::tables::BIAS;
+use crate::layout::bitplane::{self, GROUP, Step, TILE_K, TILE_ROWS};
 use crate::team::{SharedMut, Team};
 
 /// Steps of a block, at most.
@@ -30,7 +31,7 @@ const MIN_BLOCK: usize = 8 * VECTOR_STEPS;
 /// How many bytes ahead of its loads a stream asks for memory.
 const AHEAD: usize = 1024;
 
-/// The tables of a lookup: of the first two columns of its step, and of the other two.
+/// The tables of a lookup: of the first four columns of its step, and of the other four.
 type Tables = [u8; 32];
 
 /// How a token lies in a [`Prepared`] input. Bytes: the tables of every lookup, then for each of them its step, counted from the block's
@@ -53,16 +54,16 @@ impl TokenLayout {
     }
 }
 
-/// The weights of every code in both halves: those of the first column of a pair, and of the second.
-const WEIGHTS: [[u8; 32]; 2] = {
-    let mut weights = [[0; 32]; 2];
+/// In both halves, for each column of a group: 1 where it counts in an entry, else -1.
+const COUNTS: [[u8; 32]; GROUP] = {
+    let mut counts = [[0; 32]; GROUP];
     let mut i = 0;
-    while i < 32 {
-        let [first, second] = tl1::CODES[i % 16];
-        (weights[0][i], weights[1][i]) = (first.cast_unsigned(), second.cast_unsigned());
+    while i < 32 * GROUP {
+        let (column, code) = (i / 32, i % 32);
+        counts[column][code] = (2 * bitplane::CODES[code % 16][column] - 1).cast_unsigned();
         i += 1;
     }
-    weights
+    counts
 };
 
 /// Makes the tables, and the lists of steps and blocks.
@@ -93,7 +94,8 @@ pub(super) unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Pr
 
 #[target_feature(enable = "avx2")]
 fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [[i32; 2]]) {
-    let (largest, second_of_pair) = (_mm256_set1_epi16(127), _mm256_set1_epi16(0xFF00u16.cast_signed()));
+    let (largest, second_half) = (_mm256_set1_epi32(255), _mm256_set1_epi32(0xFFFF_0000u32.cast_signed()));
+    let (bytes, words) = (_mm256_set1_epi8(1), _mm256_set1_epi16(1));
     let mut out =
         Lookups { tables, steps, n: 0, first: 0, again: [(0, 0); MAX_BLOCK], n_again: 0, ends: ends.iter_mut() };
     // What no sum of this block exceeds.
@@ -115,16 +117,17 @@ fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [
             bound = 0;
         }
         bound += added;
-        let too_large = _mm256_cmpgt_epi16(_mm256_maddubs_epi16(absolute, _mm256_set1_epi8(1)), largest);
-        let apart = _mm256_and_si256(too_large, second_of_pair);
-        out.push(step, &dwords(_mm256_andnot_si256(apart, x)));
-        // A bit for each byte, of which a step has 4.
+        let groups = _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, bytes), words);
+        let too_large = _mm256_cmpgt_epi32(groups, largest);
+        let apart = _mm256_and_si256(too_large, second_half);
+        out.push(step, &steps_of(_mm256_andnot_si256(apart, x)));
+        // A bit for each byte, of which a step has 8.
         let mut which = _mm256_movemask_epi8(too_large).cast_unsigned();
         if which != 0 {
-            let columns = dwords(_mm256_and_si256(apart, x));
+            let columns = steps_of(_mm256_and_si256(apart, x));
             while which != 0 {
                 let i = which.trailing_zeros() as usize / TILE_K;
-                which &= !(0b1111 << (i * TILE_K));
+                which &= !(0xFF << (i * TILE_K));
                 out.push_again(step + i, columns[i]);
             }
         }
@@ -143,7 +146,7 @@ struct Lookups<'a> {
     /// The first step of the block.
     first: usize,
     /// What the block looks up once more at its end: step and columns.
-    again: [(u8, i32); MAX_BLOCK],
+    again: [(u8, i64); MAX_BLOCK],
     n_again: usize,
 }
 
@@ -151,7 +154,7 @@ impl Lookups<'_> {
     /// Steps from `step` on, of which these are the columns.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn push<const STEPS: usize>(&mut self, step: usize, columns: &[i32; STEPS]) {
+    fn push<const STEPS: usize>(&mut self, step: usize, columns: &[i64; STEPS]) {
         let tables = self.tables[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
         let steps = self.steps[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
         for i in 0..STEPS {
@@ -162,7 +165,7 @@ impl Lookups<'_> {
     }
 
     #[inline]
-    fn push_again(&mut self, step: usize, columns: i32) {
+    fn push_again(&mut self, step: usize, columns: i64) {
         self.again[self.n_again] = ((step - self.first) as u8, columns);
         self.n_again += 1;
     }
@@ -187,24 +190,28 @@ fn sum(bytes: __m256i) -> i32 {
     _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums)))
 }
 
-/// The tables of four columns whose pairs fit into bytes.
+/// The tables of eight columns whose groups fit into bytes: of every column `x` or 0 to an entry where it counts, else `-x` or 0.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn make(columns: i32, tables: &mut Tables) {
-    let columns = _mm256_set1_epi32(columns);
-    let first_of_pair = _mm256_set_m128i(_mm_set1_epi8(2), _mm_setzero_si128());
-    let second_of_pair = _mm256_add_epi8(first_of_pair, _mm256_set1_epi8(1));
-    let first = _mm256_sign_epi8(_mm256_shuffle_epi8(columns, first_of_pair), load(&WEIGHTS[0]));
-    let second = _mm256_sign_epi8(_mm256_shuffle_epi8(columns, second_of_pair), load(&WEIGHTS[1]));
-    store_bytes(tables, _mm256_xor_si256(_mm256_add_epi8(first, second), _mm256_set1_epi8(BIAS.cast_signed())));
+fn make(columns: i64, tables: &mut Tables) {
+    let columns = _mm256_set1_epi64x(columns);
+    let zero = _mm256_setzero_si256();
+    let mut sums = zero;
+    for (column, counts) in COUNTS.iter().enumerate() {
+        let of_group = _mm256_set_m128i(_mm_set1_epi8((GROUP + column) as i8), _mm_set1_epi8(column as i8));
+        let x = _mm256_sign_epi8(_mm256_shuffle_epi8(columns, of_group), load(counts));
+        sums = _mm256_add_epi8(sums, _mm256_max_epi8(x, zero));
+    }
+    store_bytes(tables, sums);
 }
 
+/// The columns of each of four steps.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dwords(x: __m256i) -> [i32; 8] {
-    let mut dwords = [0; 8];
-    store_bytes(bytemuck::cast_mut(&mut dwords), x);
-    dwords
+fn steps_of(x: __m256i) -> [i64; VECTOR_STEPS] {
+    let mut steps = [0; VECTOR_STEPS];
+    store_bytes(bytemuck::cast_mut(&mut steps), x);
+    steps
 }
 
 /// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
@@ -214,16 +221,10 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
     assert_eq!(x.stride, layout.bytes(), "the input was prepared for another k");
     let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
     acc.fill(0);
-    let spacing = n_tiles.div_ceil(STREAMS);
-    for i in 0..spacing {
-        // The last places may hold fewer tiles or none: they read the last tile again, for nothing.
-        let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([0; STREAMS], [&[]; STREAMS]);
-        for s in 0..STREAMS {
-            at[s] = (i + s * spacing).min(n_tiles - 1);
-            tiles[s] = tl1::tile(w, first + at[s]);
-        }
+    for tile in 0..n_tiles.div_ceil(STREAMS) {
+        let (at, tiles) = apart(w, first, n_tiles, tile);
         for token in 0..x.m {
-            let acc = &mut acc[token * rows.len()..][..rows.len()];
+            let acc = &mut acc[token * rows.len()..][..rows.len()].as_chunks_mut().0;
             let (tables, steps) =
                 x.bytes[token * layout.bytes()..][..layout.bytes()].split_at(layout.lookups * size_of::<Tables>());
             let ends = x.sums[token * 2 * layout.blocks..].as_chunks::<2>().0;
@@ -236,11 +237,9 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
                     *tile = &tile[block.clone()];
                 }
                 let sums = look_up(here, &tables.as_chunks().0[lookups.clone()], &steps[lookups.clone()]);
-                for s in 0..STREAMS {
-                    if i + s * spacing < n_tiles
-                        && let Some(acc) = acc[at[s] * TILE_ROWS..].first_chunk_mut()
-                    {
-                        sums[s].widen::<1>(2 * lookups.len(), acc);
+                for (at, sums) in at.into_iter().zip(sums) {
+                    if let Some(acc) = at.and_then(|at| acc.get_mut(at)) {
+                        add_rows(acc, sums);
                     }
                 }
                 (lookup, step) = (next_lookup, next_step);
@@ -252,36 +251,31 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
     }
 }
 
-/// The sums of the lookups of a block.
+/// The sums of the lookups of a block, int16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums; STREAMS] {
+fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [__m256i; STREAMS] {
     let (n, n_steps) = (tables.len(), tiles[0].len());
     assert!(steps.len() == n && tiles.iter().all(|tile| tile.len() == n_steps), "blocks of one size");
     // Unlike `all`, this is compiled to vectors.
     let last = steps.iter().fold(0, |last, &step| step.max(last));
     assert!(n == 0 || usize::from(last) < n_steps, "a lookup outside its block");
-    let zero = _mm256_setzero_si256();
-    let (mut all, mut odd) = ([zero; STREAMS], [zero; STREAMS]);
+    let mut sums = [_mm256_setzero_si256(); STREAMS];
     if n > 0 {
-        // Of the 16 registers 12 are taken by sums, tables and constants: compiled from intrinsics, sums went to memory and back.
-        // `vpmaddubsw` by 0 and 1 moves the odd bytes down: shifts would compete with the shuffles for two units of Zen 3.
+        // `vpmulhuw` by 2^12 is a shift that takes its operand from memory, and none of the two units of Zen 3 that shuffle.
         #[rustfmt::skip]
         macro_rules! stream {
             ($s:literal) => {
                 concat!(
-                    "vmovdqu {low}, [{tile", $s, "} + {step}]\n",
-                    "vpsrlw {high}, {low}, 4\n",
-                    "vpand {low}, {low}, {nibble}\n",
+                    "vpmulhuw {high}, {sixteenth}, [{tile", $s, "} + {step}]\n",
+                    "vpand {low}, {nibble}, [{tile", $s, "} + {step}]\n",
                     "vpand {high}, {high}, {nibble}\n",
                     "vpshufb {low}, {first}, {low}\n",
                     "vpshufb {high}, {second}, {high}\n",
-                    "vpaddw {all", $s, "}, {all", $s, "}, {low}\n",
-                    "vpmaddubsw {low}, {low}, {odds}\n",
-                    "vpaddw {all", $s, "}, {all", $s, "}, {high}\n",
-                    "vpmaddubsw {high}, {high}, {odds}\n",
-                    "vpaddw {odd", $s, "}, {odd", $s, "}, {low}\n",
-                    "vpaddw {odd", $s, "}, {odd", $s, "}, {high}\n",
+                    "vpmaddubsw {low}, {low}, {signs}\n",
+                    "vpmaddubsw {high}, {high}, {signs}\n",
+                    "vpaddw {sum", $s, "}, {sum", $s, "}, {low}\n",
+                    "vpaddw {sum", $s, "}, {sum", $s, "}, {high}\n",
                     "prefetcht0 [{tile", $s, "} + {step} + {ahead}]",
                 )
             };
@@ -314,16 +308,13 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
                 tile1 = in(reg) tiles[1].as_ptr(),
                 tile2 = in(reg) tiles[2].as_ptr(),
                 tile3 = in(reg) tiles[3].as_ptr(),
-                all0 = inout(ymm_reg) all[0],
-                all1 = inout(ymm_reg) all[1],
-                all2 = inout(ymm_reg) all[2],
-                all3 = inout(ymm_reg) all[3],
-                odd0 = inout(ymm_reg) odd[0],
-                odd1 = inout(ymm_reg) odd[1],
-                odd2 = inout(ymm_reg) odd[2],
-                odd3 = inout(ymm_reg) odd[3],
+                sum0 = inout(ymm_reg) sums[0],
+                sum1 = inout(ymm_reg) sums[1],
+                sum2 = inout(ymm_reg) sums[2],
+                sum3 = inout(ymm_reg) sums[3],
                 nibble = in(ymm_reg) _mm256_set1_epi8(15),
-                odds = in(ymm_reg) _mm256_set1_epi16(0x0100),
+                sixteenth = in(ymm_reg) _mm256_set1_epi16(1 << 12),
+                signs = in(ymm_reg) _mm256_set1_epi16(SIGNS),
                 first = out(ymm_reg) _,
                 second = out(ymm_reg) _,
                 low = out(ymm_reg) _,
@@ -332,28 +323,24 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [Sums;
             );
         }
     }
-    let mut sums = [Sums::zero(); STREAMS];
-    for s in 0..STREAMS {
-        sums[s] = Sums::from_parts(all[s], odd[s], zero);
-    }
     sums
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::x86_64::avx2::tl1_vlut::Tl1Vlut;
+    use crate::arch::x86_64::avx2::bitplane_vlut::BitplaneVlut;
     use crate::kernel::TernaryKernel;
     use crate::oracle;
     use crate::verify::{Random, activations, matrix};
 
     #[test]
-    fn pairs_that_fit_into_bytes_and_pairs_that_do_not() {
-        let Some(kernel) = Tl1Vlut::new() else { return };
+    fn groups_that_fit_into_bytes_and_groups_that_do_not() {
+        let Some(kernel) = BitplaneVlut::new() else { return };
         let mut random = Random::new(1);
         // Rows 0 to 3 meet every token's largest sums; 9 tiles leave places of unequal length.
         let n = 8 * TILE_ROWS + 1;
-        for k in [1, 3, 4, 31, 32, 33, 36, 255, 257, 1024, 1028, 2085] {
+        for k in [1, 3, 4, 7, 8, 31, 32, 33, 36, 255, 257, 1024, 1028, 2085] {
             let w = matrix(n, k, |row, column| match row {
                 0 => 1,
                 1 => -1,
@@ -366,8 +353,8 @@ mod tests {
                 0 => 127,
                 1 => -127,
                 2 => [127, -127][column % 2],
-                // 127 fits, 128 does not.
-                3 => [64, 63][column % 2],
+                // 255 fits, 256 does not.
+                3 => [64, -64, 64, 63][column % 4],
                 4 => [-64, 64][column % 2],
                 5 => 0,
                 // Σ |x| is 32,767, which a block holds, and one more.
@@ -389,9 +376,11 @@ mod tests {
                 all.expect("the last block ends with the last step")
             };
             let n_steps = k.div_ceil(TILE_K);
+            // Of a step one group is enough. The last has as many columns as are left: 3 of 127 are too many, and 4 of 64.
+            let with = |columns: usize| (k + TILE_K - columns) / TILE_K;
             assert_eq!([3, 5].map(lookups), [n_steps; 2], "k {k}: all fit");
-            // The last pair of an odd number of columns is one value.
-            assert_eq!([0, 1, 2, 4].map(lookups), [n_steps + (k - k % 2).div_ceil(TILE_K); 4], "k {k}: none fits");
+            assert_eq!([0, 1, 2].map(lookups), [n_steps + with(3); 3], "k {k}: none fits");
+            assert_eq!(lookups(4), n_steps + with(4), "k {k}: no whole group fits");
         }
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! The two entries of a row lie side by side, so that `vpmaddubsw` subtracts them and leaves int16: with the extraction of nibbles 9
 //! instructions for 128 weights. On 2-bit codes it takes 13; tables of pairs of weights take 11, because entries of different rows lie side by
-//! side, and a pair needs as much room for both signs as 4 columns of a plane. A block ends where the token's `Σ |x|` over it would
+//! side, and a pair needs as much room for both signs as 4 columns of a plane. Four tokens that share the extraction take 6.75 each, and a
+//! block and what it looks up again together. A block ends where a token's `Σ |x|` over it would
 //! exceed int16, as a sum could: after 256 columns at worst, and after 256 steps at best, whose numbers are bytes.
 
 use std::arch::x86_64::*;
@@ -22,8 +23,12 @@ use crate::kernel::{PackedMatrix, Prepared, STREAMS};
 use crate::layout::bitplane::{self, GROUP, Step, TILE_K, TILE_ROWS};
 use crate::team::{SharedMut, Team};
 
+/// Tokens that share the extraction of nibbles, where there are as many left.
+const TOGETHER: usize = 4;
 /// Steps of a block, at most.
 const MAX_BLOCK: usize = 256;
+/// And of [`TOGETHER`] tokens, whose tables stay in the L1 cache while row tiles take turns.
+const MAX_BLOCK_TOGETHER: usize = 128;
 /// Steps of a vector of activations.
 const VECTOR_STEPS: usize = 32 / TILE_K;
 /// Steps of every block but the last, at least: 8 vectors, whose `Σ |x|` is at most 4064 each.
@@ -34,24 +39,51 @@ const AHEAD: usize = 1024;
 /// The tables of a lookup: of the first four columns of its step, and of the other four.
 type Tables = [u8; 32];
 
-/// How a token lies in a [`Prepared`] input. Bytes: the tables of every lookup, then for each of them its step, counted from the block's
-/// first, in a byte. Sums: for every block behind which lookup and which step it ends; what follows the last step is left from before.
-struct TokenLayout {
+/// How a group of tokens, [`TOGETHER`] or one, lies in a [`Prepared`] input. Bytes: the tables of every lookup, token after token, then for each of
+/// them its step, counted from the block's first, in a byte. Sums: for every block behind which lookup and which step it ends; what
+/// follows the last step is left from before.
+struct Layout {
     n_steps: usize,
     lookups: usize,
     blocks: usize,
 }
 
-impl TokenLayout {
+impl Layout {
     fn of(k: usize) -> Self {
         let n_steps = k.div_ceil(TILE_K);
         // Each step twice, and the padding of the last vector.
         Self { n_steps, lookups: 2 * n_steps + VECTOR_STEPS, blocks: n_steps.div_ceil(MIN_BLOCK).max(1) }
     }
 
-    fn bytes(&self) -> usize {
-        (self.lookups * (size_of::<Tables>() + 1)).next_multiple_of(64)
+    fn bytes(&self, n_tokens: usize) -> usize {
+        (self.lookups * (n_tokens * size_of::<Tables>() + 1)).next_multiple_of(64)
     }
+
+    /// All groups of `m` tokens.
+    fn groups(&self, m: usize) -> impl Iterator<Item = Group> {
+        (0..m / TOGETHER + m % TOGETHER).map(move |index| self.group(m, index))
+    }
+
+    fn group(&self, m: usize, index: usize) -> Group {
+        let whole = m / TOGETHER;
+        let (before, alone) = (index.min(whole), index.saturating_sub(whole));
+        let n_tokens = if index < whole { TOGETHER } else { 1 };
+        let (start, sums) = (before * self.bytes(TOGETHER) + alone * self.bytes(1), 2 * self.blocks * index);
+        Group {
+            token: before * TOGETHER + alone,
+            n_tokens,
+            bytes: start..start + self.bytes(n_tokens),
+            sums: sums..sums + 2 * self.blocks,
+        }
+    }
+}
+
+/// Tokens from `token` on, and where they lie.
+struct Group {
+    token: usize,
+    n_tokens: usize,
+    bytes: Range<usize>,
+    sums: Range<usize>,
 }
 
 /// In both halves, for each column of a group: 1 where it counts in an entry, else -1.
@@ -71,65 +103,78 @@ const COUNTS: [[u8; 32]; GROUP] = {
 /// # Safety
 /// The CPU has AVX2.
 pub(super) unsafe fn prepare(team: &Team, x: &QuantizedActivations, out: &mut Prepared) {
-    let layout = TokenLayout::of(x.k);
-    (out.m, out.stride) = (x.m, layout.bytes());
-    out.bytes.ensure_len(x.m * layout.bytes());
-    out.sums.resize(x.m * 2 * layout.blocks, 0);
+    let layout = Layout::of(x.k);
+    let (n_groups, end) = layout.groups(x.m).fold((0, 0), |(n, _), group| (n + 1, group.bytes.end));
+    (out.m, out.stride) = (x.m, layout.bytes(1));
+    out.bytes.ensure_len(end);
+    out.sums.resize(n_groups * 2 * layout.blocks, 0);
     let (bytes, ends) = (SharedMut::new(&mut out.bytes[..]), SharedMut::new(&mut out.sums));
-    team.split(x.m, 1, |tokens| {
-        for token in tokens {
-            // SAFETY: a token is handed out once, and its bytes and ends are its own.
-            let (bytes, ends) = unsafe {
-                (
-                    bytes.slice(token * layout.bytes()..(token + 1) * layout.bytes()),
-                    ends.slice(token * 2 * layout.blocks..(token + 1) * 2 * layout.blocks),
-                )
-            };
-            let (tables, steps) = bytes.split_at_mut(layout.lookups * size_of::<Tables>());
+    team.split(n_groups, 1, |groups| {
+        for group in groups.map(|index| layout.group(x.m, index)) {
+            // SAFETY: a group is handed out once, and its bytes and ends are its own.
+            let (bytes, ends) = unsafe { (bytes.slice(group.bytes), ends.slice(group.sums).as_chunks_mut().0) };
+            let (tables, steps) = bytes.split_at_mut(layout.lookups * group.n_tokens * size_of::<Tables>());
+            let tables: &mut [Tables] = tables.as_chunks_mut().0;
+            let row = |t| x.row(group.token + t);
             // SAFETY: the caller's CPU has AVX2.
-            unsafe { prepare_token(x.row(token), tables.as_chunks_mut().0, steps, ends.as_chunks_mut().0) };
+            unsafe {
+                if group.n_tokens == TOGETHER {
+                    prepare_group::<TOGETHER>(std::array::from_fn(row), tables.as_chunks_mut().0, steps, ends);
+                } else {
+                    prepare_group::<1>([row(0)], tables.as_chunks_mut().0, steps, ends);
+                }
+            }
         }
     });
 }
 
 #[target_feature(enable = "avx2")]
-fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [[i32; 2]]) {
+fn prepare_group<const T: usize>(x: [&[i8]; T], tables: &mut [[Tables; T]], steps: &mut [u8], ends: &mut [[i32; 2]]) {
     let (largest, second_half) = (_mm256_set1_epi32(255), _mm256_set1_epi32(0xFFFF_0000u32.cast_signed()));
     let (bytes, words) = (_mm256_set1_epi8(1), _mm256_set1_epi16(1));
+    let most = if T == 1 { MAX_BLOCK } else { MAX_BLOCK_TOGETHER };
     let mut out =
-        Lookups { tables, steps, n: 0, first: 0, again: [(0, 0); MAX_BLOCK], n_again: 0, ends: ends.iter_mut() };
-    // What no sum of this block exceeds.
-    let mut bound = 0;
-    let n_steps = x.len().div_ceil(TILE_K);
-    for (x, step) in x.chunks(32).zip((0..n_steps).step_by(VECTOR_STEPS)) {
-        let x = match x.first_chunk() {
-            Some(x) => load(bytemuck::cast_ref::<[i8; 32], _>(x)),
-            None => {
-                let mut last = [0; 32];
+        Lookups { tables, steps, n: 0, first: 0, again: [(0, [0; T]); MAX_BLOCK], n_again: 0, ends: ends.iter_mut() };
+    // What no sum of this block exceeds, of each token.
+    let mut bounds = [0; T];
+    let n_steps = x[0].len().div_ceil(TILE_K);
+    for step in (0..n_steps).step_by(VECTOR_STEPS) {
+        let (mut vectors, mut added) = ([_mm256_setzero_si256(); T], [0; T]);
+        for t in 0..T {
+            let x = &x[t][step * TILE_K..];
+            let mut last = [0; 32];
+            let x = x.first_chunk().unwrap_or_else(|| {
                 last[..x.len()].copy_from_slice(x);
-                load(bytemuck::cast_ref(&last))
-            }
-        };
-        let absolute = _mm256_abs_epi8(x);
-        let added = sum(absolute);
-        if bound + added > i16::MAX.into() || step + VECTOR_STEPS - out.first > MAX_BLOCK {
-            out.end_block(step);
-            bound = 0;
+                &last
+            });
+            vectors[t] = load(bytemuck::cast_ref::<[i8; 32], _>(x));
+            added[t] = sum(_mm256_abs_epi8(vectors[t]));
         }
-        bound += added;
-        let groups = _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, bytes), words);
-        let too_large = _mm256_cmpgt_epi32(groups, largest);
-        let apart = _mm256_and_si256(too_large, second_half);
-        out.push(step, &steps_of(_mm256_andnot_si256(apart, x)));
-        // A bit for each byte, of which a step has 8.
-        let mut which = _mm256_movemask_epi8(too_large).cast_unsigned();
-        if which != 0 {
-            let columns = steps_of(_mm256_and_si256(apart, x));
-            while which != 0 {
-                let i = which.trailing_zeros() as usize / TILE_K;
-                which &= !(0xFF << (i * TILE_K));
-                out.push_again(step + i, columns[i]);
+        let too_much = (0..T).any(|t| bounds[t] + added[t] > i16::MAX.into());
+        if too_much || step + VECTOR_STEPS - out.first > most {
+            out.end_block(step);
+            bounds = [0; T];
+        }
+        let (mut columns, mut others) = ([[0; T]; VECTOR_STEPS], [[0; T]; VECTOR_STEPS]);
+        let mut which = 0;
+        for t in 0..T {
+            bounds[t] += added[t];
+            let groups = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(vectors[t]), bytes), words);
+            let too_large = _mm256_cmpgt_epi32(groups, largest);
+            let apart = _mm256_and_si256(too_large, second_half);
+            // A bit for each byte, of which a step has 8.
+            which |= _mm256_movemask_epi8(too_large).cast_unsigned();
+            let first = steps_of(_mm256_andnot_si256(apart, vectors[t]));
+            let second = steps_of(_mm256_and_si256(apart, vectors[t]));
+            for i in 0..VECTOR_STEPS {
+                (columns[i][t], others[i][t]) = (first[i], second[i]);
             }
+        }
+        out.push(step, &columns);
+        while which != 0 {
+            let i = which.trailing_zeros() as usize / TILE_K;
+            which &= !(0xFF << (i * TILE_K));
+            out.push_again(step + i, others[i]);
         }
     }
     // The padding of the last vector.
@@ -137,35 +182,37 @@ fn prepare_token(x: &[i8], tables: &mut [Tables], steps: &mut [u8], ends: &mut [
     out.end_block(n_steps);
 }
 
-/// The lookups of a token, while they are listed.
-struct Lookups<'a> {
-    tables: &'a mut [Tables],
+/// The lookups of a group, while they are listed.
+struct Lookups<'a, const T: usize> {
+    tables: &'a mut [[Tables; T]],
     steps: &'a mut [u8],
     n: usize,
     ends: std::slice::IterMut<'a, [i32; 2]>,
     /// The first step of the block.
     first: usize,
-    /// What the block looks up once more at its end: step and columns.
-    again: [(u8, i64); MAX_BLOCK],
+    /// What the block looks up once more at its end: step and columns, zeros for tokens that need it not.
+    again: [(u8, [i64; T]); MAX_BLOCK],
     n_again: usize,
 }
 
-impl Lookups<'_> {
+impl<const T: usize> Lookups<'_, T> {
     /// Steps from `step` on, of which these are the columns.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn push<const STEPS: usize>(&mut self, step: usize, columns: &[i64; STEPS]) {
+    fn push<const STEPS: usize>(&mut self, step: usize, columns: &[[i64; T]; STEPS]) {
         let tables = self.tables[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
         let steps = self.steps[self.n..].first_chunk_mut::<STEPS>().expect("room for all");
         for i in 0..STEPS {
             steps[i] = (step - self.first + i) as u8;
-            make(columns[i], &mut tables[i]);
+            for t in 0..T {
+                make(columns[i][t], &mut tables[i][t]);
+            }
         }
         self.n += STEPS;
     }
 
     #[inline]
-    fn push_again(&mut self, step: usize, columns: i64) {
+    fn push_again(&mut self, step: usize, columns: [i64; T]) {
         self.again[self.n_again] = ((step - self.first) as u8, columns);
         self.n_again += 1;
     }
@@ -217,36 +264,56 @@ fn steps_of(x: __m256i) -> [i64; VECTOR_STEPS] {
 /// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
 #[target_feature(enable = "avx2")]
 pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &mut [i32]) {
-    let layout = TokenLayout::of(w.k);
-    assert_eq!(x.stride, layout.bytes(), "the input was prepared for another k");
+    let layout = Layout::of(w.k);
+    assert_eq!(x.stride, layout.bytes(1), "the input was prepared for another k");
     let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
     acc.fill(0);
     for tile in 0..n_tiles.div_ceil(STREAMS) {
         let (at, tiles) = apart(w, first, n_tiles, tile);
-        for token in 0..x.m {
-            let acc = &mut acc[token * rows.len()..][..rows.len()].as_chunks_mut().0;
-            let (tables, steps) =
-                x.bytes[token * layout.bytes()..][..layout.bytes()].split_at(layout.lookups * size_of::<Tables>());
-            let ends = x.sums[token * 2 * layout.blocks..].as_chunks::<2>().0;
-            let (mut lookup, mut step) = (0, 0);
-            for &[next_lookup, next_step] in ends {
-                let (next_lookup, next_step) = (next_lookup as usize, next_step as usize);
-                let (lookups, block) = (lookup..next_lookup, step..next_step);
-                let mut here = tiles;
-                for tile in &mut here {
-                    *tile = &tile[block.clone()];
-                }
-                let sums = look_up(here, &tables.as_chunks().0[lookups.clone()], &steps[lookups.clone()]);
-                for (at, sums) in at.into_iter().zip(sums) {
-                    if let Some(acc) = at.and_then(|at| acc.get_mut(at)) {
-                        add_rows(acc, sums);
-                    }
-                }
-                (lookup, step) = (next_lookup, next_step);
-                if step == layout.n_steps {
-                    break;
+        for group in layout.groups(x.m) {
+            let acc = &mut acc[group.token * rows.len()..];
+            if group.n_tokens == TOGETHER {
+                add_group::<TOGETHER>(&layout, x, group, at, tiles, acc, rows.len());
+            } else {
+                add_group::<1>(&layout, x, group, at, tiles, acc, rows.len());
+            }
+        }
+    }
+}
+
+/// Adds the products of a group of tokens with row tiles to `acc`, where tile `at` is a token's 16 sums, and a token's start every `stride`.
+#[target_feature(enable = "avx2")]
+fn add_group<const T: usize>(
+    layout: &Layout,
+    x: &Prepared,
+    group: Group,
+    at: [Option<usize>; STREAMS],
+    tiles: [&[Step]; STREAMS],
+    acc: &mut [i32],
+    stride: usize,
+) {
+    let (tables, steps) = x.bytes[group.bytes].split_at(layout.lookups * T * size_of::<Tables>());
+    let tables: &[[Tables; T]] = tables.as_chunks().0.as_chunks().0;
+    let (mut lookup, mut step) = (0, 0);
+    for &[next_lookup, next_step] in x.sums[group.sums].as_chunks::<2>().0 {
+        let (next_lookup, next_step) = (next_lookup as usize, next_step as usize);
+        let (lookups, block) = (lookup..next_lookup, step..next_step);
+        let mut here = tiles;
+        for tile in &mut here {
+            *tile = &tile[block.clone()];
+        }
+        let sums = look_up(here, &tables[lookups.clone()], &steps[lookups]);
+        for t in 0..T {
+            let acc = &mut acc[t * stride..][..stride].as_chunks_mut().0;
+            for s in 0..STREAMS {
+                if let Some(acc) = at[s].and_then(|at| acc.get_mut(at)) {
+                    add_rows(acc, sums[t][s]);
                 }
             }
+        }
+        (lookup, step) = (next_lookup, next_step);
+        if step == layout.n_steps {
+            break;
         }
     }
 }
@@ -254,74 +321,165 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
 /// The sums of the lookups of a block, int16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn look_up(tiles: [&[Step]; STREAMS], tables: &[Tables], steps: &[u8]) -> [__m256i; STREAMS] {
+fn look_up<const T: usize>(tiles: [&[Step]; STREAMS], tables: &[[Tables; T]], steps: &[u8]) -> [[__m256i; STREAMS]; T] {
+    const { assert!(T == 1 || T == TOGETHER) };
     let (n, n_steps) = (tables.len(), tiles[0].len());
     assert!(steps.len() == n && tiles.iter().all(|tile| tile.len() == n_steps), "blocks of one size");
     // Unlike `all`, this is compiled to vectors.
     let last = steps.iter().fold(0, |last, &step| step.max(last));
     assert!(n == 0 || usize::from(last) < n_steps, "a lookup outside its block");
+    let mut sums = [[_mm256_setzero_si256(); STREAMS]; T];
+    if n == 0 {
+        return sums;
+    }
+    // SAFETY: `n` is not 0; `steps` and `tables` have `n` elements each (asserted; by definition), of as many tokens as the function is
+    // for. Every step is less than `n_steps`, the length of all tiles (both asserted). This function runs with AVX2.
+    unsafe {
+        if T == 1 {
+            sums[0] = four_tiles(tiles.map(<[Step]>::as_ptr), tables.as_ptr().cast(), steps);
+        } else {
+            for s in 0..STREAMS {
+                let of_tokens = four_tokens(tiles[s].as_ptr(), tables.as_ptr().cast(), steps);
+                for t in 0..T {
+                    sums[t][s] = of_tokens[t];
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The sums of one token and four tiles.
+///
+/// # Safety
+/// The CPU has AVX2; there are tables for each of `steps`, of which there is one at least, and all lie in the tiles.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn four_tiles(tiles: [*const Step; STREAMS], tables: *const Tables, steps: &[u8]) -> [__m256i; STREAMS] {
     let mut sums = [_mm256_setzero_si256(); STREAMS];
-    if n > 0 {
-        // `vpmulhuw` by 2^12 is a shift that takes its operand from memory, and none of the two units of Zen 3 that shuffle.
-        #[rustfmt::skip]
-        macro_rules! stream {
-            ($s:literal) => {
-                concat!(
-                    "vpmulhuw {high}, {sixteenth}, [{tile", $s, "} + {step}]\n",
-                    "vpand {low}, {nibble}, [{tile", $s, "} + {step}]\n",
-                    "vpand {high}, {high}, {nibble}\n",
-                    "vpshufb {low}, {first}, {low}\n",
-                    "vpshufb {high}, {second}, {high}\n",
-                    "vpmaddubsw {low}, {low}, {signs}\n",
-                    "vpmaddubsw {high}, {high}, {signs}\n",
-                    "vpaddw {sum", $s, "}, {sum", $s, "}, {low}\n",
-                    "vpaddw {sum", $s, "}, {sum", $s, "}, {high}\n",
-                    "prefetcht0 [{tile", $s, "} + {step} + {ahead}]",
-                )
-            };
-        }
-        // SAFETY: `n` is not 0; `steps` and `tables` have `n` elements each (asserted; by definition). Every step is less than `n_steps`, the
-        // length of all tiles (both asserted), so each load lies in its tile. No load needs alignment, nothing is written, and a prefetch may
-        // name any address. This function runs with AVX2.
-        unsafe {
-            std::arch::asm!(
-                "2:",
-                "movzx {step:e}, byte ptr [{steps}]",
-                "inc {steps}",
-                "shl {step:e}, {step_bits}",
-                "vbroadcasti128 {first}, [{tables}]",
-                "vbroadcasti128 {second}, [{tables} + 16]",
-                "add {tables}, 32",
-                stream!(0),
-                stream!(1),
-                stream!(2),
-                stream!(3),
-                "dec {n}",
-                "jnz 2b",
-                step_bits = const size_of::<Step>().ilog2(),
-                ahead = const AHEAD,
-                steps = inout(reg) steps.as_ptr() => _,
-                tables = inout(reg) tables.as_ptr() => _,
-                n = inout(reg) n => _,
-                step = out(reg) _,
-                tile0 = in(reg) tiles[0].as_ptr(),
-                tile1 = in(reg) tiles[1].as_ptr(),
-                tile2 = in(reg) tiles[2].as_ptr(),
-                tile3 = in(reg) tiles[3].as_ptr(),
-                sum0 = inout(ymm_reg) sums[0],
-                sum1 = inout(ymm_reg) sums[1],
-                sum2 = inout(ymm_reg) sums[2],
-                sum3 = inout(ymm_reg) sums[3],
-                nibble = in(ymm_reg) _mm256_set1_epi8(15),
-                sixteenth = in(ymm_reg) _mm256_set1_epi16(1 << 12),
-                signs = in(ymm_reg) _mm256_set1_epi16(SIGNS),
-                first = out(ymm_reg) _,
-                second = out(ymm_reg) _,
-                low = out(ymm_reg) _,
-                high = out(ymm_reg) _,
-                options(nostack, readonly),
-            );
-        }
+    // `vpmulhuw` by 2^12 is a shift that takes its operand from memory, and none of the two units of Zen 3 that shuffle.
+    #[rustfmt::skip]
+    macro_rules! stream {
+        ($s:literal) => {
+            concat!(
+                "vpmulhuw {high}, {sixteenth}, [{tile", $s, "} + {step}]\n",
+                "vpand {low}, {nibble}, [{tile", $s, "} + {step}]\n",
+                "vpand {high}, {high}, {nibble}\n",
+                "vpshufb {low}, {first}, {low}\n",
+                "vpshufb {high}, {second}, {high}\n",
+                "vpmaddubsw {low}, {low}, {signs}\n",
+                "vpmaddubsw {high}, {high}, {signs}\n",
+                "vpaddw {sum", $s, "}, {sum", $s, "}, {low}\n",
+                "vpaddw {sum", $s, "}, {sum", $s, "}, {high}\n",
+                "prefetcht0 [{tile", $s, "} + {step} + {ahead}]",
+            )
+        };
+    }
+    // SAFETY: by this function's conditions each load lies in its tile or in the tables. No load needs alignment, nothing is written, and a
+    // prefetch may name any address.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "movzx {step:e}, byte ptr [{steps}]",
+            "inc {steps}",
+            "shl {step:e}, {step_bits}",
+            "vbroadcasti128 {first}, [{tables}]",
+            "vbroadcasti128 {second}, [{tables} + 16]",
+            "add {tables}, 32",
+            stream!(0),
+            stream!(1),
+            stream!(2),
+            stream!(3),
+            "dec {n}",
+            "jnz 2b",
+            step_bits = const size_of::<Step>().ilog2(),
+            ahead = const AHEAD,
+            steps = inout(reg) steps.as_ptr() => _,
+            tables = inout(reg) tables => _,
+            n = inout(reg) steps.len() => _,
+            step = out(reg) _,
+            tile0 = in(reg) tiles[0],
+            tile1 = in(reg) tiles[1],
+            tile2 = in(reg) tiles[2],
+            tile3 = in(reg) tiles[3],
+            sum0 = inout(ymm_reg) sums[0],
+            sum1 = inout(ymm_reg) sums[1],
+            sum2 = inout(ymm_reg) sums[2],
+            sum3 = inout(ymm_reg) sums[3],
+            nibble = in(ymm_reg) _mm256_set1_epi8(15),
+            sixteenth = in(ymm_reg) _mm256_set1_epi16(1 << 12),
+            signs = in(ymm_reg) _mm256_set1_epi16(SIGNS),
+            first = out(ymm_reg) _,
+            second = out(ymm_reg) _,
+            low = out(ymm_reg) _,
+            high = out(ymm_reg) _,
+            options(nostack, readonly),
+        );
+    }
+    sums
+}
+
+/// The sums of four tokens and one tile.
+///
+/// # Safety
+/// As for [`four_tiles`], with four tables for each step.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn four_tokens(tile: *const Step, tables: *const Tables, steps: &[u8]) -> [__m256i; TOGETHER] {
+    let mut sums = [_mm256_setzero_si256(); TOGETHER];
+    #[rustfmt::skip]
+    macro_rules! token {
+        ($t:literal) => {
+            concat!(
+                "vbroadcasti128 {first}, [{tables} + 32 * ", $t, "]\n",
+                "vbroadcasti128 {second}, [{tables} + 32 * ", $t, " + 16]\n",
+                "vpshufb {first}, {first}, {low}\n",
+                "vpshufb {second}, {second}, {high}\n",
+                "vpmaddubsw {first}, {first}, {signs}\n",
+                "vpmaddubsw {second}, {second}, {signs}\n",
+                "vpaddw {sum", $t, "}, {sum", $t, "}, {first}\n",
+                "vpaddw {sum", $t, "}, {sum", $t, "}, {second}",
+            )
+        };
+    }
+    // SAFETY: as for four tiles.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "movzx {step:e}, byte ptr [{steps}]",
+            "inc {steps}",
+            "shl {step:e}, {step_bits}",
+            "vpmulhuw {high}, {sixteenth}, [{tile} + {step}]",
+            "vpand {low}, {nibble}, [{tile} + {step}]",
+            "vpand {high}, {high}, {nibble}",
+            token!(0),
+            token!(1),
+            token!(2),
+            token!(3),
+            "prefetcht0 [{tile} + {step} + {ahead}]",
+            "add {tables}, 128",
+            "dec {n}",
+            "jnz 2b",
+            step_bits = const size_of::<Step>().ilog2(),
+            ahead = const AHEAD,
+            steps = inout(reg) steps.as_ptr() => _,
+            tables = inout(reg) tables => _,
+            n = inout(reg) steps.len() => _,
+            step = out(reg) _,
+            tile = in(reg) tile,
+            sum0 = inout(ymm_reg) sums[0],
+            sum1 = inout(ymm_reg) sums[1],
+            sum2 = inout(ymm_reg) sums[2],
+            sum3 = inout(ymm_reg) sums[3],
+            nibble = in(ymm_reg) _mm256_set1_epi8(15),
+            sixteenth = in(ymm_reg) _mm256_set1_epi16(1 << 12),
+            signs = in(ymm_reg) _mm256_set1_epi16(SIGNS),
+            first = out(ymm_reg) _,
+            second = out(ymm_reg) _,
+            low = out(ymm_reg) _,
+            high = out(ymm_reg) _,
+            options(nostack, readonly),
+        );
     }
     sums
 }
@@ -370,17 +528,24 @@ mod tests {
             for (token, (acc, expected)) in acc.chunks(n_rows).zip(oracle::gemm(&w, &x).chunks(n)).enumerate() {
                 assert_eq!(acc[..n], *expected, "k {k}, token {token}");
             }
-            let lookups = |token: usize| {
-                let ends = &prepared.sums[2 * TokenLayout::of(k).blocks * token..].as_chunks::<2>().0;
-                let all = ends.iter().find(|[_, step]| *step as usize == k.div_ceil(TILE_K)).map(|[n, _]| *n as usize);
+            let (n_steps, layout) = (k.div_ceil(TILE_K), Layout::of(k));
+            let mut lookups = |token: usize| {
+                let alone = activations(1, k, |_, column| x.row(token)[column]);
+                kernel.prepare(&Team::alone(), &alone, &mut prepared);
+                let mut acc = vec![1; n_rows];
+                kernel.compute(&packed, &prepared, 0..n_rows, &mut acc);
+                assert_eq!(acc[..n], oracle::gemm(&w, &alone), "k {k}, token {token} alone");
+                let ends = &prepared.sums[layout.group(1, 0).sums].as_chunks::<2>().0;
+                let all = ends.iter().find(|[_, step]| *step as usize == n_steps).map(|[n, _]| *n as usize);
                 all.expect("the last block ends with the last step")
             };
-            let n_steps = k.div_ceil(TILE_K);
             // Of a step one group is enough. The last has as many columns as are left: 3 of 127 are too many, and 4 of 64.
             let with = |columns: usize| (k + TILE_K - columns) / TILE_K;
-            assert_eq!([3, 5].map(lookups), [n_steps; 2], "k {k}: all fit");
-            assert_eq!([0, 1, 2].map(lookups), [n_steps + with(3); 3], "k {k}: none fits");
-            assert_eq!(lookups(4), n_steps + with(4), "k {k}: no whole group fits");
+            let expected = [with(3), with(3), with(3), 0, with(4), 0].map(|again| n_steps + again);
+            assert_eq!([0, 1, 2, 3, 4, 5].map(&mut lookups), expected, "k {k}: what does not fit is looked up again");
+            for token in 6..9 {
+                lookups(token);
+            }
         }
     }
 }

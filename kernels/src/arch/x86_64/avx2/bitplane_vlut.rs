@@ -30,9 +30,10 @@ use crate::trit::TernaryMatrix;
 /// The kernel.
 pub struct BitplaneVlut(#[allow(dead_code, reason = "the proof of support")] Avx2);
 
-/// Whether `m` tokens fill two thirds of the lanes: a full vector takes as long as 10 to 12 tokens one by one.
+/// Whether `m` tokens are more than a vector and fill seven eighths of vectors: a vector alone takes as long as 16 tokens four by four, one of two as
+/// long as 14 or 15, one of eight as long as 13.
 fn worth_tables(m: usize) -> bool {
-    3 * m >= 2 * m.next_multiple_of(TOKENS)
+    m > TOKENS && 8 * m >= 7 * m.next_multiple_of(TOKENS)
 }
 
 impl BitplaneVlut {

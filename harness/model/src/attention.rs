@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use ternbench_kernels::bytes::Aligned;
 use ternbench_kernels::team::SharedMut;
 use ternbench_kernels::{Team, ops};
 
@@ -191,10 +192,10 @@ struct Scratch {
 
 #[derive(Default)]
 struct ChunkScratch {
-    scores: Vec<ops::Scores>,
+    scores: Aligned<ops::Scores>,
     ints: Vec<ops::IntWeights>,
     seen: Vec<Range<usize>>,
-    answers: Vec<f32>,
+    answers: Aligned<f32>,
 }
 
 impl<'c> Item<'c> {
@@ -256,7 +257,7 @@ impl<'c> Item<'c> {
         scratch: &mut ChunkScratch,
     ) {
         let ChunkScratch { scores, ints, seen, answers } = scratch;
-        scores.resize(self.n_queries(), [0.0; _]);
+        scores.resize(self.n_queries());
         let all = self.seen_of(chunk);
         // Counted from the first block's beginning on.
         let start = all.start / BLOCK * BLOCK;
@@ -268,8 +269,8 @@ impl<'c> Item<'c> {
 
         keys.scores(queries, scores, Some(values));
         let answer_len = self.answer_len();
-        answers.clear();
-        answers.resize(self.answers_len(), 0.0);
+        answers.resize(self.answers_len());
+        answers.fill(0.0);
         ops::exponentials(scores, seen, answers, answer_len);
         values.add_values(scores, seen, ints, answers, answer_len, next.map(|(keys, _)| keys));
     }

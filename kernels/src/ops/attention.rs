@@ -149,7 +149,7 @@ fn add_rows<N: Number, const L: usize, const Q: usize, const P: usize, const FMA
     let mut i = 0;
     while i + per_line <= n_rows {
         for p in 0..P {
-            ask(rows[p][i].as_ptr(), ahead[p]);
+            ask::<true, _>(rows[p][i].as_ptr(), ahead[p]);
         }
         for j in i..i + per_line {
             add!(j);

@@ -7,7 +7,7 @@
 //! Rows are taken in pairs, as the instructions do (`vpdpwssd`, `vpmaddwd`); many queries go by AMX tiles (module `tiles`). The units of a block's 16 positions are its last 16 floats.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256i, __m512i};
+use std::arch::x86_64::__m512i;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
@@ -27,6 +27,9 @@ const _: () = assert!(PER_LINE == 2);
 /// Positions of a block.
 const POSITIONS: usize = LANES;
 
+/// Pairs of rows of a panel of values in a block.
+const PANEL: usize = POSITIONS / 2;
+
 /// A block's rows in pairs.
 #[inline(always)]
 fn pairs_of(block: &[u8]) -> &[RowPair] {
@@ -43,7 +46,7 @@ fn units_of(block: &[u8]) -> &[f32; POSITIONS] {
 /// A query in int16, or what the softmax made of its scores in a chunk, in pairs of rows, and the unit they count in.
 #[derive(Clone, Copy, Debug)]
 pub struct IntWeights {
-    pairs: [[i16; 2]; Self::MAX_NUMBERS / 2],
+    pairs: [[i16; 2]; Self::PAIRS],
     unit: f32,
 }
 
@@ -59,6 +62,7 @@ const _: () = assert!(IntWeights::MAX_POSITIONS as i64 * i16::MAX as i64 * i8::M
 impl IntWeights {
     /// Numbers of a query that there is room for.
     pub const MAX_NUMBERS: usize = 1024;
+    const PAIRS: usize = Self::MAX_NUMBERS / 2;
     /// Positions of a chunk, at most.
     pub const MAX_POSITIONS: usize = 256;
 
@@ -111,20 +115,6 @@ fn dpwssd(mut sums: __m512i, row: __m512i, weights: __m512i) -> __m512i {
     sums
 }
 
-/// `vpmaddwd` and the addition. LLVM would add rows to each other before they are added to the sums, and has not the registers for that.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-fn maddwd(sums: __m256i, row: __m256i, weights: __m256i) -> __m256i {
-    use std::arch::x86_64::*;
-    let mut sums = _mm256_add_epi32(sums, _mm256_madd_epi16(row, weights));
-    // SAFETY: no instruction.
-    unsafe {
-        std::arch::asm!("/* {} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags));
-    }
-    sums
-}
-
 /// Adds both products of each lane.
 #[inline(always)]
 fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
@@ -156,8 +146,8 @@ fn add_pair<const FMA: bool, const WIDE: bool, const VNNI: bool>(
             let row: [__m256i; 2] = std::mem::transmute(row);
             let weights = _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(weights));
             std::mem::transmute::<[__m256i; 2], [i32; LANES]>([
-                maddwd(sums[0], row[0], weights),
-                maddwd(sums[1], row[1], weights),
+                avx2::maddwd(sums[0], row[0], weights),
+                avx2::maddwd(sums[1], row[1], weights),
             ])
         };
     }
@@ -224,9 +214,17 @@ impl<const Q: usize, const P: usize> Sums<Q, P> {
             }};
         }
         let mut i = 0;
+        #[cfg(target_arch = "x86_64")]
+        if FMA && !WIDE && Q == 4 && P == 1 {
+            let (lines, _) = rows[0].as_chunks();
+            let sums = self.sums.as_flattened_mut().first_chunk_mut().expect("four");
+            // SAFETY: `FMA` says that the CPU has AVX2.
+            unsafe { avx2::add_lines(weights.first_chunk().expect("four"), from, lines, ahead[0], sums) };
+            i = lines.len() * PER_LINE;
+        }
         while i + PER_LINE <= n_pairs {
             for p in 0..P {
-                ask(rows[p][i].as_ptr(), ahead[p]);
+                ask::<WIDE, _>(rows[p][i].as_ptr(), ahead[p]);
             }
             add!(i, sums);
             if WIDE && P == 1 {
@@ -270,7 +268,7 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
         let i = i + p * spacing;
         panels[p] = &pairs_of(blocks.all[i])[..height];
         ahead[p] = blocks.ahead(i, 1);
-        ask_for_units(blocks.all[i], ahead[p]);
+        ask_for_units::<WIDE>(blocks.all[i], ahead[p]);
     }
     let mut sums = Sums::<Q, P>::zeros();
     sums.add::<FMA, WIDE, VNNI>(queries, 0, panels, ahead);
@@ -291,8 +289,8 @@ fn score<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
 /// Asks for the units of a block ahead, which have a cache line of their own. All of a chunk's at once, as it was begun, made its scores take
 /// 1.17 times as long.
 #[inline(always)]
-fn ask_for_units(block: &[u8], ahead: Ahead) {
-    ask(units_of(block), ahead);
+fn ask_for_units<const NEAR: bool>(block: &[u8], ahead: Ahead) {
+    ask::<NEAR, _>(units_of(block), ahead);
 }
 
 /// [`score`] for all blocks, `P` at a time, a part of all from each other: on Emerald Rapids four queries at depth 2048 took 1.06 times as long one
@@ -338,7 +336,7 @@ fn scores<const FMA: bool, const WIDE: bool, const VNNI: bool>(
 
 /// Adds the values of a run of blocks to the sums, which begin with the first run, in `P` panels of dimensions, from number `panel` on.
 #[inline(always)]
-fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
+fn value<const Q: usize, const P: usize, const FMA: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
     blocks: Blocks<'_>,
     run: impl Iterator<Item = usize>,
@@ -347,7 +345,6 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     out: &mut [i32],
     out_stride: usize,
 ) {
-    const HEIGHT: usize = POSITIONS / 2;
     let at = |q: usize, p: usize| q * out_stride + (panel + p) * LANES..q * out_stride + (panel + p + 1) * LANES;
     let mut sums = Sums::<Q, P>::zeros();
     if !is_first {
@@ -360,15 +357,15 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     for i in run {
         let ahead = blocks.ahead(i, 1);
         if panel == 0 {
-            ask_for_units(blocks.all[i], ahead);
+            ask_for_units::<true>(blocks.all[i], ahead);
         }
         let mut panels: [&[RowPair]; P] = [&[]; P];
         for p in 0..P {
-            panels[p] = &pairs_of(blocks.all[i])[(panel + p) * HEIGHT..][..HEIGHT];
+            panels[p] = &pairs_of(blocks.all[i])[(panel + p) * PANEL..][..PANEL];
         }
-        sums.add::<FMA, WIDE, VNNI>(weights, i * HEIGHT, panels, [ahead; P]);
+        sums.add::<FMA, true, VNNI>(weights, i * PANEL, panels, [ahead; P]);
     }
-    let sums = sums.totals::<WIDE>();
+    let sums = sums.totals::<true>();
     for q in 0..Q {
         for p in 0..P {
             out[at(q, p)].copy_from_slice(&sums[q][p]);
@@ -376,7 +373,63 @@ fn value<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, cons
     }
 }
 
+/// Adds the values of all blocks, one after the other, to the sums of each query, a panel of dimensions after the other.
+#[inline(always)]
+fn values_in_order<const Q: usize, const FMA: bool>(
+    weights: &[IntWeights; Q],
+    blocks: Blocks<'_>,
+    out: [&mut [[i32; LANES]]; Q],
+) {
+    for i in 0..blocks.all.len() {
+        let ahead = blocks.ahead(i, 1);
+        ask_for_units::<false>(blocks.all[i], ahead);
+        let panels = &pairs_of(blocks.all[i]).as_chunks::<PANEL>().0[..out[0].len()];
+        for (panel, rows) in panels.iter().enumerate() {
+            let mut sums = Sums::<Q, 1>::zeros();
+            if i > 0 {
+                for q in 0..Q {
+                    sums.sums[q][0] = out[q][panel];
+                }
+            }
+            sums.add::<FMA, false, false>(weights, i * PANEL, [rows], [ahead]);
+            for q in 0..Q {
+                out[q][panel] = sums.sums[q][0];
+            }
+        }
+    }
+}
+
 /// [`value`] for all blocks and any number of panels, `P` at a time; what is left of them is added for one query after the other.
+#[inline(always)]
+fn values_in_runs<const Q: usize, const P: usize, const FMA: bool, const VNNI: bool>(
+    weights: &[IntWeights; Q],
+    blocks: Blocks<'_>,
+    n_panels: usize,
+    sums: &mut [i32],
+    out_stride: usize,
+) {
+    // Many queries have their sums in registers from the first block to the last. A few wait for memory, not for instructions, and read four
+    // places of a chunk at once: 0.85 of the time of two neighbours.
+    const PLACES: usize = 4;
+    let n_blocks = blocks.all.len();
+    let n_runs = if Q > 4 { 1 } else { n_blocks.div_ceil(PLACES) };
+    for i in 0..n_runs {
+        let run = || (i..n_blocks).step_by(n_runs);
+        let whole = n_panels - n_panels % P;
+        for panel in (0..whole).step_by(P) {
+            value::<Q, P, FMA, VNNI>(weights, blocks, run(), i == 0, panel, sums, out_stride);
+        }
+        for panel in whole..n_panels {
+            for q in 0..Q {
+                let (weights, sums) = (std::array::from_ref(&weights[q]), &mut sums[q * out_stride..]);
+                value::<1, 1, FMA, VNNI>(weights, blocks, run(), i == 0, panel, sums, out_stride);
+            }
+        }
+    }
+}
+
+/// [`values`] of `Q` queries. With AVX-512 blocks go together; narrower registers wait for instructions, and read memory in its order, which
+/// prefetchers follow.
 #[inline(always)]
 fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, const VNNI: bool>(
     weights: &[IntWeights; Q],
@@ -385,31 +438,13 @@ fn values_of<const Q: usize, const P: usize, const FMA: bool, const WIDE: bool, 
     out: &mut [f32],
     out_stride: usize,
 ) {
-    // Many queries have their sums in registers from the first block to the last. A few wait for memory, which this reads nearly in its order,
-    // with AVX-512, where they do not wait for instructions, at four places of a chunk: 0.85 of the time of two neighbours at once.
-    const PLACES: usize = 4;
-    let n_blocks = blocks.all.len();
-    let together = if WIDE { PLACES } else { 8 };
-    let n_runs = if Q > 4 { 1 } else { n_blocks.div_ceil(together) };
-    let run = |i: usize| {
-        if WIDE {
-            (i..n_blocks).step_by(n_runs)
-        } else {
-            (i * n_blocks / n_runs..(i + 1) * n_blocks / n_runs).step_by(1)
-        }
-    };
     let sums: &mut [i32] = bytemuck::cast_slice_mut(out);
-    for i in 0..n_runs {
-        let whole = n_panels - n_panels % P;
-        for panel in (0..whole).step_by(P) {
-            value::<Q, P, FMA, WIDE, VNNI>(weights, blocks, run(i), i == 0, panel, sums, out_stride);
-        }
-        for panel in whole..n_panels {
-            for q in 0..Q {
-                let (weights, sums) = (std::array::from_ref(&weights[q]), &mut sums[q * out_stride..]);
-                value::<1, 1, FMA, WIDE, VNNI>(weights, blocks, run(i), i == 0, panel, sums, out_stride);
-            }
-        }
+    if WIDE {
+        values_in_runs::<Q, P, FMA, VNNI>(weights, blocks, n_panels, sums, out_stride);
+    } else {
+        let mut sums = sums.chunks_mut(out_stride);
+        let of_queries = std::array::from_fn(|_| &mut sums.next().expect("one a query").as_chunks_mut().0[..n_panels]);
+        values_in_order::<Q, FMA>(weights, blocks, of_queries);
     }
     for (out, weights) in out.chunks_mut(out_stride).zip(weights) {
         for out in &mut out[..n_panels * LANES] {
@@ -540,6 +575,8 @@ per_isa! {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]

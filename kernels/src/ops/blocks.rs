@@ -32,17 +32,19 @@ impl Blocks<'_> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ahead {
     near: isize,
-    next: isize,
+    pub(super) next: isize,
 }
 
 /// Asks for cache lines ahead of the number at `at`: blocks are too short for prefetchers, and behind the last of a head's come others that
-/// nobody wants.
+/// nobody wants. `NEAR` says that the block read soon is asked for, too.
 #[inline(always)]
-pub(super) fn ask<N>(at: *const N, ahead: Ahead) {
+pub(super) fn ask<const NEAR: bool, N>(at: *const N, ahead: Ahead) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
-        prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
+        if NEAR {
+            prefetch::<_MM_HINT_T0>(at.cast::<u8>().wrapping_offset(ahead.near));
+        }
         prefetch::<_MM_HINT_T1>(at.cast::<u8>().wrapping_offset(ahead.next));
     }
     #[cfg(not(target_arch = "x86_64"))]

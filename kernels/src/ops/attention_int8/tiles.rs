@@ -72,7 +72,7 @@ fn scores_in(
     room.prepare(queries, 2 * height, n_steps, n_pairs);
     for (i, block) in blocks.all.iter().enumerate() {
         let ahead = blocks.ahead(i, 1);
-        ask_for_units(block, ahead);
+        ask_for_units::<true>(block, ahead);
         room.column_units[i * LANES..][..LANES].copy_from_slice(units_of(block));
         // The last line may be half of units: whatever they are, they are multiplied by zeros.
         let lines = &block.as_chunks::<LINE>().0[..height.div_ceil(2)];
@@ -100,7 +100,7 @@ fn values_in(
     room.prepare(weights, n, n_steps, n_pairs);
     for (i, block) in blocks.all.iter().enumerate() {
         let ahead = blocks.ahead(i, 1);
-        ask_for_units(block, ahead);
+        ask_for_units::<true>(block, ahead);
         let panels = block.as_chunks::<LINE>().0.chunks_exact(PANEL_LINES).take(n_panels);
         for (panel, lines) in panels.enumerate() {
             let tile = (panel / 2 * n_steps + i * PANEL_LINES / SIDE) * 2 + panel % 2;
@@ -174,7 +174,7 @@ impl Room {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn lay_out_lines(lines: &[[u8; LINE]], ahead: Ahead, out: &mut [u8]) {
     for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
-        ask(line, ahead);
+        ask::<true, _>(line, ahead);
         *out = fours(line);
     }
 }

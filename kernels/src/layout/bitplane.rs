@@ -9,6 +9,8 @@
 
 use crate::bytes::AlignedBytes;
 use crate::kernel::PackedMatrix;
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::STREAMS;
 use crate::trit::TernaryMatrix;
 
 /// Rows of a step. `n` is padded to a multiple of it.
@@ -32,6 +34,10 @@ pub const CODES: [[i8; GROUP]; 16] = {
 
 /// One step as stored.
 pub type Step = [u8; 2 * TILE_ROWS];
+
+/// What the planes of a row count for: a step's two bytes of it, as a `vpmaddubsw` takes them.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const SIGNS: i16 = i16::from_le_bytes([1, -1i8 as u8]);
 
 /// Lays out `w`; padded rows and columns hold zero trits (no bit in either plane).
 pub fn pack(w: &TernaryMatrix) -> PackedMatrix {
@@ -73,6 +79,24 @@ pub fn unpack(packed: &PackedMatrix) -> Vec<i8> {
 pub fn tile(packed: &PackedMatrix, index: usize) -> &[Step] {
     let steps_per_row = packed.k.div_ceil(TILE_K);
     &packed.data.as_chunks().0[index * steps_per_row..][..steps_per_row]
+}
+
+/// Where row tiles `tile` of each quarter of a range lie, and their steps. The last quarters may hold fewer tiles or none: they read the
+/// last tile again, for nothing.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn apart(
+    w: &PackedMatrix,
+    first: usize,
+    n_tiles: usize,
+    tile: usize,
+) -> ([Option<usize>; STREAMS], [&[Step]; STREAMS]) {
+    let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([None; STREAMS], [&[]; STREAMS]);
+    for s in 0..STREAMS {
+        let here = tile + s * n_tiles.div_ceil(STREAMS);
+        at[s] = (here < n_tiles).then_some(here);
+        tiles[s] = self::tile(w, first + here.min(n_tiles - 1));
+    }
+    (at, tiles)
 }
 
 #[cfg(test)]

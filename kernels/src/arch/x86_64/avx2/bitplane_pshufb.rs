@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::arch::lookup::{Bitplane, Lookup, Method};
 use crate::isa::Avx2;
 use crate::kernel::{PackedMatrix, Prepared, STREAMS};
-use crate::layout::bitplane::{self, GROUPS, Step, TILE_ROWS};
+use crate::layout::bitplane::{GROUPS, SIGNS, Step, TILE_ROWS, apart};
 use crate::tables::{self, Table};
 
 use super::interleaved::load;
@@ -57,23 +57,6 @@ impl Method for Pshufb {
     }
 }
 
-/// Where row tiles `tile` of each quarter of a range lie, and their steps. The last quarters may hold fewer tiles or none: they read the
-/// last tile again, for nothing.
-pub(super) fn apart(
-    w: &PackedMatrix,
-    first: usize,
-    n_tiles: usize,
-    tile: usize,
-) -> ([Option<usize>; STREAMS], [&[Step]; STREAMS]) {
-    let (mut at, mut tiles): (_, [&[Step]; STREAMS]) = ([None; STREAMS], [&[]; STREAMS]);
-    for s in 0..STREAMS {
-        let here = tile + s * n_tiles.div_ceil(STREAMS);
-        at[s] = (here < n_tiles).then_some(here);
-        tiles[s] = bitplane::tile(w, first + here.min(n_tiles - 1));
-    }
-    (at, tiles)
-}
-
 /// The sums of at most [`BLOCK`] steps, int16.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -98,6 +81,3 @@ fn look_up(tiles: [&[Step]; STREAMS], tables: &[[Table<2>; GROUPS]]) -> [__m256i
     }
     low
 }
-
-/// The signs of the planes, +1 in the lower byte.
-pub(super) const SIGNS: i16 = i16::from_le_bytes([1, -1i8 as u8]);

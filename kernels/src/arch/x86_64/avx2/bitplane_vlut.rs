@@ -13,9 +13,9 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::bitplane_few;
 use super::interleaved::{load, store_bytes};
 use super::vlut_add::{self, Vector};
+use super::{bitplane_few, bitplane_lookups};
 use crate::activation::QuantizedActivations;
 use crate::arch::x86_64::prefetch;
 use crate::isa::{Avx2, Token};
@@ -73,7 +73,7 @@ impl TernaryKernel for BitplaneVlut {
             lanes::fill(team, x, SLICE, out);
         } else {
             // SAFETY: `self` holds an `Avx2`, which only run-time detection hands out.
-            unsafe { bitplane_few::prepare(team, x, out) };
+            unsafe { bitplane_lookups::prepare(team, x, out) };
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod b3_maddubs;
 pub mod bitplane_few;
+mod bitplane_lookups;
 pub mod bitplane_pshufb;
 pub mod bitplane_vlut;
 pub mod blocks;

@@ -18,10 +18,12 @@ use std::ops::Range;
 use super::bitplane_lookups::{Group, Layout, TOGETHER, Tables};
 use super::lookup::add_rows;
 use crate::kernel::{PackedMatrix, Prepared, STREAMS};
-use crate::layout::bitplane::{SIGNS, Step, TILE_ROWS, apart};
+use crate::layout::bitplane::{SIGNS, Step, TILE_ROWS, apart, quarter};
 
-/// How many bytes ahead of its loads a stream asks for memory.
-const AHEAD: usize = 1024;
+/// How many bytes ahead of its loads a stream asks for memory, and once more, for the L1 cache. With this and [`quarter`] one token reads 1.04 to
+/// 1.12 times as fast from memory on Zen 3 as with one request 1 KB ahead and quarters whole pages apart, and 0.88 to 0.95 times from the L3 cache.
+const FAR: usize = 2048;
+const NEAR: usize = 256;
 
 /// As [`TernaryKernel::compute`](crate::kernel::TernaryKernel::compute).
 #[target_feature(enable = "avx2")]
@@ -30,7 +32,7 @@ pub(super) fn compute(w: &PackedMatrix, x: &Prepared, rows: Range<usize>, acc: &
     assert_eq!(x.stride, layout.bytes(1), "the input was prepared for another k");
     let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
     acc.fill(0);
-    for tile in 0..n_tiles.div_ceil(STREAMS) {
+    for tile in 0..quarter(n_tiles) {
         let (at, tiles) = apart(w, first, n_tiles, tile);
         for group in layout.groups(x.m) {
             let acc = &mut acc[group.token * rows.len()..];
@@ -133,7 +135,8 @@ unsafe fn four_tiles(tiles: [*const Step; STREAMS], tables: *const Tables, steps
                 "vpmaddubsw {high}, {high}, {signs}\n",
                 "vpaddw {sum", $s, "}, {sum", $s, "}, {low}\n",
                 "vpaddw {sum", $s, "}, {sum", $s, "}, {high}\n",
-                "prefetcht0 [{tile", $s, "} + {step} + {ahead}]",
+                "prefetcht1 [{tile", $s, "} + {step} + {far}]\n",
+                "prefetcht0 [{tile", $s, "} + {step} + {near}]",
             )
         };
     }
@@ -155,7 +158,8 @@ unsafe fn four_tiles(tiles: [*const Step; STREAMS], tables: *const Tables, steps
             "dec {n}",
             "jnz 2b",
             step_bits = const size_of::<Step>().ilog2(),
-            ahead = const AHEAD,
+            far = const FAR,
+            near = const NEAR,
             steps = inout(reg) steps.as_ptr() => _,
             tables = inout(reg) tables => _,
             n = inout(reg) steps.len() => _,
@@ -218,12 +222,14 @@ unsafe fn four_tokens(tile: *const Step, tables: *const Tables, steps: &[u8]) ->
             token!(1),
             token!(2),
             token!(3),
-            "prefetcht0 [{tile} + {step} + {ahead}]",
+            "prefetcht1 [{tile} + {step} + {far}]",
+            "prefetcht0 [{tile} + {step} + {near}]",
             "add {tables}, 128",
             "dec {n}",
             "jnz 2b",
             step_bits = const size_of::<Step>().ilog2(),
-            ahead = const AHEAD,
+            far = const FAR,
+            near = const NEAR,
             steps = inout(reg) steps.as_ptr() => _,
             tables = inout(reg) tables => _,
             n = inout(reg) steps.len() => _,

@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::arch::lookup::{Bitplane, Lookup, Method};
 use crate::isa::Avx2;
 use crate::kernel::{PackedMatrix, Prepared, STREAMS};
-use crate::layout::bitplane::{GROUPS, SIGNS, Step, TILE_ROWS, apart};
+use crate::layout::bitplane::{GROUPS, SIGNS, Step, TILE_ROWS, apart, quarter};
 use crate::tables::{self, Table};
 
 use super::interleaved::load;
@@ -36,7 +36,7 @@ impl Method for Pshufb {
         const { assert!(H == 2, "the bias of lossy tables is not that of a difference") };
         let (first, n_tiles) = (rows.start / TILE_ROWS, rows.len() / TILE_ROWS);
         acc.fill(0);
-        for tile in 0..n_tiles.div_ceil(STREAMS) {
+        for tile in 0..quarter(n_tiles) {
             let (at, tiles) = apart(w, first, n_tiles, tile);
             for start in (0..tiles[0].len()).step_by(BLOCK) {
                 let mut block = tiles;

@@ -21,15 +21,12 @@ pub fn maddwd(sums: __m256i, row: __m256i, weights: __m256i) -> __m256i {
 }
 
 /// One pair of rows, at `$at` in a line, of [`add_lines`]; the queries' weights are `$from` behind each one's first.
+#[rustfmt::skip]
 macro_rules! rows_of_four {
     ($at:literal, $from:literal) => {
         concat!(
-            "vpmovsxbw {low}, [{line} + ",
-            $at,
-            "]\n",
-            "vpmovsxbw {high}, [{line} + ",
-            $at,
-            " + 16]\n",
+            "vpmovsxbw {low}, [{line} + ", $at, "]\n",
+            "vpmovsxbw {high}, [{line} + ", $at, " + 16]\n",
             rows_of_four!($from, "0", "{a}", "{b}"),
             rows_of_four!($from, "{query}", "{c}", "{d}"),
             rows_of_four!($from, "2 * {query}", "{e}", "{f}"),
@@ -38,23 +35,11 @@ macro_rules! rows_of_four {
     };
     ($from:literal, $query:literal, $low:literal, $high:literal) => {
         concat!(
-            "vpbroadcastd {weights}, [{pairs} + ",
-            $from,
-            " + ",
-            $query,
-            "]\n",
+            "vpbroadcastd {weights}, [{pairs} + ", $from, " + ", $query, "]\n",
             "vpmaddwd {product}, {low}, {weights}\n",
-            "vpaddd ",
-            $low,
-            ", ",
-            $low,
-            ", {product}\n",
+            "vpaddd ", $low, ", ", $low, ", {product}\n",
             "vpmaddwd {product}, {high}, {weights}\n",
-            "vpaddd ",
-            $high,
-            ", ",
-            $high,
-            ", {product}\n",
+            "vpaddd ", $high, ", ", $high, ", {product}\n",
         )
     };
 }

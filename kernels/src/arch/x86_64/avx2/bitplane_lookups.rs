@@ -19,6 +19,7 @@ const MAX_BLOCK_TOGETHER: usize = 128;
 const VECTOR_STEPS: usize = 32 / TILE_K;
 /// Steps of every block but the last, at least: 8 vectors, whose `Σ |x|` is at most 4064 each.
 const MIN_BLOCK: usize = 8 * VECTOR_STEPS;
+
 /// The tables of a lookup: of the first four columns of its step, and of the other four.
 pub type Tables = [u8; 32];
 
